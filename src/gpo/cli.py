@@ -10,6 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,10 @@ COMMANDS = {
     "run": "all of the following, then tables and plots",
     **STAGES,
     "results": "tables and plots of what is there",
-    "pretrain": "train the embedded reasoner from scratch (options of its own: gpo pretrain --help)",
+}
+# Commands with arguments of their own: "module:function", which takes them and returns the exit code; and what it does.
+PROGRAMS = {
+    "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
 }
 
 USAGE = f"""Usage: gpo COMMAND [RUN] [--OPTION VALUE]...
@@ -46,6 +50,9 @@ that the run was started with, and does what is missing before it.
 
 Commands:
 {{commands}}
+
+With options of their own (--help shows them):
+{{programs}}
 
 Options:
   --task NAME           what to reason about; the embedded reasoner's task if none is given
@@ -92,12 +99,10 @@ def quiet() -> None:
 
 def command(arguments: Sequence[str]) -> int:
     """Raises: ConfigError for a command line that cannot be understood, and whatever the command raises."""
-    if arguments and arguments[0] == "pretrain":
-        from gpo.reasoner.pretrain import main as pretrain
-
-        sys.argv = ["gpo pretrain", *arguments[1:]]
-        pretrain()
-        return 0
+    if arguments and arguments[0] in PROGRAMS:
+        module, _, function = PROGRAMS[arguments[0]][0].partition(":")
+        code: int = getattr(import_module(module), function)(arguments[1:])
+        return code
     names, options = split(arguments)
     if "version" in options:
         from gpo import __version__
@@ -106,11 +111,12 @@ def command(arguments: Sequence[str]) -> int:
         return 0
     if not names or names[0] == "help":
         lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-        print(USAGE.format(commands="\n".join(lines)))
+        programs = [f"  {name:<10} {what}" for name, (_, what) in PROGRAMS.items()]
+        print(USAGE.format(commands="\n".join(lines), programs="\n".join(programs)))
         return 0 if "help" in options or names else 2
     name, *rest = names
     if name not in COMMANDS:
-        raise unknown("command", name, COMMANDS)
+        raise unknown("command", name, [*COMMANDS, *PROGRAMS])
     if "help" in options:
         print(help_text(name, options))
         return 0

@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -337,19 +338,21 @@ def steps(batches: list[Batch], tokens: int) -> Iterator[list[Batch]]:
             gathered = []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded reasoner from scratch.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `gpo pretrain`."""
+    parser = argparse.ArgumentParser(prog="gpo pretrain", description="Train the embedded reasoner from scratch.")
     for name, default in asdict(Settings(Path("reasoner"))).items():
         kind = type(default)
         if kind is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
         else:
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
-    settings = Settings(**vars(parser.parse_args()))
+    settings = Settings(**vars(parser.parse_args(arguments)))
     settings.out = Path(settings.out)
     assert set(MIXTURE) == set(FAMILIES)
     Pretraining(settings).run()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
