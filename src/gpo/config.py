@@ -130,6 +130,7 @@ class RunConfig:
     reset_rollouts: int = 8  # of each reset start in a round
     test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all
     test_samples: int = 4  # of each test problem
+    test_split: Literal["dev", "test"] = "test"  # dev: to choose settings, so that the test questions stay unseen
     max_tokens: int = 512  # of a response
     temperature: float = 1.0
     chunk: int = 512  # rollouts between two writes, about

@@ -91,7 +91,7 @@ class Run:
     def _choose_problems(self) -> None:
         chosen: dict[Split, list[Problem]] = {
             "train": evenly(self.task.problems("train"), self.config.problems),
-            "test": evenly(self.task.problems("test"), self.config.test_problems),
+            "test": evenly(self.task.problems(self.config.test_split), self.config.test_problems),
         }
         for name, problems in chosen.items():
             if not problems:

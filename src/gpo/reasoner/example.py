@@ -54,3 +54,14 @@ def listed(items: Sequence[str]) -> str:
 def options(items: Sequence[str], stop: str = "") -> str:
     """The option lines of a BBH question, without a newline at the end."""
     return "Options:\n" + "\n".join(f"({'ABCDEFG'[i]}) {item}{stop}" for i, item in enumerate(items))
+
+
+def checked(items: Sequence[str], found: str) -> list[str]:
+    """Solution lines that go through the options up to the one that was found, and name its letter.
+
+    An option's letter stands before its text, so that it is easy to read on from and hard to look up; going through them
+    one by one took a small model next to no training, where naming the letter at once stayed a guess.
+    """
+    place = items.index(found)
+    lines = [f"({'ABCDEFG'[i]}) {item}: {'yes' if i == place else 'no'}" for i, item in enumerate(items[: place + 1])]
+    return [*lines, f"So the answer is ({'ABCDEFG'[place]})"]

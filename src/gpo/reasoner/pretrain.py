@@ -43,29 +43,29 @@ MIXTURE = {
     "tracking_shuffled_objects_three_objects": (2.5, 0.0),
     "navigate": (1.5, 0.04),
     "multistep_arithmetic_two": (2.5, 0.04),
-    "temporal_sequences": (1.2, 0.06),
+    "temporal_sequences": (1.5, 0.06),
     "tracking_shuffled_objects_five_objects": (1.5, 0.08),
-    "tracking_shuffled_objects_seven_objects": (1.2, 0.16),
+    "tracking_shuffled_objects_seven_objects": (1.5, 0.16),
 }
 SLIPS = Slips(
     {
-        "boolean.double_not": 0.25,
-        "boolean.not": 0.02,
-        "boolean.and": 0.12,
-        "boolean.or": 0.12,
-        "lies.liar_called_liar": 0.25,
-        "lies.says": 0.03,
-        "navigate.turn_around": 0.15,
-        "navigate.turn": 0.05,
-        "navigate.left_right": 0.1,
-        "navigate.backwards": 0.1,
-        "temporal.gap": 0.3,
+        "boolean.double_not": 0.35,
+        "boolean.not": 0.03,
+        "boolean.and": 0.15,
+        "boolean.or": 0.15,
+        "lies.liar_called_liar": 0.4,
+        "lies.says": 0.04,
+        "navigate.turn_around": 0.25,
+        "navigate.turn": 0.06,
+        "navigate.left_right": 0.15,
+        "navigate.backwards": 0.15,
+        "temporal.gap": 0.4,
         "temporal.recall": 0.15,
-        "tracking.repeated": 0.06,
-        "tracking.swap": 0.02,
-        "tracking.bystander": 0.03,
-        "dyck.pop_deep": 0.01,
-        "dyck.pop": 0.01,
+        "tracking.repeated": 0.15,
+        "tracking.swap": 0.03,
+        "tracking.bystander": 0.04,
+        "dyck.pop_deep": 0.015,
+        "dyck.pop": 0.015,
     }
 )
 SLIPS_FROM = 0.75  # share of the training
@@ -222,6 +222,7 @@ class Settings:
     micro_tokens: int = 4096
     checkpoint_seconds: float = 180.0
     compile: bool = True
+    init: str = ""  # directory of a reasoner to go on from, past the curriculum, instead of from scratch
 
 
 class Pretraining:
@@ -234,6 +235,8 @@ class Pretraining:
         torch.manual_seed(settings.seed)
         self.tokenizer = build()
         self.model = library_model(self.shape)
+        if settings.init:
+            take_weights(self.model, self.tokenizer, settings.init)
         self.decoder = Decoder(self.model, self.shape)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -281,7 +284,7 @@ class Pretraining:
         before = self.seen
         total, count = 0.0, 0.0
         while self.seen < settings.tokens:
-            progress = self.seen / settings.tokens
+            progress = 1.0 if settings.init else self.seen / settings.tokens
             for step in steps(self.next_pool(progress), settings.step_tokens):
                 scale = sum(float(weights[:, 1:].sum()) for _, weights in step)
                 factor = self.rate()
@@ -326,6 +329,21 @@ class Pretraining:
         bf16.load_state_dict(self.model.state_dict())
         bf16.to(torch.bfloat16).save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+
+
+def take_weights(model: Any, tokenizer: Any, path: str) -> None:
+    """Copy the weights of an earlier reasoner; its tokenizer may differ, embeddings go by the text of the token."""
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    state = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+    earlier = AutoTokenizer.from_pretrained(path).get_vocab()
+    rows = {token: row for row, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))}
+    known = [token for token in rows if token in earlier]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        moved = model.state_dict()[name].clone()
+        moved[[rows[token] for token in known]] = state[name][[earlier[token] for token in known]]
+        state[name] = moved
+    model.load_state_dict(state)
 
 
 def steps(batches: list[Batch], tokens: int) -> Iterator[list[Batch]]:

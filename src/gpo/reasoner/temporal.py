@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-from gpo.reasoner.example import Example, Slips, between, options
+from gpo.reasoner.example import Example, Slips, between, checked, options
 
 NAMES = (
     "Sarah William David Thomas Lisa Kimberly Mary Linda John Emily Richard Betty Jennifer Nancy Samantha Steven James "
@@ -65,7 +65,7 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
         if interval == spans[free]:
             missed = interval[0] != times[0] and interval[1] != times[-1] and slips(rng, "temporal.gap")
             if missed:
-                found = rng.choice(busy)
+                found = rng.choice([choice for choice in choices if choice != spans[free]])
             else:
                 lines.append(f"{span(*interval)}: free.")
         else:
@@ -73,7 +73,6 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
     lines.append(f"{clock(times[-1])}: closed.")
     if found == spans[free] and slips(rng, "temporal.recall"):
         found = rng.choice(choices)
-    letters = dict(zip(choices, "ABCD", strict=False))
-    picked = letters.get(found) or rng.choice("ABCD"[: len(choices)])
-    lines.append(f"The free time is {span(*found)}. So the answer is ({picked})")
-    return Example(question, "\n".join(lines), f"({letters[spans[free]]})")
+    names = [span(*choice) for choice in choices]
+    lines += [f"The free time is {span(*found)}.", *checked(names, span(*found))]
+    return Example(question, "\n".join(lines), f"({'ABCD'[choices.index(spans[free])]})")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from gpo.reasoner.example import Example, Make, Slips, between, listed, options
+from gpo.reasoner.example import Example, Make, Slips, between, checked, listed, options
 
 NAMES = "Alice Bob Claire Dave Eve Fred Gertrude".split()
 COLORS = "orange yellow brown white black red purple green blue pink".split()
@@ -164,12 +164,10 @@ def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Exa
         state = swapped(state, one, other, bool(set(previous) & {one, other}), rng, slips)
         previous = (one, other)
         lines.append(f"{one} and {other} {swap}: {shown([one, other] if brief else people)}")
-    letters = dict(zip(items, "ABCDEFG", strict=False))
-    held = state[asked]
-    lines.append(
-        f"At the end of the {theme.ends.format(asked)} {theme.called(held)}. So the answer is ({letters[held]})"
-    )
-    return Example(question, "\n".join(lines), f"({letters[truth[asked]]})")
+    names = [theme.called(item) for item in items]
+    lines.append(f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}.")
+    lines += checked(names, theme.called(state[asked]))
+    return Example(question, "\n".join(lines), f"({'ABCDEFG'[items.index(truth[asked])]})")
 
 
 def family(objects: int) -> Make:
