@@ -56,12 +56,16 @@ def options(items: Sequence[str], stop: str = "") -> str:
     return "Options:\n" + "\n".join(f"({'ABCDEFG'[i]}) {item}{stop}" for i, item in enumerate(items))
 
 
-def checked(items: Sequence[str], found: str) -> list[str]:
-    """Solution lines that go through the options up to the one that was found, and name its letter.
+def lettered(items: Sequence[str]) -> str:
+    """A solution line that writes the options anew, each before its letter: "Options: red (A), blue (B)."
 
-    An option's letter stands before its text, so that it is easy to read on from and hard to look up; going through them
-    one by one took a small model next to no training, where naming the letter at once stayed a guess.
+    A letter that stands before its text is easy to read on from and hard to look up. Turned around, the letter follows
+    what is known, which is the look-up that small models learn first; named at once it stayed a guess.
     """
-    place = items.index(found)
-    lines = [f"({'ABCDEFG'[i]}) {item}: {'yes' if i == place else 'no'}" for i, item in enumerate(items[: place + 1])]
-    return [*lines, f"So the answer is ({'ABCDEFG'[place]})"]
+    return "Options: " + ", ".join(f"{item} ({'ABCDEFG'[i]})" for i, item in enumerate(items)) + "."
+
+
+def named_option(items: Sequence[str], found: str) -> str:
+    """The last line of a solution: the option that was found, and its letter."""
+    letter = "ABCDEFG"[items.index(found)]
+    return f"It is {found} ({letter}). So the answer is ({letter})"

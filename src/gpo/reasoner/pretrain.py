@@ -4,7 +4,8 @@ A Qwen3 decoder of about one million parameters, on problems generated as it goe
 language-model recipe, each because it made looking things up learnable within a few minutes on two cores:
 - the forward pass is written out and compiled, bf16 with plain matrix products (2 times the library's speed);
 - Muon for the matrices, AdamW for embeddings and norms; constant learning rate, then a linear decay to zero;
-- the question carries loss too, at `PROMPT_WEIGHT`;
+- the question carries loss too, at `PROMPT_WEIGHT`, and the letters of options `LETTER_WEIGHT` times that of a token;
+- drills for looking up a letter (`lookups.py`) from the start;
 - a curriculum: families start one after another and grow to their real sizes;
 - batches are of one length, and a step mixes batches of several lengths;
 - in the decay, solutions make slips (`SLIPS`), so that the reasoner has habits worth unlearning.
@@ -29,14 +30,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpo.reasoner import lookups
 from gpo.reasoner.example import NO_SLIPS, Slips
 from gpo.reasoner.families import FAMILIES, generate
 from gpo.reasoner.tokenizer import build
 
 PROMPT_WEIGHT = 0.25
+LETTER_WEIGHT = 8.0
+LETTERS = [f"Ġ({letter})" for letter in "ABCDEFG"]
+DRILL = "lookups"
 CONTEXT = 1024  # tokens
 # family: (share of the examples, share of the training after which it starts)
 MIXTURE = {
+    DRILL: (2.0, 0.0),
     "boolean_expressions": (0.8, 0.0),
     "web_of_lies": (0.8, 0.0),
     "dyck_languages": (2.5, 0.0),
@@ -185,7 +191,7 @@ def pool(tokenizer: Any, seed: int, number: int, progress: float, tokens: int, m
         started = MIXTURE[name][1]
         top = min(1.0, 0.15 + 4 * (progress - started))
         level = None if rng.random() < real else top * (1 - rng.random())
-        example = generate(name, rng, level, slips)
+        example = lookups.make(rng, level, slips) if name == DRILL else generate(name, rng, level, slips)
         questions.append(f"<|user|>{example.question}<|assistant|>")
         solutions.append(f"{example.solution}<|end|>")
         total += (len(example.question) + len(example.solution)) // 4
@@ -193,6 +199,7 @@ def pool(tokenizer: Any, seed: int, number: int, progress: float, tokens: int, m
     answers = tokenizer(solutions, add_special_tokens=False)["input_ids"]
     fitting = [row for row in zip(prompts, answers, strict=True) if len(row[0]) + len(row[1]) <= CONTEXT]
     rows = sorted(fitting, key=lambda row: len(row[0]) + len(row[1]))
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids(LETTERS))
     batches: list[Batch] = []
     while rows:
         length = -(-(len(rows[-1][0]) + len(rows[-1][1])) // 16) * 16
@@ -204,7 +211,8 @@ def pool(tokenizer: Any, seed: int, number: int, progress: float, tokens: int, m
             end = len(prompt) + len(answer)
             ids[i, :end] = torch.tensor(prompt + answer)
             weights[i, : len(prompt)] = PROMPT_WEIGHT
-            weights[i, len(prompt) : end] = 1.0
+            answered = torch.isin(ids[i, len(prompt) : end], letters)
+            weights[i, len(prompt) : end] = 1.0 + (LETTER_WEIGHT - 1.0) * answered
         batches.append((ids, weights))
     rng.shuffle(batches)
     return batches
@@ -286,7 +294,7 @@ class Pretraining:
         while self.seen < settings.tokens:
             progress = 1.0 if settings.init else self.seen / settings.tokens
             for step in steps(self.next_pool(progress), settings.step_tokens):
-                scale = sum(float(weights[:, 1:].sum()) for _, weights in step)
+                scale = sum(float((weights[:, 1:] > 0).sum()) for _, weights in step)
                 factor = self.rate()
                 for optimizer, lr in zip(self.optimizers, (settings.muon_lr, settings.adam_lr), strict=True):
                     optimizer.param_groups[0]["lr"] = lr * factor
@@ -367,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
     settings = Settings(**vars(parser.parse_args(arguments)))
     settings.out = Path(settings.out)
-    assert set(MIXTURE) == set(FAMILIES)
+    assert set(MIXTURE) == {DRILL, *FAMILIES}
     Pretraining(settings).run()
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-from gpo.reasoner.example import Example, Slips, between, checked, options
+from gpo.reasoner.example import Example, Slips, between, lettered, named_option, options
 
 NAMES = (
     "Sarah William David Thomas Lisa Kimberly Mary Linda John Emily Richard Betty Jennifer Nancy Samantha Steven James "
@@ -34,6 +34,14 @@ def clock(hour: int) -> str:
 
 def span(start: int, end: int) -> str:
     return f"{clock(start)} to {clock(end)}"
+
+
+def consecutive(rng: Random, count: int) -> list[str]:
+    """Spans of which each but one begins where another ends, in any order."""
+    times = sorted(rng.sample(range(5, 23), count + 1))
+    spans = [span(*interval) for interval in pairwise(times)]
+    rng.shuffle(spans)
+    return spans
 
 
 def make(rng: Random, level: float | None, slips: Slips) -> Example:
@@ -74,5 +82,5 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
     if found == spans[free] and slips(rng, "temporal.recall"):
         found = rng.choice(choices)
     names = [span(*choice) for choice in choices]
-    lines += [f"The free time is {span(*found)}.", *checked(names, span(*found))]
+    lines += [lettered(names), f"The free time is {span(*found)}.", named_option(names, span(*found))]
     return Example(question, "\n".join(lines), f"({'ABCD'[choices.index(spans[free])]})")

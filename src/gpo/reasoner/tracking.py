@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from gpo.reasoner.example import Example, Make, Slips, between, checked, listed, options
+from gpo.reasoner.example import Example, Make, Slips, between, lettered, listed, named_option, options
 
 NAMES = "Alice Bob Claire Dave Eve Fred Gertrude".split()
 COLORS = "orange yellow brown white black red purple green blue pink".split()
@@ -164,9 +164,9 @@ def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Exa
         state = swapped(state, one, other, bool(set(previous) & {one, other}), rng, slips)
         previous = (one, other)
         lines.append(f"{one} and {other} {swap}: {shown([one, other] if brief else people)}")
-    names = [theme.called(item) for item in items]
+    lines.append(lettered([named(item) for item in items]))
     lines.append(f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}.")
-    lines += checked(names, theme.called(state[asked]))
+    lines.append(named_option([named(item) for item in items], named(state[asked])))
     return Example(question, "\n".join(lines), f"({'ABCDEFG'[items.index(truth[asked])]})")
 
 
