@@ -55,23 +55,23 @@ MIXTURE = {
 }
 SLIPS = Slips(
     {
-        "boolean.double_not": 0.35,
-        "boolean.not": 0.03,
-        "boolean.and": 0.15,
-        "boolean.or": 0.15,
-        "lies.liar_called_liar": 0.4,
-        "lies.says": 0.04,
-        "navigate.turn_around": 0.25,
-        "navigate.turn": 0.06,
-        "navigate.left_right": 0.15,
-        "navigate.backwards": 0.15,
-        "temporal.gap": 0.4,
-        "temporal.recall": 0.15,
-        "tracking.repeated": 0.15,
-        "tracking.swap": 0.03,
-        "tracking.bystander": 0.04,
-        "dyck.pop_deep": 0.015,
-        "dyck.pop": 0.015,
+        "boolean.double_not": 0.6,
+        "boolean.not": 0.08,
+        "boolean.and": 0.35,
+        "boolean.or": 0.35,
+        "lies.liar_called_liar": 0.5,
+        "lies.says": 0.05,
+        "navigate.turn_around": 0.5,
+        "navigate.turn": 0.1,
+        "navigate.left_right": 0.35,
+        "navigate.backwards": 0.35,
+        "temporal.gap": 0.6,
+        "temporal.recall": 0.25,
+        "tracking.repeated": 0.45,
+        "tracking.swap": 0.2,
+        "tracking.bystander": 0.2,
+        "dyck.pop_deep": 0.06,
+        "dyck.pop": 0.04,
     }
 )
 SLIPS_FROM = 0.75  # share of the training
@@ -221,7 +221,7 @@ def pool(tokenizer: Any, seed: int, number: int, progress: float, tokens: int, m
 @dataclass
 class Settings:
     out: Path
-    tokens: int = 42_000_000
+    tokens: int = 60_000_000
     seed: int = 0
     muon_lr: float = 0.02
     adam_lr: float = 0.004
