@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from gpo.engines.draw import GOLDEN, draw, mix, stream_keys, uniforms
+from gpo.engines.draw import GOLDEN, NextToken, mix, stream_keys, uniforms
 from gpo.errors import EngineError
 
 
@@ -37,31 +37,53 @@ def test_any_integer_is_a_seed() -> None:
 
 
 def test_the_token_is_the_first_whose_cumulative_probability_exceeds_the_number() -> None:
-    logits = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0]).log().expand(5, -1)
-    tokens, logprobs = draw(logits, np.array([0.0, 0.2499, 0.2501, 0.5, 1 - 2**-32]), 1.0)
+    following = NextToken(torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log(), 1.0)
+    numbers = np.array([0.0, 0.2499, 0.2501, 0.5, 1 - 2**-32])
+    tokens = following.draw(np.zeros(5, dtype=np.int64), numbers)
     assert tokens.tolist() == [1, 1, 3, 3, 3]
+    logprobs = following.logprobs(torch.zeros(5, dtype=torch.long), torch.from_numpy(tokens))
     assert logprobs.tolist() == pytest.approx([math.log(0.25)] * 2 + [math.log(0.75)] * 3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_many_draws_from_shared_rows_are_those_of_searchsorted(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(scale=3, size=(7, 33)))
+    following = NextToken(logits, temperature)
+    rows, numbers = rng.integers(7, size=2000), rng.random(2000)
+    tokens = following.draw(rows, numbers)
+    if temperature:
+        sums = following.cumulative[rows]
+        assert tokens.tolist() == torch.searchsorted(
+            sums, torch.from_numpy(numbers).unsqueeze(-1) * sums[:, -1:], right=True
+        ).squeeze(-1).tolist()  # fmt: skip
+    else:
+        assert tokens.tolist() == logits.argmax(-1)[rows].tolist()
+    for token in (0, 1, 32):
+        said = following.draws(torch.from_numpy(rows), torch.full((2000,), token), numbers[None])
+        assert said.tolist() == [(tokens == token).tolist()]
 
 
 def test_temperature_divides_the_logits() -> None:
     n = 20_000
-    logits = torch.tensor([1.0, 0.0, -1.0]).expand(n, -1)
-    tokens, logprobs = draw(logits, (np.arange(n) + 0.5) / n, 0.5)
+    following = NextToken(torch.tensor([[1.0, 0.0, -1.0]]), 0.5)
+    tokens = torch.from_numpy(following.draw(np.zeros(n, dtype=np.int64), (np.arange(n) + 0.5) / n))
     expected = torch.tensor([2.0, 0.0, -2.0]).softmax(-1).double()
     counts = tokens.bincount(minlength=3).double()
     assert chisquare(counts.numpy(), (expected / expected.sum() * n).numpy()).pvalue > 0.99
-    assert logprobs.double() == pytest.approx(expected.log()[tokens], abs=1e-6)
+    logprobs = following.logprobs(torch.zeros(3, dtype=torch.long), torch.arange(3))
+    assert logprobs.tolist() == pytest.approx(expected.log().tolist(), abs=1e-6)
 
 
 def test_greedy_takes_the_maximum_at_temperature_one() -> None:
-    tokens, logprobs = draw(torch.tensor([[0.0, 3.0, 1.0]]), None, 0.0)
-    assert tokens.tolist() == [1]
-    assert logprobs.item() == pytest.approx(3 - math.log(1 + math.exp(3) + math.exp(1)))
+    following = NextToken(torch.tensor([[0.0, 3.0, 1.0]]), 0.0)
+    assert following.draw(np.array([0]), np.array([0.0])).tolist() == [1]
+    logprob = following.logprobs(torch.tensor([0]), torch.tensor([1]))
+    assert logprob.item() == pytest.approx(3 - math.log(1 + math.exp(3) + math.exp(1)))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
-    with pytest.raises(EngineError, match="NaN or infinity"):
-        draw(torch.tensor([[0.0, bad]]), np.array([0.5]), 1.0)
-    with pytest.raises(EngineError, match="NaN or infinity"):
-        draw(torch.tensor([[-math.inf, -math.inf]]), np.array([0.5]), 1.0)
+    for logits in ([[0.0, bad]], [[-math.inf, -math.inf]]):
+        with pytest.raises(EngineError, match="NaN or infinity"):
+            NextToken(torch.tensor(logits), 1.0)

@@ -7,11 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from gpo.engines import hf
+from gpo.engines.draw import NextToken, stream_keys, uniforms
 from gpo.engines.hf import HFEngine
+from gpo.engines.llama import LlamaDecoder
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, Request
 
@@ -82,6 +86,70 @@ def test_a_batch_smaller_than_its_longest_row_still_ends(build: Any, word_tokeni
     wide = engine_of(build("qwen3"), word_tokenizer).generate(requests)
     narrow = engine_of(build("qwen3"), word_tokenizer, max_batch_tokens=1).generate(requests)
     assert tokens_of(wide) == tokens_of(narrow)
+
+
+class CountingModel:
+    """Counts the rows of every decoding step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        step = LlamaDecoder.step
+
+        def counted(decoder: LlamaDecoder, tokens: torch.Tensor) -> torch.Tensor:
+            self.rows.append(len(tokens))
+            return step(decoder, tokens)
+
+        monkeypatch.setattr(LlamaDecoder, "step", counted)
+
+
+def test_continuations_with_the_same_tokens_share_a_row(
+    build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = CountingModel(monkeypatch)
+    engine = engine_of(build("qwen3"), word_tokenizer)
+    greedy = engine.generate([Request(STORY, 50, 10, 0)], temperature=0.0)[0]
+    assert set(counting.rows) == {1}
+    [path] = {completion.token_ids for completion in greedy}
+    prefixes = [STORY + path[:end] for end in range(5)]
+    counting.rows.clear()
+    again = engine.generate([Request(prefix, 9, 20 - len(prefix), 0) for prefix in prefixes], temperature=0.0)
+    assert set(counting.rows) == {1}  # five requests, one path
+    assert [{c.token_ids for c in group} for group in again] == [{path[end:8]} for end in range(5)]
+
+
+def sampled_alone(model: Any, request: Request, continuation: int, temperature: float) -> tuple[int, ...]:
+    """One continuation, token by token with a plain forward pass and its own random numbers."""
+    ids: tuple[int, ...] = ()
+    keys = stream_keys([request.seed], [continuation])
+    while len(ids) < request.max_tokens and 1 not in ids:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([request.token_ids + ids])).logits[:, -1]
+        number = uniforms(keys, np.array([len(ids)], dtype=np.uint64))
+        ids += (int(NextToken(logits, temperature).draw(np.array([0]), number)[0]),)
+    return ids
+
+
+def test_sharing_changes_nothing_that_is_sampled(build: Any, word_tokenizer: Any) -> None:
+    model, temperature, n = build("llama"), 0.12, 12
+    requests = [Request(request.token_ids, n, 14 - 2 * i % 9, i) for i, request in enumerate(search())]
+    together = tokens_of(engine_of(model, word_tokenizer).generate(requests, temperature=temperature))
+    paths = {request.token_ids + ids for request, group in zip(requests, together, strict=True) for ids in group}
+    assert len(paths) < len(requests) * n * 0.7  # or there would be little to share
+    for request, group in zip(requests, together, strict=True):
+        assert group == [sampled_alone(model, request, i, temperature) for i in range(n)]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "mamba"])
+def test_trunks_with_too_many_logits_are_not_followed(
+    family: str, build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(build(family), word_tokenizer)
+    followed = engine.generate(search(), logprobs=True)
+    monkeypatch.setattr(hf, "PREFILL_LOGITS", 1)
+    plain = engine.generate(search(), logprobs=True)
+    assert tokens_of(followed) == tokens_of(plain)
+    for one, other in zip((c for g in followed for c in g), (c for g in plain for c in g), strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "library"])

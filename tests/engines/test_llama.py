@@ -5,36 +5,48 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gpo.engines import llama
-from gpo.engines.library import LibraryDecoder, RecomputingDecoder
+from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.prefixes import Row, trunks_of
 
 PREFIXES = ((5, 9, 14, 3, 22), (5, 9, 14), (5,), (7, 8, 2, 30, 11, 4, 19, 8, 27))
 
 
-def rows_of(*prefixes: tuple[int, ...], n: int = 2) -> list[Row]:
-    rows = [
-        Row(index, continuation, 0, prefix, 40, trunk)
-        for index, (prefix, trunk) in enumerate(zip(prefixes, trunks_of(prefixes), strict=True))
-        for continuation in range(n)
-    ]
-    for row in rows:
-        row.trunk.waiting += 1
+def rows_of(decoder: Decoder, *prefixes: tuple[int, ...], n: int = 2) -> list[Row]:
+    """n rows that begin with each of the prefixes and then part from it."""
+    rows = []
+    for trunk in trunks_of(prefixes):
+        decoder.prefill([trunk], 1)
+        for request in trunk.requests:
+            rows += [
+                Row(trunk, len(prefixes[request]), [2 + (5 * i + request) % 30], [], np.arange(1), 50) for i in range(n)
+            ]
     return rows
 
 
-def advance(decoder: LlamaDecoder | LibraryDecoder | RecomputingDecoder, rows: list[Row], steps: int) -> torch.Tensor:
-    """Feed every row its next input and then tokens that depend on the row; the last logits (B, V)."""
+def advance(decoder: Decoder, rows: list[Row], steps: int) -> torch.Tensor:
+    """Feed every row its last token and then tokens that depend on the row; the last logits (B, V)."""
     with torch.no_grad():
         for _ in range(steps):
-            logits = decoder.step(torch.tensor([row.next_input for row in rows]))
+            logits = decoder.step(torch.tensor([row.tokens[-1] for row in rows]))
             for row in rows:
-                row.tokens.append((7 * row.request + 5 * row.continuation + 3 * len(row.tokens)) % 30 + 2)
+                row.tokens.append((7 * row.shared + 5 * row.tokens[0] + 3 * len(row.tokens)) % 30 + 2)
     return logits
+
+
+def branched(decoder: Decoder, rows: list[Row], index: int) -> Row:
+    """A row that is another one but for its last token."""
+    row = rows[index]
+    branch = Row(row.trunk, row.shared, [*row.tokens[:-1], 2 + row.tokens[-1] % 30], [], np.arange(1), 50)
+    row.tokens.pop()  # as it is when branches are cut: after the step, before the token that was drawn
+    branch.layers = decoder.cut(index)
+    row.tokens.append(branch.tokens[-1] - 1 if branch.tokens[-1] > 2 else 31)
+    return branch
 
 
 @pytest.mark.parametrize(
@@ -43,18 +55,19 @@ def advance(decoder: LlamaDecoder | LibraryDecoder | RecomputingDecoder, rows: l
 def test_logits_equal_the_library_through_compaction_and_refill(
     family: str, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama, "MAX_COHORTS", 2)  # so that cohorts of different age are merged
+    monkeypatch.setattr(llama, "MAX_COHORTS", 3)  # so that cohorts are kept apart, and merged later
     model = build(family)
     assert is_supported(model)
     decoders = LlamaDecoder(model), LibraryDecoder(model, 3), RecomputingDecoder(model)
     histories = []
     with torch.no_grad():
         for decoder in decoders:
-            rows = rows_of(*PREFIXES)
+            rows = rows_of(decoder, *PREFIXES)
             decoder.arrange(rows)
             logits = [advance(decoder, rows, 3)]
             for drop, joins in ((slice(1, 4), PREFIXES[1:3]), (slice(0, 2), PREFIXES[3:]), (slice(0, 5), ())):
-                rows = [row for row in rows if row not in rows[drop]] + rows_of(*joins, n=3)
+                branches = [branched(decoder, rows, index) for index in (0, len(rows) - 1)]
+                rows = [row for row in rows if row not in rows[drop]] + branches + rows_of(decoder, *joins, n=3)
                 decoder.arrange(rows)
                 logits.append(advance(decoder, rows, 2))
             histories.append(logits)
@@ -63,12 +76,12 @@ def test_logits_equal_the_library_through_compaction_and_refill(
         assert torch.allclose(library, plain, atol=1e-4, rtol=0)
 
 
-def test_a_prefix_is_stored_once_for_all_its_rows(build: Any) -> None:
+def test_a_trunk_is_stored_once_for_eight_rows(build: Any) -> None:
     decoder = LlamaDecoder(build("qwen3"))
     with torch.no_grad():
-        decoder.arrange(rows_of(*PREFIXES, n=10))
+        decoder.arrange(rows_of(decoder, *PREFIXES, n=8))
     keys, _ = decoder.cohorts[0].prefixes.layers[0]
-    assert keys.shape == (4, 2, 8, 8)  # prefixes, kv heads, longest prefix without its last token, head dimension
+    assert keys.shape == (4, 2, 9, 8)  # groups of rows, kv heads, longest trunk, head dimension
 
 
 @pytest.mark.parametrize("family", ["qwen3-sliding", "mistral-sliding", "llama-biased", "gpt2", "gemma3", "mamba"])

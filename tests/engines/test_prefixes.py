@@ -1,11 +1,12 @@
-"""Which requests share a computation, and in which order rows are decoded."""
+"""Which requests share a computation, and who gets what came of it."""
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpo.engines.prefixes import plan_rows, trunks_of
+from gpo.engines.prefixes import Continuations, Row, Trunk, trunks_of
 from gpo.types import Request
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
@@ -14,25 +15,28 @@ tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 @given(st.lists(tokens, max_size=20))
 def test_every_sequence_is_a_prefix_of_its_trunk_and_no_trunk_of_another(sequences: list[tuple[int, ...]]) -> None:
     trunks = trunks_of(sequences)
-    for sequence, trunk in zip(sequences, trunks, strict=True):
-        assert trunk.token_ids[: len(sequence)] == sequence
-    longest = {trunk.token_ids for trunk in trunks}
-    assert len({id(trunk) for trunk in trunks}) == len(longest)
-    assert not any(one != two and two[: len(one)] == one for one in longest for two in longest)
+    assert sorted(request for trunk in trunks for request in trunk.requests) == list(range(len(sequences)))
+    for trunk in trunks:
+        for request in trunk.requests:
+            assert trunk.token_ids[: len(sequences[request])] == sequences[request]
+    ids = [trunk.token_ids for trunk in trunks]
+    assert not any(one != two and two[: len(one)] == one for one in ids for two in ids)
+    assert len(ids) == len(set(ids))
+    assert ids == sorted(ids, key=len, reverse=True)
 
 
-@given(st.lists(tokens, max_size=10), st.integers(1, 20))
-def test_every_continuation_becomes_one_row(sequences: list[tuple[int, ...]], wave: int) -> None:
-    requests = [Request(sequence, 1 + index % 3, 5, index) for index, sequence in enumerate(sequences)]
-    rows = list(plan_rows(requests, [5] * len(requests), wave))
-    assert sorted((row.request, row.continuation) for row in rows) == [
-        (index, continuation) for index, request in enumerate(requests) for continuation in range(request.n)
-    ]
-    for trunk in {id(row.trunk): row.trunk for row in rows}.values():
-        assert trunk.waiting == sum(row.trunk is trunk for row in rows)
+class Words:
+    def decode(self, token_ids: tuple[int, ...], *, skip_special_tokens: bool) -> str:
+        return " ".join(map(str, token_ids))
 
 
-def test_rows_are_sorted_by_length_within_a_wave() -> None:
-    requests = [Request(ids, 1, 5, 0) for ids in ((1,), (1, 2, 3, 4), (2, 2), (2, 2, 2), (3, 3, 3))]
-    assert [len(row.prefix) for row in plan_rows(requests, [5] * 5, 100)] == [4, 3, 3, 2, 1]
-    assert [len(row.prefix) for row in plan_rows(requests, [5] * 5, 4)] == [4, 1, 3, 2, 3]
+def test_continuations_of_one_row_get_the_tokens_after_their_own_beginning() -> None:
+    requests = [Request((7, 8), 2, 5, 0), Request((7,), 1, 6, 1)]
+    work = Continuations(requests, [5, 6], Words(), logprobs=True)
+    row = Row(Trunk((7, 8), [0, 1], None, [np.nan, -1.0]), 2, [3, 4], [-2.0, -3.0], np.arange(3), 7)
+    work.finish(row, np.array([0, 2]), stopped=False)
+    work.finish(row.branch(9, -4.0, np.array([1]), 7), np.array([1]), stopped=True)
+    [[first, second], [third]] = work.by_request()
+    assert (first.token_ids, first.logprobs, first.text, first.finish_reason) == ((3, 4), (-2.0, -3.0), "3 4", "length")
+    assert (second.token_ids, second.logprobs, second.finish_reason) == ((3, 4, 9), (-2.0, -3.0, -4.0), "stop")
+    assert (third.token_ids, third.logprobs) == ((8, 3, 4), (-1.0, -2.0, -3.0))

@@ -40,31 +40,54 @@ def uniforms(keys: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray
     return (mix(keys + (positions + np.uint64(1)) * GOLDEN) >> np.uint64(32)).astype(np.float64) * 2.0**-32
 
 
-def draw(logits: Tensor, uniform: NDArray[np.float64] | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) and their log-probabilities (B,) in nats, float64, from logits (B, V).
+class NextToken:
+    """Distributions of the next token after B sequences; any number of tokens is drawn from each.
 
     Temperature t samples from softmax(logits / t): the token is the first whose cumulative probability exceeds the
     uniform number, which a token of probability zero never is. Temperature 0 takes the maximum and states its
     log-probability at temperature 1.
 
     Raises:
-        EngineError: the logits hold NaN, +inf, or -inf only.
+        EngineError: the logits (B, V) hold NaN, +inf, or -inf only.
     """
-    scores = logits.float() if temperature in (0.0, 1.0) else logits.float() / temperature
-    top = scores.amax(-1, keepdim=True)
-    scores = scores - top
-    cumulative = scores.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    if not bool(torch.isfinite(total).all()):
-        raise EngineError(
-            "The model's logits hold NaN or infinity, expected finite numbers. "
-            "Check the checkpoint (a diverged training run?) or load it in float32 or bfloat16 instead of float16."
-        )
-    if temperature == 0.0:
-        tokens = scores.argmax(-1, keepdim=True)
-    else:
-        assert uniform is not None
-        target = torch.from_numpy(uniform).to(total.device).unsqueeze(-1) * total
-        tokens = torch.searchsorted(cumulative, target, right=True)
-    logprobs = scores.gather(-1, tokens).double() - total.log()
-    return tokens.squeeze(-1), logprobs.squeeze(-1)
+
+    def __init__(self, logits: Tensor, temperature: float) -> None:
+        scores = logits.float() if temperature in (0.0, 1.0) else logits.float() / temperature
+        self.scores = scores - scores.amax(-1, keepdim=True)
+        self.cumulative = self.scores.exp().cumsum(-1, dtype=torch.float64)
+        self.total = self.cumulative[:, -1]
+        if not bool(torch.isfinite(self.total).all()):
+            raise EngineError(
+                "The model's logits hold NaN or infinity, expected finite numbers. Check the checkpoint (a diverged "
+                "training run?) or load it in float32 or bfloat16 instead of float16."
+            )
+        self.best = self.scores.argmax(-1) if temperature == 0.0 else None
+
+    def draw(self, rows: NDArray[np.int64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The tokens (M,) that uniform numbers (M,) draw from some of the rows (M,)."""
+        where = torch.from_numpy(rows).to(self.total.device)
+        if self.best is not None:
+            return self.best[where].cpu().numpy()
+        target = torch.from_numpy(uniform).to(self.total.device) * self.total[where]
+        # torch.searchsorted, for many targets in one row: the first token whose cumulative probability is above.
+        low = torch.zeros_like(where)
+        high = torch.full_like(where, self.cumulative.shape[1] - 1)
+        for _ in range(self.cumulative.shape[1].bit_length()):
+            middle = (low + high) // 2
+            below = self.cumulative[where, middle] <= target
+            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+        return low.cpu().numpy()
+
+    def draws(self, rows: Tensor, tokens: Tensor, uniform: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether uniform numbers (n, T) draw the tokens (T,) from rows (T,)."""
+        rows, tokens = rows.to(self.total.device), tokens.to(self.total.device)
+        if self.best is not None:
+            return np.broadcast_to((self.best[rows] == tokens).cpu().numpy(), uniform.shape).copy()
+        target = torch.from_numpy(uniform).to(self.total.device) * self.total[rows]
+        before = torch.where(tokens > 0, self.cumulative[rows, (tokens - 1).clamp(min=0)], -1.0)
+        return ((before <= target) & (target < self.cumulative[rows, tokens])).cpu().numpy()
+
+    def logprobs(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities (M,) of tokens (M,) in rows (M,), in nats, float64."""
+        rows, tokens = rows.to(self.total.device), tokens.to(self.total.device)
+        return self.scores[rows, tokens].double() - self.total[rows].log()

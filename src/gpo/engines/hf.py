@@ -9,27 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from gpo.engines.draw import draw, stream_keys, uniforms
+from gpo.engines.branching import Batch, follow, unfollowed
+from gpo.engines.draw import NextToken
 from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.prefixes import Row, plan_rows
+from gpo.engines.prefixes import Continuations, Row, Trunk, trunks_of
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none
+PREFILL_TOKENS = 8192  # of one prefill pass, padding included
+PREFILL_LOGITS = 1 << 25  # of one prefill pass; a trunk that would need more is not followed
 
 
 @dataclass
 class HFEngine:
     """Samples from any causal language model of transformers, from memory, a directory or the hub.
 
-    A sequence is computed once and its keys and values are forked for every request that is a prefix of it. All
-    rows of all requests are decoded in one batch, which is refilled as rows finish. Sampling knows the temperature
-    only: no top-p, top-k or penalties, whatever the model's generation configuration says. What is sampled depends
-    on weights, token ids, seed and continuation index, not on the other requests (up to the rounding of logits).
+    A sequence is computed once for all continuations that begin with it: those that follow a longer request's tokens
+    need no decoding, those that have drawn the same tokens so far are one row of the batch, and keys and values are
+    forked where they part. All rows of all requests are decoded in one batch, which is refilled as rows finish.
+    Sampling knows the temperature only: no top-p, top-k or penalties, whatever the model's generation configuration
+    says. What is sampled depends on weights, token ids, seed and continuation index, not on the other requests (up to
+    the rounding of logits).
     """
 
     model: Any = None  # directory, hub id, or a loaded model, which is used as it is and never written to
@@ -38,7 +42,7 @@ class HFEngine:
     dtype: str = "auto"  # of loaded weights; "auto" is float32 on CPU and what the checkpoint has elsewhere
     attention: str | None = None  # transformers' attn_implementation; None is its default
     max_rows: int = 256  # sequences decoded at once
-    max_batch_tokens: int = 1 << 18  # positions of all rows of a batch, which bounds the memory of their cache
+    max_batch_tokens: int = 1 << 18  # positions of all rows of a batch; those that wait to join keep their own tokens
     kernel: str = "auto"  # "library" decodes with the model's forward pass even where there is a faster one
 
     def __post_init__(self) -> None:
@@ -93,11 +97,10 @@ class HFEngine:
         if not 0.0 <= temperature < float("inf"):
             raise ConfigError(f"Temperature must be 0 (greedy) or positive, got {temperature}.")
         limits = self.limits(requests)
-        rows: list[list[Row]] = [[] for _ in requests]
+        work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
         with torch.no_grad(), evaluating(self.model):
-            for row in self.decode(plan_rows(requests, limits, self.max_batch_tokens), temperature):
-                rows[row.request].append(row)
-        return [[self.completion(row, logprobs) for row in sorted(of, key=lambda row: row.continuation)] for of in rows]
+            self.decode(trunks_of([request.token_ids for request in requests]), work, temperature)
+        return work.by_request()
 
     def limits(self, requests: Sequence[Request]) -> list[int]:
         """Tokens to sample at most for each request, after checking that it can be served at all."""
@@ -129,53 +132,64 @@ class HFEngine:
         layers = forkable_layers(self.model)
         return RecomputingDecoder(self.model) if layers is None else LibraryDecoder(self.model, layers)
 
-    def decode(self, waiting: Iterator[Row], temperature: float) -> Iterator[Row]:
-        """Finished rows, in the order in which they finish."""
-        queue = deque(waiting)
-        decoder = self.decoder()
-        stops = self.stop_ids
-        batch: list[Row] = []
-        alive = 0
+    def decode(self, trunks: Sequence[Trunk], work: Continuations, temperature: float) -> None:
+        """Finish all continuations."""
+        decoder, stops = self.decoder(), self.stop_ids
+        waiting: deque[Row] = deque()
+        unread = deque(trunks)
+        batch = Batch([], work, stops)
         while True:
-            if alive < len(batch) * 3 / 4 or not alive or not decoder.room:
-                batch = [row for row in batch if not row.finished]
-                self.admit(queue, batch)
-                if not batch:
+            alive = batch.alive
+            joining = self.max_rows - alive if unread else min(len(waiting), self.max_rows - alive)
+            if not alive or not decoder.room or alive < len(batch.rows) * 3 / 4 or joining > alive / 12:
+                rows = batch.survivors()
+                while True:
+                    self.admit(waiting, rows)
+                    if waiting or not unread or len(rows) >= self.max_rows:
+                        break
+                    waiting += self.begin(decoder, unread, work, temperature)
+                if not rows:
                     return
-                decoder.arrange(batch)
-                alive = len(batch)
-                keys = stream_keys([row.seed for row in batch], [row.continuation for row in batch])
-                positions = np.array([len(row.tokens) for row in batch], dtype=np.uint64)
-                tokens = torch.tensor([row.next_input for row in batch], device=self.model.device)
-            uniform = uniforms(keys, positions) if temperature else None
-            tokens, chosen = draw(decoder.step(tokens), uniform, temperature)
-            positions += np.uint64(1)
-            for row, token, logprob in zip(batch, tokens.tolist(), chosen.tolist(), strict=True):
-                if row.finished:
-                    continue  # a row goes on computing until the batch is arranged anew
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                row.stopped = token in stops
-                if row.finished:
-                    alive -= 1
-                    yield row
+                decoder.arrange(rows)
+                batch = Batch(rows, work, stops)
+                tokens = torch.tensor([row.tokens[-1] for row in rows])
+            following = NextToken(decoder.step(tokens.to(self.model.device)), temperature)
+            tokens, branches = batch.advance(following, decoder.cut)
+            waiting.extendleft(branches)
 
-    def admit(self, queue: deque[Row], batch: list[Row]) -> None:
-        """Move rows from the queue to the batch while it stays within its bounds; one row always fits."""
-        longest = max((len(row.prefix) + row.limit for row in batch), default=0)
-        while queue and len(batch) < self.max_rows:
-            longest = max(longest, len(queue[0].prefix) + queue[0].limit)
-            if batch and longest * (len(batch) + 1) > self.max_batch_tokens:
+    def begin(self, decoder: Decoder, unread: deque[Trunk], work: Continuations, temperature: float) -> list[Row]:
+        """Prefill some trunks and follow them; the rows that branch off."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        longest = len(unread[0].token_ids)
+        trunks: list[Trunk] = []
+        keep = rows = 0
+        while unread and (len(trunks) + 1) * longest <= max(longest, PREFILL_TOKENS) and rows < self.max_rows:
+            needed = max(keep, longest - min(int(work.begin[work.bounds[r]]) for r in unread[0].requests) + 1)
+            if trunks and needed * vocabulary * (len(trunks) + 1) > PREFILL_LOGITS:
+                break
+            keep = needed
+            trunks.append(unread.popleft())
+            rows += sum(len(work.of(request)) for request in trunks[-1].requests)
+        follows = keep * vocabulary * len(trunks) <= PREFILL_LOGITS
+        logits = decoder.prefill(trunks, keep if follows else 1)
+        found: list[Row] = []
+        for trunk, scores in zip(trunks, logits, strict=True):
+            first = longest - keep + 1  # the token that the first of these logits is about
+            if follows:
+                length = len(trunk.token_ids)
+                found += follow(trunk, NextToken(scores[: length - first + 1], temperature), first, work, self.stop_ids)
+            else:
+                found += unfollowed(trunk, work)
+        return found
+
+    def admit(self, waiting: deque[Row], rows: list[Row]) -> None:
+        """Move waiting rows to the batch while it stays within its bounds; one row always fits."""
+        longest = max((row.end for row in rows), default=0)
+        while waiting and len(rows) < self.max_rows:
+            longest = max(longest, waiting[0].end)
+            if rows and longest * (len(rows) + 1) > self.max_batch_tokens:
                 return
-            batch.append(queue.popleft())
-
-    def completion(self, row: Row, logprobs: bool) -> Completion:
-        return Completion(
-            token_ids=tuple(row.tokens),
-            text=self.tokenizer.decode(row.tokens, skip_special_tokens=True),
-            finish_reason="stop" if row.stopped else "length",
-            logprobs=tuple(row.logprobs) if logprobs else None,
-        )
+            rows.append(waiting.popleft())
 
 
 @contextmanager

@@ -15,11 +15,17 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from gpo.engines.prefixes import Layers, Row, Trunk
 
 HEADROOM = 64  # columns to decode into before the cache is laid out again
-PREFILL_TOKENS = 8192  # tokens of one prefill pass, padding included
 
 
 class Decoder(Protocol):
     """Holds a batch of rows and feeds the model one token of each at a time."""
+
+    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
+        """Compute trunks in one pass; the logits (G, keep, V) after the last `keep` columns.
+
+        Trunks are padded on the right to the longest.
+        """
+        ...
 
     @property
     def room(self) -> int:
@@ -32,6 +38,10 @@ class Decoder(Protocol):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Feed the next token (B,) of every row; the logits (B, V) of the one after."""
+        ...
+
+    def cut(self, index: int) -> Layers | None:
+        """Keys and values of a row's tokens beyond its trunk, the one that was fed last included."""
         ...
 
 
@@ -85,61 +95,60 @@ def forkable_layers(model: Any) -> int | None:
     return len(layers)
 
 
-def prefill(model: Any, trunks: Sequence[Trunk], layers: int) -> None:
-    """Fill `trunk.layers` of every trunk, in right-padded batches of similar length.
+def prefill(model: Any, trunks: Sequence[Trunk], keep: int, layers: int | None) -> Tensor:
+    """What `Decoder.prefill` says; fills `trunk.layers` if the model has `layers` that can be forked.
 
-    A causal model's keys and values of a token do not depend on what follows, so padding needs no mask.
+    A causal model's state at a token does not depend on what follows, so padding needs no mask.
     """
     accepted = inspect.signature(model.forward).parameters
-    extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    pending = sorted(trunks, key=lambda trunk: -len(trunk.token_ids))
-    while pending:
-        longest = len(pending[0].token_ids)
-        batch, pending = pending[: max(1, PREFILL_TOKENS // longest)], pending[max(1, PREFILL_TOKENS // longest) :]
-        tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-        for index, trunk in enumerate(batch):
-            tokens[index, : len(trunk.token_ids)] = torch.tensor(trunk.token_ids)
+    extra: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in accepted else {}
+    tokens = torch.zeros(len(trunks), max(len(trunk.token_ids) for trunk in trunks), dtype=torch.long)
+    for index, trunk in enumerate(trunks):
+        tokens[index, : len(trunk.token_ids)] = torch.tensor(trunk.token_ids)
+    cache = None
+    if layers is not None:
         cache = Cache(layers=[Columns() for _ in range(layers)])
-        model(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, **extra)
-        for index, trunk in enumerate(batch):
+        extra |= {"past_key_values": cache, "use_cache": True}
+    elif "use_cache" in accepted:
+        extra["use_cache"] = False
+    logits: Tensor = model(input_ids=tokens.to(model.device), **extra).logits[:, -keep:]
+    if cache is not None:
+        for index, trunk in enumerate(trunks):
             end = len(trunk.token_ids)
             trunk.layers = [(layer.keys[index, :, :end], layer.values[index, :, :end]) for layer in cache.layers]
+    return logits
 
 
-def branch(rows: Sequence[Row], model: Any, layers: int) -> list[tuple[int, Layers]]:
-    """For each run of rows with the same prefix: how many, and the keys and values of all but its last token.
-
-    Prefills the trunks that need it, and drops those from which the last row has branched off.
-    """
-    prefill(model, list({id(row.trunk): row.trunk for row in rows if row.trunk.layers is None}.values()), layers)
-    runs: list[tuple[int, Layers]] = []
-    for _, members in groupby(rows, key=lambda row: row.request):
-        run = list(members)
-        trunk, end = run[0].trunk, run[0].cached
-        assert trunk.layers is not None
-        runs.append((len(run), [(keys[:, :end], values[:, :end]) for keys, values in trunk.layers]))
-        trunk.waiting -= len(run)
-        if not trunk.waiting:
-            trunk.layers = None
-    return runs
+Run = tuple[int, Sequence[Tensor]]  # a number of rows, and the pieces (heads, t, head dimension) that they begin with
 
 
-def left_padded(kept: Tensor | None, prefixes: Sequence[tuple[int, Tensor]], used: int, capacity: int) -> Tensor:
+def left_padded(kept: Tensor | None, runs: Sequence[Run], used: int, capacity: int) -> Tensor:
     """One layer's keys or values (B, heads, capacity, head dimension), every row ending at column `used`.
 
-    First the kept rows (b, heads, t, head dimension), then each prefix (heads, t, head dimension) n times.
+    First the kept rows (b, heads, t, head dimension), then those of each run.
     """
-    like = prefixes[0][1] if prefixes else kept
+    like = runs[0][1][0] if runs else kept
     assert like is not None, "a batch has rows"
     row = 0 if kept is None else len(kept)
-    size = row + sum(n for n, _ in prefixes)
+    size = row + sum(n for n, _ in runs)
     laid = like.new_zeros(size, like.shape[-3], capacity, like.shape[-1])
     if kept is not None:
         laid[:row, :, used - kept.shape[2] : used] = kept
-    for n, prefix in prefixes:
-        laid[row : row + n, :, used - prefix.shape[1] : used] = prefix
+    for n, pieces in runs:
+        end = used
+        for piece in reversed(pieces):
+            laid[row : row + n, :, end - piece.shape[1] : end] = piece
+            end -= piece.shape[1]
         row += n
     return laid
+
+
+def beginning(run: Sequence[Row]) -> tuple[int, list[Layers]]:
+    """How many rows, and what is known of them: a part of their trunk, and what they have of their own."""
+    trunk, shared, own = run[0].trunk.layers, run[0].shared, run[0].layers
+    assert trunk is not None, "a trunk is prefilled before rows branch off"
+    part = [(keys[:, :shared], values[:, :shared]) for keys, values in trunk]
+    return len(run), [part] if own is None else [part, own]
 
 
 class LibraryDecoder:
@@ -152,6 +161,9 @@ class LibraryDecoder:
         self.capacity = 0
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
+    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
+        return prefill(self.model, trunks, keep, self.layers)
+
     @property
     def room(self) -> int:
         return self.capacity - int(self.cache.get_seq_length())
@@ -162,21 +174,24 @@ class LibraryDecoder:
         new = [row for row in rows if id(row) not in place]
         self.rows = kept + new
         assert self.rows == list(rows), "rows that stay come before rows that are new"
-        runs = branch(new, self.model, self.layers)
         used = max(row.cached for row in rows)
-        self.capacity = used + min(HEADROOM, max(row.limit - len(row.tokens) for row in rows))
+        self.capacity = used + min(HEADROOM, max(row.end - len(row) for row in rows))
+        alike = groupby(new, key=lambda row: (id(row.trunk), row.shared, id(row.layers)))
+        begun = [beginning(list(run)) for _, run in alike]
         stay = torch.tensor([place[id(row)] for row in kept], dtype=torch.long, device=self.model.device)
         for index, old in enumerate(self.cache.layers):
             pair = []
             for part, tensor in enumerate((old.keys, old.values)):
                 kept_part = None if tensor is None else tensor[stay, :, max(0, old.used - used) : old.used]
-                prefixes = [(n, layers[index][part]) for n, layers in runs]
-                pair.append(left_padded(kept_part, prefixes, used, self.capacity))
+                runs = [(n, [piece[index][part] for piece in pieces]) for n, pieces in begun]
+                pair.append(left_padded(kept_part, runs, used, self.capacity))
             self.cache.layers[index] = Columns(used, *pair)
         lengths = torch.tensor([row.cached for row in rows], device=self.model.device)
         self.positions = lengths.unsqueeze(-1)
         columns = torch.arange(self.capacity, device=self.model.device)
         self.mask = (columns >= used - self.positions).long()
+        for row in new:
+            row.layers = None
 
     def step(self, tokens: Tensor) -> Tensor:
         used = self.cache.get_seq_length()
@@ -192,6 +207,14 @@ class LibraryDecoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
+    def cut(self, index: int) -> Layers:
+        end = int(self.cache.get_seq_length())
+        begin = end - len(self.rows[index].tokens)
+        return [
+            (layer.keys[index, :, begin:end].clone(), layer.values[index, :, begin:end].clone())
+            for layer in self.cache.layers
+        ]
+
 
 class RecomputingDecoder:
     """Feeds the whole sequence again at each step: slow, and right for any model whose state cannot be forked."""
@@ -200,12 +223,13 @@ class RecomputingDecoder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.rows: list[Row] = []
         self.extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
+    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
+        return prefill(self.model, trunks, keep, None)
+
     def arrange(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
-        self.sequences = [list(row.prefix) + row.tokens[:-1] if row.tokens else list(row.prefix[:-1]) for row in rows]
+        self.sequences = [list(row.token_ids[:-1]) for row in rows]
 
     def step(self, tokens: Tensor) -> Tensor:
         for sequence, token in zip(self.sequences, tokens.tolist(), strict=True):
@@ -216,3 +240,6 @@ class RecomputingDecoder:
         last = torch.tensor([len(sequence) - 1 for sequence in self.sequences], device=logits.device)
         chosen: Tensor = logits[torch.arange(len(last), device=logits.device), last]
         return chosen
+
+    def cut(self, index: int) -> None:
+        return None

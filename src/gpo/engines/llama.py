@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from gpo.engines.cohort import Cohort, branch_off, merge
-from gpo.engines.library import branch
-from gpo.engines.prefixes import Layers, Row
+from gpo.engines.library import prefill
+from gpo.engines.prefixes import Layers, Row, Trunk
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the sequence's length
 LARGEST = 200_000_000  # parameters; fusing copies the weights, and the gain is gone where arithmetic dominates
-MAX_COHORTS = 4
+MAX_COHORTS = 2
 
 
 def is_supported(model: Any) -> bool:
@@ -105,6 +105,13 @@ class LlamaDecoder:
             down=layer.mlp.down_proj.weight.t(),
         )
 
+    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
+        logits = prefill(self.model, trunks, keep, len(self.layers))
+        for trunk in trunks:
+            assert trunk.layers is not None
+            trunk.layers = [(keys[..., self.order], values) for keys, values in trunk.layers]
+        return logits
+
     @property
     def room(self) -> int:
         return min(cohort.room for cohort in self.cohorts)
@@ -113,17 +120,13 @@ class LlamaDecoder:
         alive = {id(row) for row in rows}
         known = {id(row) for cohort in self.cohorts for row in cohort.rows}
         new = [row for row in rows if id(row) not in known]
-        old = max(1, len(self.cohorts) - MAX_COHORTS + 2)  # cohorts to merge so that a new one fits
+        old = max(1, len(self.cohorts) - MAX_COHORTS + 1 + bool(new))  # cohorts to merge so that a new one fits
         merged = [merge(self.cohorts[:old], alive), *(merge([cohort], alive) for cohort in self.cohorts[old:])]
         self.cohorts = [cohort for cohort in merged if cohort is not None]
         if new:
-            runs = [(n, self.reordered(layers)) for n, layers in branch(new, self.model, len(self.layers))]
-            self.cohorts.append(branch_off(new, runs))
+            self.cohorts.append(branch_off(new))
         self.positions = torch.tensor([row.cached for row in rows])
         self.extend_rotations(int(self.positions.max()) + self.room)
-
-    def reordered(self, layers: Layers) -> Layers:
-        return [(keys[..., self.order], values) for keys, values in layers]
 
     def extend_rotations(self, end: int) -> None:
         if len(self.rotations) < end:
@@ -150,6 +153,13 @@ class LlamaDecoder:
             cohort.used += 1
         self.positions += 1
         return linear(self.normed(hidden), self.head, self.head_bias)
+
+    def cut(self, index: int) -> Layers:
+        for cohort in self.cohorts:
+            if index < len(cohort.rows):
+                return cohort.cut(index)
+            index -= len(cohort.rows)
+        raise AssertionError("every row is in a cohort")
 
     def normed(self, values: Tensor) -> Tensor:
         return rms_norm(values, (values.shape[-1],), None, self.eps)

@@ -1,15 +1,25 @@
-"""Which requests share a computation: trunks, and the rows that branch off them."""
+"""What requests share: trunks, the rows that branch off them, and the continuations that follow a row.
+
+Continuations whose tokens are the same so far are one row: they share its forward pass, and each draws its next token
+with its own random numbers. Those that draw another one branch off (see `branching`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gpo.types import Request
+from gpo.engines.draw import stream_keys
+from gpo.types import Completion, Request
 
 Layers = list[tuple[Tensor, Tensor]]  # for each layer the keys and values, (heads, tokens, head dimension)
+Indices = NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -17,84 +27,98 @@ class Trunk:
     """A token sequence that no request extends. Requests that are a prefix of it take its keys and values."""
 
     token_ids: tuple[int, ...]
-    waiting: int = 0  # rows that have not branched off yet; at 0 the keys and values are dropped
-    layers: Layers | None = None  # None before prefill and once nobody waits
+    requests: list[int] = field(default_factory=list)  # in increasing order
+    layers: Layers | None = None  # None before prefill, and for models whose state cannot be forked
+    logprobs: list[float] = field(default_factory=list)  # of the tokens, NaN where nothing is sampled
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One continuation while it is sampled. The last token of the prefix is its first input to decoding."""
+    """A sequence while it is decoded: the beginning of a trunk, and then tokens, the last of which is next fed."""
 
-    request: int
-    continuation: int
-    seed: int
-    prefix: tuple[int, ...]
-    limit: int  # tokens at most
     trunk: Trunk
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False  # by an end-of-sequence token
+    shared: int  # tokens of the trunk that it begins with
+    tokens: list[int]
+    logprobs: list[float]
+    members: Indices  # the continuations that are this sequence so far
+    end: int  # tokens that the longest of them may come to, the prompt's included
+    layers: Layers | None = None  # while it waits: keys and values beyond the trunk's, as the decoder has them
 
     @property
-    def finished(self) -> bool:
-        return self.stopped or len(self.tokens) == self.limit
+    def token_ids(self) -> tuple[int, ...]:
+        return (*self.trunk.token_ids[: self.shared], *self.tokens)
+
+    def __len__(self) -> int:
+        return self.shared + len(self.tokens)
+
+    @property
+    def own(self) -> int:
+        """Tokens beyond the trunk's whose keys and values are known: all but the one that is the next input."""
+        return len(self.tokens) - 1
 
     @property
     def cached(self) -> int:
-        """Tokens whose keys and values are known: all but the one that is the next input."""
-        return len(self.prefix) + len(self.tokens) - 1
+        return self.shared + self.own
 
-    @property
-    def next_input(self) -> int:
-        return self.tokens[-1] if self.tokens else self.prefix[-1]
+    def branch(self, token: int, logprob: float, members: Indices, end: int) -> Row:
+        return Row(self.trunk, self.shared, [*self.tokens, token], [*self.logprobs, logprob], members, end)
+
+
+class Continuations:
+    """All that is asked for, one entry for each continuation (M), and what came of it."""
+
+    def __init__(
+        self, requests: Sequence[Request], limits: Sequence[int], tokenizer: Any, *, logprobs: bool = False
+    ) -> None:
+        sizes = [request.n for request in requests]
+        self.tokenizer, self.logprobs = tokenizer, logprobs
+        self.bounds = [0, *np.cumsum(sizes).tolist()]  # continuations bounds[r] to bounds[r + 1] are of request r
+        self.keys = stream_keys(
+            [request.seed for request in requests for _ in range(request.n)], [i for n in sizes for i in range(n)]
+        )
+        self.begin: Indices = np.repeat([len(request.token_ids) for request in requests], sizes)
+        self.end: Indices = self.begin + np.repeat(np.array(limits, dtype=np.int64), sizes)
+        self.completions: list[Completion | None] = [None] * self.bounds[-1]
+
+    def of(self, request: int) -> Indices:
+        return np.arange(self.bounds[request], self.bounds[request + 1])
+
+    def by_request(self) -> list[list[Completion]]:
+        """What came of each request, once all is finished."""
+        done = [completion for completion in self.completions if completion is not None]
+        assert len(done) == len(self.completions), "every continuation is finished"
+        return [done[begin:end] for begin, end in pairwise(self.bounds)]
+
+    def finish(self, row: Row, members: Indices, *, stopped: bool) -> None:
+        """Take a row's tokens for the completions of `members`; those that began at the same place share an object."""
+        ids = row.token_ids
+        logprobs = (*row.trunk.logprobs[: row.shared], *row.logprobs)
+        begins = self.begin[members]
+        for begin in np.unique(begins).tolist():
+            completion = Completion(
+                token_ids=ids[begin:],
+                text=self.tokenizer.decode(ids[begin:], skip_special_tokens=True),
+                finish_reason="stop" if stopped else "length",
+                logprobs=logprobs[begin:] if self.logprobs else None,
+            )
+            for member in members[begins == begin].tolist():
+                self.completions[member] = completion
 
 
 def trunks_of(sequences: Sequence[tuple[int, ...]]) -> list[Trunk]:
-    """The trunk of every sequence; sequences that are prefixes of the same longest one share an object.
+    """The trunks of some sequences, longest first; sequences that are prefixes of the same longest one share it.
 
     In sorted order a sequence that is a prefix of any other is a prefix of its successor.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__, reverse=True)
-    trunks: dict[int, Trunk] = {}
-    last: Trunk | None = None
+    trunks: list[Trunk] = []
     previous: tuple[int, ...] = ()
     for index in order:
         sequence = sequences[index]
-        if last is None or previous[: len(sequence)] != sequence:
-            last = Trunk(sequence)
-        trunks[index] = last
+        if not trunks or previous[: len(sequence)] != sequence:
+            trunks.append(Trunk(sequence))
+        trunks[-1].requests.append(index)
         previous = sequence
-    return [trunks[index] for index in range(len(sequences))]
-
-
-def plan_rows(requests: Sequence[Request], limits: Sequence[int], wave_tokens: int) -> Iterator[Row]:
-    """Rows in the order in which they are to be decoded: long prefixes first, so that neighbours have similar lengths.
-
-    Sorting by length keeps many trunks alive at once, so it happens within waves of at most `wave_tokens` trunk
-    tokens (one trunk at least).
-    """
-    trunks = trunks_of([request.token_ids for request in requests])
-    by_trunk: dict[int, list[int]] = {}
-    for index, trunk in enumerate(trunks):
-        by_trunk.setdefault(id(trunk), []).append(index)
-        trunk.waiting += requests[index].n
-    groups = sorted(by_trunk.values(), key=lambda members: -len(trunks[members[0]].token_ids))
-    wave: list[int] = []
-    used = 0
-    for members in groups:
-        size = len(trunks[members[0]].token_ids)
-        if wave and used + size > wave_tokens:
-            yield from rows_of(requests, limits, trunks, wave)
-            wave, used = [], 0
-        wave += members
-        used += size
-    yield from rows_of(requests, limits, trunks, wave)
-
-
-def rows_of(
-    requests: Sequence[Request], limits: Sequence[int], trunks: Sequence[Trunk], members: Sequence[int]
-) -> Iterator[Row]:
-    for index in sorted(members, key=lambda index: -len(requests[index].token_ids)):
-        request = requests[index]
-        for continuation in range(request.n):
-            yield Row(index, continuation, request.seed, request.token_ids, limits[index], trunks[index])
+    for trunk in trunks:
+        trunk.requests.sort()
+    return sorted(trunks, key=lambda trunk: -len(trunk.token_ids))
