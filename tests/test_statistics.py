@@ -80,6 +80,21 @@ def test_bootstrap_agrees_with_the_normal_approximation() -> None:
     assert bootstrap_mean(questions, seed=1) == result
 
 
+@pytest.mark.parametrize("n", [12, 45])
+def test_few_questions_widen_a_bootstrap_as_the_t_distribution_does(n: int) -> None:
+    from scipy import stats
+
+    means = np.linspace(0.2, 0.8, n)  # symmetric, where the t interval is right; plain BCa is 15% too narrow at n = 12
+    half = stats.t.ppf(0.975, n - 1) * means.std(ddof=1) / np.sqrt(n)
+    result = bootstrap_mean(means[:, None].tolist())
+    assert (result.upper - result.lower) / (2 * half) == pytest.approx(1, abs=0.03)
+    assert (result.upper - 0.5) / half == pytest.approx(1, abs=0.04)
+
+
+def test_two_questions_leave_the_whole_range_between_them() -> None:
+    assert near(bootstrap_mean([[0.0], [1.0]]), 0.5, 0.0, 1.0)
+
+
 def test_clustered_samples_do_not_count_as_independent() -> None:
     questions = [[1.0] * 50] * 10 + [[0.0] * 50] * 10
     result = bootstrap_mean(questions)
