@@ -166,12 +166,13 @@ class RunConfig:
 def describe(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as JSON: what `resolve` takes as `stored`."""
     described = {item.name: getattr(config, item.name) for item in fields(config)}
-    described |= {kind: _describe(kind, described[kind]) for kind in COMPONENTS}
-    described["arms"] = {name: _describe("estimator", estimator) for name, estimator in config.arms.items()}
+    described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described["arms"] = {name: describe_component("estimator", estimator) for name, estimator in config.arms.items()}
     return described
 
 
-def _describe(kind: str, component: Any) -> dict[str, Any]:
+def describe_component(kind: str, component: Any) -> dict[str, Any]:
+    """The name and every setting of a component given as a name, a `Spec` or an instance, as JSON."""
     if isinstance(component, str):
         return Spec(kind, component).describe()
     if isinstance(component, Spec):
@@ -217,14 +218,14 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     left = {_long(name): text for name, text in options.items()}
     if stored is None and left.get("model", EMBEDDED) == EMBEDDED and "method" not in left:
         left.setdefault("method.learning_rate", EMBEDDED_LEARNING_RATE)
-    values: dict[str, Any] = {kind: _spec(kind, kind, base[kind], left) for kind in COMPONENTS}
+    values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:
         if name.startswith("arms."):
             arms.setdefault(name.split(".")[1], {})
     chosen = left.pop("arms", None)
     for name in chosen.split(",") if chosen else arms:
-        values.setdefault("arms", {})[name] = _spec("estimator", f"arms.{name}", arms.get(name, {}), left)
+        values.setdefault("arms", {})[name] = spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left)
     hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in values}
     for name, kind in hints.items():
         values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
@@ -245,7 +246,7 @@ def _long(name: str) -> str:
     return SHORT.get(head, head) + dot + rest
 
 
-def _spec(kind: str, path: str, stored: Mapping[str, Any], left: dict[str, str]) -> Spec:
+def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dict[str, str]) -> Spec:
     """One component of the stored settings and of the options below `path`, which are taken out of `left`."""
     name = left.pop(path, stored.get("name"))
     if name is None:
