@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpo.run import Run
 
 DEFAULT_RUN = "runs/gpo"
+DEFAULT_EVALUATION = "runs/evaluation"
 STAGES = {
     "rollout": "sample trajectories from the training questions",
     "locate": "search trajectories for their critical steps",
@@ -40,6 +41,22 @@ COMMANDS = {
 PROGRAMS = {
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
 }
+
+EVALUATE_HELP = f"""\
+gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on the same questions with the same seeds;
+DIRECTORY is {DEFAULT_EVALUATION} if none is given.
+  --models A,B           directories or hub ids, or NAME=A,NAME=B; the others are compared with the first
+  --task, --engine       and their settings, as above
+  --split test           train, dev or test
+  --samples 4            of each question
+  --limit none           questions, taken evenly from the sub-tasks
+  --max_tokens, --temperature (0: greedy), --chunk, --seed
+gpo evaluate [DIRECTORY] --models A,B --harness lm-eval: with the tasks of lm-evaluation-harness instead
+  --tasks bbh,gsm8k      names that it knows, bbh to aime25 if none are given
+  --include FOLDER       task files of one's own
+  --limit N              documents of each task
+  --chat auto            whether prompts go through the chat template: where there is one, true or false
+  --batch_size 8"""
 
 USAGE = f"""Usage: gpo COMMAND [RUN] [--OPTION VALUE]...
 
@@ -121,13 +138,46 @@ def command(arguments: Sequence[str]) -> int:
         print(help_text(name, options))
         return 0
     if len(rest) > 1:
-        raise ConfigError(f"One run directory is expected, got {len(rest)}: {' '.join(rest)}.")
+        raise ConfigError(f"One directory is expected, got {len(rest)}: {' '.join(rest)}.")
     if (data := options.pop("data", None)) is not None:
         if not Path(data).is_dir():
             raise ConfigError(f"--data {data}: there is no such folder.")
         os.environ["GPO_DATA"] = str(Path(data).resolve())
-    work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
+    if name == "evaluate" and (options.keys() & {"models", "harness"} or (rest and holds_evaluation(Path(rest[0])))):
+        evaluate_models(Path(rest[0] if rest else DEFAULT_EVALUATION), options)
+    else:
+        work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
     return 0
+
+
+def holds_evaluation(directory: Path) -> bool:
+    from gpo.evaluation import is_evaluation
+
+    return is_evaluation(directory)
+
+
+def evaluate_models(directory: Path, options: dict[str, str]) -> None:
+    """Measure models that belong to no run, with a task of ours or with those of another harness."""
+    from rich.console import Console
+
+    from gpo.directory import RunDirectory
+    from gpo.evaluation import Evaluation, resolve_evaluation
+    from gpo.harness import evaluate_with
+    from gpo.progress import ProgressDisplay, rich_table
+    from gpo.scoreboard import count_rows, score_rows
+
+    console = Console()
+    if (harness := options.pop("harness", None)) is not None:
+        tables = [evaluate_with(harness, directory, options)]
+    else:
+        stored = RunDirectory(directory).config_or_none() if holds_evaluation(directory) else None
+        with ProgressDisplay(console) as display:
+            board = Evaluation(directory, resolve_evaluation(options, stored), on_progress=display).all()
+        tables = [score_rows(board), count_rows(board)]
+    for header, rows in tables:
+        console.print()
+        console.print(rich_table(header, rows))
+    console.print(f"\nEverything is in {directory}: table.md, results.json", highlight=False, soft_wrap=True)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -215,6 +265,8 @@ def help_text(name: str, options: dict[str, str]) -> str:
     for kind in (*COMPONENTS, *SHORT):
         parts.append(f"  --{kind:<20} {', '.join(REGISTRIES[kind])}")
     parts.append("  --arms               names of arms, or --arms.NAME ESTIMATOR; --estimator is --arms.gpo")
+    if name == "evaluate":
+        parts += ["", EVALUATE_HELP]
     for kind in (*COMPONENTS, *SHORT):
         if kind in options:
             component = Spec(kind, options[kind]).component_class()

@@ -95,14 +95,15 @@ def print_results(console: Console, results: Results) -> None:
     console.print()
     console.print(origin(results), highlight=False)
     if results.models:
-        console.print(table(*accuracy_rows(results)))
+        console.print(rich_table(*accuracy_rows(results)))
         console.print("Intervals: 95%, by bootstrap over questions.", style="dim", highlight=False)
     header, rows = token_rows(results)
-    console.print(table(header[:7], [row[:7] for row in rows]))
-    console.print(table(["", *header[7:]], [[row[0], *row[7:]] for row in rows if any(row[7:])]))
+    console.print(rich_table(header[:7], [row[:7] for row in rows]))
+    console.print(rich_table(["", *header[7:]], [[row[0], *row[7:]] for row in rows if any(row[7:])]))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose intervals stand below their estimates."""
     table = Table(show_edge=False, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
