@@ -1,0 +1,75 @@
+"""What annotators look at: located trajectories of a run, and checks that they read what they mark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from gpo.directory import RunDirectory
+from gpo.errors import DataError
+from gpo.texts import StepTexts
+
+CHECK = "This line was put here to see whether it is read. Please mark it."
+CHECK_EVERY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One solution to mark a step of."""
+
+    id: str  # of its trajectory
+    question: str
+    steps: tuple[str, ...]  # (K,) texts
+    right: bool
+    answer: str  # the reference
+    check: int | None = None  # the step that an attention check asks to mark
+
+
+def load_items(files: RunDirectory, count: int, arm: str | None = None) -> list[Item]:
+    """Trajectories that an arm has located a critical step in, with at least two steps, the first `count` of them.
+
+    Args:
+        arm: None takes the first arm that located any, `gpo` before the others.
+
+    Raises:
+        DataError: there are none.
+    """
+    arms = [arm] if arm else sorted(files.arms(), key=lambda name: name != "gpo")
+    trajectories = {t.id: t for group in files.rollouts.read() for t in group.trajectories}
+    problems = {problem.id: problem for problem in files.problems("train") or []}
+    texts = StepTexts(files)
+    for name in arms:
+        located = [score for score in files.scores(name).read() if score.critical_step is not None]
+        chosen = [trajectories[s.trajectory_id] for s in located if len(trajectories[s.trajectory_id].step_ends) > 1]
+        if chosen:
+            return [
+                Item(
+                    trajectory.id,
+                    problems[trajectory.start.problem_id].question,
+                    texts(trajectory),
+                    trajectory.score.right,
+                    problems[trajectory.start.problem_id].answer,
+                )
+                for trajectory in chosen[:count]
+            ]
+    raise DataError(f"{files.path} has no trajectory with a critical step. Search some first: gpo locate {files.path}")
+
+
+def with_checks(items: Sequence[Item], seed: int) -> list[Item]:
+    """The items, and for every ten of them (at least one) a copy with a line that asks to be marked."""
+    rng = Random(f"checks/{seed}")
+    checks = []
+    for number in range(max(1, len(items) // CHECK_EVERY)):
+        model = items[rng.randrange(len(items))]
+        place = rng.randrange(1, len(model.steps))
+        steps = (*model.steps[:place], CHECK + "\n", *model.steps[place:])
+        checks.append(Item(f"check:{number}", model.question, steps, model.right, model.answer, check=place))
+    return [*items, *checks]
+
+
+def order_for(items: Sequence[Item], annotator: int, seed: int) -> list[Item]:
+    """The items in an order of the annotator's own."""
+    order = list(items)
+    Random(f"order/{seed}/{annotator}").shuffle(order)
+    return order
