@@ -1,0 +1,39 @@
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+CHROMIUM = ("GPO_CHROMIUM", "chromium", "chromium-browser", "google-chrome")
+
+
+def chromium() -> str | None:
+    """The browser's path: that of the environment variable, else Debian's or another that is installed."""
+    return os.environ.get(CHROMIUM[0]) or next((path for name in CHROMIUM[1:] if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium. Not for the whole session: Playwright holds the thread's event loop while it is open."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    path = chromium()
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium, or its path as GPO_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A fresh window of 1200 x 900. The test fails on an error that a script of the page did not catch."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(10_000)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert not errors
