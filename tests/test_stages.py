@@ -1,4 +1,14 @@
-from gpo.stages import evenly, expected_lengths, in_turns, next_resets, reset_starts, to_search, tokens_of
+from gpo.stages import (
+    evenly,
+    expected_lengths,
+    in_turns,
+    next_resets,
+    next_searches,
+    reset_starts,
+    search_weight,
+    to_search,
+    tokens_of,
+)
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict
 
 VALUES: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "ungradable": 0.0, "failed": None}
@@ -67,3 +77,20 @@ def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> 
     assert next_resets([a, b, c], lengths, done=3, left=4, n=4, most=9) == ([], 4)
     assert next_resets([a, b, c], lengths, done=3, left=-7, n=4, most=9) == ([], 4)
     assert next_resets([], {}, done=0, left=100, n=4, most=9) == ([], 4)
+
+
+def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:
+    assert search_weight(trajectory("a", tokens=6)) == 6 + 4
+
+
+def test_a_search_takes_what_its_share_pays_for() -> None:
+    rows = [trajectory(f"a{i}", tokens=6) for i in range(9)]
+
+    def taken(left: int, weight: int = 20, spent: int = 40) -> int:
+        return len(next_searches(rows, weight=weight, spent=spent, left=left, first=2, most=5))
+
+    assert taken(0, weight=0, spent=0) == 2
+    # 20 tokens each: half of 120 pays for three, 25 for one, 19 for none.
+    assert [taken(120), taken(25), taken(19)] == [3, 1, 0]
+    assert taken(10_000) == 5
+    assert taken(0, spent=0) == 5  # a search that samples nothing is paid for whatever is left

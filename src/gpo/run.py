@@ -19,7 +19,16 @@ from gpo.errors import ConfigError, DataError, EngineError
 from gpo.pairs import Pair, build_pairs, read_pairs, write_pairs
 from gpo.results import Results, summarize, write_results
 from gpo.sampling import Sampler, question_start
-from gpo.stages import evenly, expected_lengths, next_resets, reset_starts, to_search, tokens_of
+from gpo.stages import (
+    evenly,
+    expected_lengths,
+    next_resets,
+    next_searches,
+    reset_starts,
+    search_weight,
+    to_search,
+    tokens_of,
+)
 from gpo.store import Chunks, locked, to_json, write_json
 from gpo.types import Engine, Group, Problem, Split, StepScores, Task
 
@@ -111,8 +120,16 @@ class Run:
             found = scores.read()
             candidates = to_search(first, self.config.locate_per_problem)
             limit = round(self.config.locate_share * self.budget(first))
-            while size := self._search_size(found, limit):
-                batch = candidates[len(found) : len(found) + size]
+            while True:
+                searched = candidates[: len(found)]
+                batch = next_searches(
+                    candidates[len(found) :],
+                    weight=sum(map(search_weight, searched)),
+                    spent=sum(score.tokens for score in found),
+                    left=limit - sum(score.tokens for score in found),
+                    first=SEARCH_FIRST,
+                    most=SEARCH_CHUNK,
+                )
                 if not batch:
                     break
                 with self._piece("locate", arm) as report:
@@ -127,18 +144,6 @@ class Run:
                     paid = round(limit * len(found) / spent) if spent else len(candidates)
                     report(len(found), max(len(found), min(paid, len(candidates))), "trajectories", sampler.tokens)
             return found
-
-    def _search_size(self, found: Sequence[StepScores], limit: int) -> int:
-        """Trajectories of the next chunk of a search: as many as the rest of `limit` is expected to pay for.
-
-        Chunks grow slowly at first, while few searches tell what one costs.
-        """
-        spent = sum(score.tokens for score in found)
-        if not found:
-            return SEARCH_FIRST
-        if not spent:
-            return SEARCH_CHUNK
-        return min(SEARCH_CHUNK, 4 * len(found), max(0, round((limit - spent) * len(found) / spent)))
 
     def reset(self, arm: str) -> list[Group]:
         """Rollouts from the reset boundaries, round after round, until the arm's budget is spent.
@@ -282,6 +287,7 @@ class Run:
         return self.config.arms[arm]
 
     def _sampler(self, stream: str, split: Split, checkpoint: Path | None = None) -> Sampler:
+        # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it.
         return Sampler(
             self.engine(checkpoint),
             self.task,
@@ -291,6 +297,7 @@ class Run:
             max_tokens=self.config.max_tokens,
             seed=self.config.seed,
             stream=stream,
+            logprobs=stream.startswith("rollout/"),
         )
 
     def _ask(

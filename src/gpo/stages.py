@@ -56,6 +56,40 @@ def to_search(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
     return [trajectory for rows in ranked for trajectory in in_turns(rows)]
 
 
+def search_weight(trajectory: Trajectory) -> int:
+    """What one rollout from every boundary of a trajectory takes, in tokens, if all ended where it did."""
+    length = len(trajectory.response_ids)
+    return sum(length - boundary for boundary in trajectory.boundaries[:-1]) or 1
+
+
+def next_searches(
+    candidates: Sequence[Trajectory], *, weight: int, spent: int, left: int, first: int, most: int
+) -> Sequence[Trajectory]:
+    """The trajectories of the next chunk of a search; none once what is left does not pay for another.
+
+    What a search takes is foretold from what the trajectories searched so far took for each unit of their weight, and
+    a chunk is planned to take no more than half of what is left: searches differ, and the first few tell little.
+
+    Args:
+        candidates: trajectories not yet searched.
+        weight: sum of `search_weight` over those searched.
+        spent: tokens that these took.
+        left: tokens that the search may still take.
+        first: size of the first chunk.
+        most: size of a chunk at most.
+    """
+    if not weight:
+        return candidates[:first]
+    chosen = 0
+    cost = 0.0
+    for trajectory in candidates[:most]:
+        cost += search_weight(trajectory) * spent / weight
+        if cost > (left / 2 if chosen else left):
+            break
+        chosen += 1
+    return candidates[:chosen]
+
+
 def reset_starts(scores: Iterable[StepScores], trajectories: Iterable[Trajectory]) -> list[Start]:
     """The distinct prefixes that an estimator resets to, in the order of `scores`."""
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
