@@ -36,6 +36,7 @@ ESTIMATORS: dict[str, str] = {
     "bisect": "gpo.estimators.bisect:Bisect",
     "adaptive": "gpo.estimators.adaptive:Adaptive",
     "entropy": "gpo.estimators.entropy:Entropy",
+    "gradient": "gpo.estimators.gradient:Gradient",
 }
 
 METHODS: dict[str, str] = {

@@ -115,7 +115,10 @@ class Run:
     def locate(self, arm: str) -> list[StepScores]:
         """Search trajectories for their critical steps until the search's share of the budget is spent."""
         with self._held():
-            first, estimator = self.rollout(), made("estimator", self._estimator(arm))
+            first, estimator = (
+                self.rollout(),
+                made("estimator", self._estimator(arm), model=model_path(self.config.model)),
+            )
             scores = self.files.scores(arm)
             found = scores.read()
             candidates = to_search(first, self.config.locate_per_problem)

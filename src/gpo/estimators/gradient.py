@@ -1,0 +1,109 @@
+"""How much each step moves the probability of the answer, from one forward and one backward pass: no rollouts.
+
+    gradient_k = sum_{t in step k} grad_{e_t} log p(answer) . e_t
+    deletion_k = log p(answer) - log p(answer | the response without step k)
+
+The answer is the last `answer_tokens` tokens of the response, e_t the input embedding of token t. The first is, to
+first order, what log p(answer) loses when the step's embeddings are set to zero; the second really takes the step out
+and is its check (one more forward pass for each step). Both say what the policy's own answer rests on, right or wrong,
+which is not what the success probability rests on.
+
+Source: gradient times input (Shrikumar et al., arXiv 1605.01713) and erasure (Li et al., arXiv 1612.08220), by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from gpo.errors import ConfigError
+from gpo.estimators.evidence import Block, Evidence, Reset, check
+from gpo.types import Sample, StepScores, Trajectory
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Reads one model; `sample` is not called. Of the values only the observed reward is known.
+
+    The answer's own tokens belong to no step. Degenerate case: a response with nothing before the answer, or on which
+    no step has an influence above 0, has no critical step.
+    """
+
+    model: Any = None  # directory, hub id, or a loaded causal language model, which is left as it is
+    influence: Literal["gradient", "deletion"] = "gradient"
+    sign: Literal["support", "oppose", "size"] = "size"  # the step that raises, lowers, or moves the answer the most
+    answer_tokens: int = 4  # at the end of the response, the end-of-sequence token included
+    reset: Reset = "before"
+
+    def __post_init__(self) -> None:
+        check("Gradient", rollouts=1, rule="advantage", reset=self.reset, confidence=0.95)
+        if self.answer_tokens < 1:
+            raise ConfigError(f"Gradient got answer_tokens={self.answer_tokens}; expected at least 1.")
+        if self.influence not in ("gradient", "deletion"):
+            raise ConfigError(f"Gradient got influence={self.influence!r}; expected gradient or deletion.")
+        if self.sign not in ("support", "oppose", "size"):
+            raise ConfigError(f"Gradient got sign={self.sign!r}; expected support, oppose or size.")
+        if self.model is None:
+            raise ConfigError("Gradient has no model. Give model= a directory, a hub id or a loaded model.")
+
+    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+        """One result for each trajectory."""
+        model = loaded(self.model)
+        return [Evidence(t).scores(self._block(model, t), self.reset, 0.95) for t in trajectories]
+
+    def _block(self, model: Any, trajectory: Trajectory) -> Block | None:
+        found = influences(model, trajectory, self.answer_tokens, self.influence)
+        merit = {"support": found, "oppose": [-x for x in found], "size": [abs(x) for x in found]}[self.sign]
+        if max(merit, default=0.0) <= 0:
+            return None
+        step = merit.index(max(merit))
+        return step, step + 1
+
+
+def influences(
+    model: Any, trajectory: Trajectory, answer_tokens: int, kind: Literal["gradient", "deletion"] = "gradient"
+) -> list[float]:
+    """(K,) the influence of each step on the log-probability of the response's last tokens, in nats."""
+    import torch
+
+    prompt, response = trajectory.start.prompt_ids, trajectory.response_ids
+    cut = max(0, len(response) - answer_tokens)
+    answer = response[cut:]
+    spans = [(min(begin, cut), min(end, cut)) for begin, end in pairwise(trajectory.boundaries)]
+    embed = model.get_input_embeddings()
+
+    def log_probability(body: Sequence[int], inputs: Any = None) -> Any:
+        ids = torch.tensor([[*prompt, *body, *answer]], device=model.device)
+        logits = model(**({"input_ids": ids} if inputs is None else {"inputs_embeds": inputs})).logits[0]
+        first = ids.shape[1] - len(answer)
+        chosen = logits[first - 1 : -1].float().log_softmax(-1)
+        return chosen.gather(-1, ids[0, first:, None]).sum()
+
+    training = model.training
+    model.eval()
+    try:
+        if kind == "deletion":
+            with torch.no_grad():
+                whole = float(log_probability(response[:cut]))
+                return [
+                    whole - float(log_probability([*response[:begin], *response[end:cut]])) if end > begin else 0.0
+                    for begin, end in spans
+                ]
+        ids = torch.tensor([[*prompt, *response]], device=model.device)
+        inputs = embed(ids).detach().requires_grad_()
+        [gradient] = torch.autograd.grad(log_probability(response[:cut], inputs), inputs)
+        by_token = (gradient[0].float() * inputs[0].detach().float()).sum(-1)
+        return [float(by_token[len(prompt) + begin : len(prompt) + end].sum()) for begin, end in spans]
+    finally:
+        model.train(training)
+
+
+def loaded(model: Any) -> Any:
+    """A model from a directory or the hub; one that is loaded is given back."""
+    if not isinstance(model, str) and hasattr(model, "get_input_embeddings"):
+        return model
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(model), dtype="auto").float()
