@@ -39,7 +39,7 @@ COMMANDS = {
 }
 # Commands with arguments of their own: "module:function", which takes them and returns the exit code; and what it does.
 PROGRAMS = {
-    "agreement": ("gpo.agreement:main", "how often people chose the step that the search chose"),
+    "agreement": ("gpo.annotate.agree:main", "how often people chose the step that the search chose"),
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
 }

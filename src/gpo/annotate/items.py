@@ -60,11 +60,10 @@ def with_checks(items: Sequence[Item], seed: int) -> list[Item]:
     """The items, and for every ten of them (at least one) a copy with a line that asks to be marked."""
     rng = Random(f"checks/{seed}")
     checks = []
-    for number in range(max(1, len(items) // CHECK_EVERY)):
-        model = items[rng.randrange(len(items))]
+    for model in rng.sample(list(items), max(1, len(items) // CHECK_EVERY)):
         place = rng.randrange(1, len(model.steps))
         steps = (*model.steps[:place], CHECK + "\n", *model.steps[place:])
-        checks.append(Item(f"check:{number}", model.question, steps, model.right, model.answer, check=place))
+        checks.append(Item(f"check:{place}:{model.id}", model.question, steps, model.right, model.answer, check=place))
     return [*items, *checks]
 
 

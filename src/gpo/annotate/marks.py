@@ -10,7 +10,7 @@ import hashlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,17 @@ class Marks:
                 return None
             database.execute("UPDATE marks SET undone = 1 WHERE annotator = ? AND item = ?", (annotator, row[0]))
         return str(row[0])
+
+    def keep_checks(self, checks: Mapping[str, int]) -> None:
+        """Remember which step each attention check asks for, for those who read the marks."""
+        with self._open() as database:
+            database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [(k, str(v)) for k, v in checks.items()])
+
+    def checks(self) -> dict[str, int]:
+        """What `keep_checks` was given."""
+        with self._open() as database:
+            rows = database.execute("SELECT name, value FROM facts WHERE name LIKE 'check:%'")
+            return {str(name): int(value) for name, value in rows}
 
     def done(self, annotator: int) -> set[str]:
         """The items that this annotator has marked or skipped."""

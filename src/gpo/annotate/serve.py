@@ -82,6 +82,7 @@ def prepare(options: argparse.Namespace) -> tuple[FastAPI, list[str]]:
     items = with_checks(load_items(files, options.items, options.arm), options.seed)
     alone = is_loopback(options.host)
     marks = Marks(marks_path(options.run))
+    marks.keep_checks({item.id: item.check for item in items if item.check is not None})
     links = [marks.join(f"link {number + 1}", invited=True) for number in range(options.annotators)]
     if not alone and not links and not marks.invited():
         raise ConfigError(
