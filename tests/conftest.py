@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,15 @@ CHROMIUM = ("GPO_CHROMIUM", "chromium", "chromium-browser", "google-chrome")
 def chromium() -> str | None:
     """The browser's path: that of the environment variable, else Debian's or another that is installed."""
     return os.environ.get(CHROMIUM[0]) or next((path for name in CHROMIUM[1:] if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """GPO_DATA, else ../shared/data beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("GPO_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data sets in {folder} (set GPO_DATA)")
+    return folder
 
 
 @pytest.fixture(scope="module")
