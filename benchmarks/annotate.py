@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 
 from gpo.annotate.marks import Marks
