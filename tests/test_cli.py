@@ -71,7 +71,7 @@ def test_results_fit_in_80_columns(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["rum"], "Unknown command 'rum'. Did you mean 'run'?"),
-        (["run", "a", "b"], "One run directory is expected, got 2: a b."),
+        (["run", "a", "b"], "One directory is expected, got 2: a b."),
         (["run", "r", "--probl", "8"], "Unknown option '--probl'. Did you mean '--problems'?"),
         (["run", "r", "--problems", "few"], "--problems is 'few', expected a whole number."),
         (["run", "r", "--estimator.rollout", "8"], "Did you mean 'rollouts'?"),

@@ -14,7 +14,7 @@ from gpo.errors import ConfigError
 from gpo.reasoner import boolean, dyck, navigate, tracking
 from gpo.reasoner.example import NO_SLIPS, Slips
 from gpo.reasoner.families import FAMILIES, generate, held_out, question_hash
-from gpo.reasoner.pretrain import MIXTURE, SLIPS
+from gpo.reasoner.pretrain import DRILL, MIXTURE, SLIPS
 
 DATA = Path(os.environ.get("GPO_DATA") or Path(__file__).parents[3] / "shared" / "data") / "bbh"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real BBH questions at {DATA}; set GPO_DATA")
@@ -155,4 +155,4 @@ def test_unknown_families_are_named() -> None:
 
 
 def test_every_family_is_in_the_mixture() -> None:
-    assert set(MIXTURE) == set(FAMILIES)
+    assert set(MIXTURE) == {*FAMILIES, DRILL}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpo.reasoner import pretrain
-from gpo.reasoner.pretrain import Decoder, Pretraining, Settings, Shape, library_model, pool, steps
+from gpo.reasoner.pretrain import LETTERS, Decoder, Pretraining, Settings, Shape, library_model, pool, steps
 from gpo.reasoner.tokenizer import build
 
 TINY = Shape(width=32, layers=2, heads=1, hidden=32)
@@ -27,14 +27,16 @@ def test_the_forward_pass_equals_the_library() -> None:
     torch.testing.assert_close(ours, model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_weights_questions_less_and_padding_not_at_all() -> None:
-    tokenizer = build(vocabulary=400, examples=20)
+def test_the_loss_weights_questions_less_letters_more_and_padding_not_at_all() -> None:
+    tokenizer = build(examples=40)
+    letters = set(tokenizer.convert_tokens_to_ids(LETTERS))
     batches = pool(tokenizer, seed=0, number=1, progress=0.5, tokens=4000, micro=512)
     for ids, weights in batches:
         assert ids.shape == weights.shape
-        assert set(weights.unique().tolist()) <= {0.0, pretrain.PROMPT_WEIGHT, 1.0}
+        assert set(weights.unique().tolist()) <= {0.0, pretrain.PROMPT_WEIGHT, 1.0, pretrain.LETTER_WEIGHT}
         for row, weight in zip(ids, weights, strict=True):
-            text = tokenizer.decode(row[weight == 1.0])
+            assert set(row[weight == pretrain.LETTER_WEIGHT].tolist()) <= letters
+            text = tokenizer.decode(row[weight >= 1.0])
             assert text.endswith("<|end|>")
             assert "<|assistant|>" in tokenizer.decode(row[weight == pretrain.PROMPT_WEIGHT])
             assert not row[weight == 0].any()
