@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -61,11 +62,7 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
         ConfigError: an unknown task, or results with other settings are there.
         DataError: a task's data cannot be loaded.
     """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingDependency("--harness lm-eval needs lm-evaluation-harness: pip install 'gpo[lm-eval]'.") from error
-    manager = TaskManager(include_path=None if config.include is None else str(config.include))
+    manager = task_manager(config.include)
     for task in config.tasks:
         if task not in manager.all_tasks:
             raise ConfigError(f"lm-evaluation-harness has no task {task!r}. Its tasks for GPO: {', '.join(TASKS)}.")
@@ -90,6 +87,20 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
         table = _table(found)
         write_text(directory / "table.md", "# lm-evaluation-harness\n\n" + markdown_table(*table) + "\n")
     return table
+
+
+@cache
+def task_manager(include: Path | None = None) -> Any:
+    """The tasks of lm-evaluation-harness, and those of a folder. Finding them takes seconds.
+
+    Raises:
+        MissingDependency: lm-evaluation-harness is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingDependency("--harness lm-eval needs lm-evaluation-harness: pip install 'gpo[lm-eval]'.") from error
+    return TaskManager(include_path=None if include is None else str(include))
 
 
 def _load(model: str, batch_size: int) -> Any:
