@@ -36,6 +36,7 @@ ESTIMATORS: dict[str, str] = {
     "bisect": "gpo.estimators.bisect:Bisect",
     "adaptive": "gpo.estimators.adaptive:Adaptive",
     "entropy": "gpo.estimators.entropy:Entropy",
+    "critic": "gpo.estimators.critic:Critic",
     "gradient": "gpo.estimators.gradient:Gradient",
 }
 

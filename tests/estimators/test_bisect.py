@@ -79,6 +79,27 @@ def test_the_start_is_shared() -> None:
     assert [s.counts[0] for s in few] == [10] * 3
 
 
+def test_halving_goes_down_to_a_token() -> None:
+    engine = replace(CHAIN, padding=3)  # a decision and four tokens without effect a line
+    wrong = [t for t in first_rollouts(engine, 60) if not t.score.right]
+    starts = []
+    sample = make_sampler(engine)
+
+    def recorder(asked, n):
+        starts.extend(len(start.prefix_ids) for start in asked)
+        return sample(asked, n)
+
+    scores = Bisect(rollouts=24, rule="drop", level="token")(wrong, recorder)
+    truth = [int(np.argmin(np.diff(exact_values(engine, t)))) for t in wrong]
+    assert np.mean([s.critical_step == step for s, step in zip(scores, truth, strict=True)]) > 0.8
+    assert {start % 5 for start in starts} == set(range(5))
+    for score, trajectory in zip(scores, wrong, strict=True):
+        assert len(score.values) == len(trajectory.boundaries)
+        assert score.values[-1] == 0.0
+        assert score.reset_boundary == score.critical_step
+    assert sum(s.tokens for s in scores) == sample.tokens
+
+
 def test_degenerate_trajectories() -> None:
     whole = WRONG[0]
     empty = replace(whole, completion=Completion((), "", "length"), step_ends=())
@@ -95,6 +116,8 @@ def test_degenerate_trajectories() -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="follows differences"):
         Bisect(rule="authors")
+    with pytest.raises(ConfigError, match="level='word'"):
+        Bisect(level="word")
     with pytest.raises(ConfigError, match="threshold=0"):
         Bisect(threshold=0)
     with pytest.raises(ConfigError, match="Bisect got rollouts=0"):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,8 @@ class Adaptive:
     confidence: float = 0.95  # of the interval of each value
     surprise: float = 0.5  # prior probability that another way to take a step leads anywhere
     concentration: float = 10.0  # how close to V_{k+1} it leads otherwise, as a number of rollouts
+    critic: Any = None  # a `Critic`, whose values are then a part of the prior
+    trust: float = 1.0  # in rollouts beside each step, of the critic's values
     particles: int = 128
     seed: int = 0
 
@@ -78,6 +81,10 @@ class Adaptive:
             for row, others in enumerate(siblings(trajectories)):
                 branches.add(row, 0, others)
                 evidence[row].count(0, others, share_path=True)
+        if self.critic is not None:
+            judged = self.critic.judge(trajectories, self.critic.states(trajectories))
+            for row, (values, _, _) in enumerate(judged):
+                branches.lean(row, values, self.trust)
         rng = np.random.default_rng([self.seed, *(byte for t in trajectories[:1] for byte in t.id.encode())])
         leave = branches.leave()
         budgets = branches.steps * self.rollouts

@@ -70,19 +70,12 @@ class Evidence:
         return bisect_right(self.trajectory.step_ends, same)
 
     def scores(self, block: Block | None, reset: Reset, confidence: float) -> StepScores:
-        """The result, with a Clopper-Pearson interval of each value.
-
-        The reset boundary is before the block or after it; after the last step nothing is left to sample, so that the
-        reset is then before it too.
-        """
+        """The result, with a Clopper-Pearson interval of each value."""
         values = self.values
         last = len(values) - 1
         intervals = [exact(*pair, confidence) for pair in zip(self.sums, self.counts, strict=True)]
         lower, upper = [i.lower for i in intervals], [i.upper for i in intervals]
         lower[last] = upper[last] = values[last]
-        boundary = None
-        if block is not None:
-            boundary = block[1] if reset == "after" and block[1] < last else block[0]
         return StepScores(
             trajectory_id=self.trajectory.id,
             values=values,
@@ -91,10 +84,17 @@ class Evidence:
             upper=tuple(upper),
             advantages=tuple(after - before for before, after in pairwise(values)),
             critical_step=None if block is None else block[0],
-            reset_boundary=boundary,
+            reset_boundary=reset_boundary(block, reset, last),
             tokens=self.tokens,
             rollouts=tuple(self.groups.values()),
         )
+
+
+def reset_boundary(block: Block | None, reset: Reset, last: int) -> int | None:
+    """Before the block or after it; after the last step nothing is left to sample, so that it is then before it too."""
+    if block is None:
+        return None
+    return block[1] if reset == "after" and block[1] < last else block[0]
 
 
 def explore(asks: Sequence[tuple[Evidence, int]], n: int, sample: Sample, *, share_path: bool = False) -> None:
