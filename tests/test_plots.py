@@ -4,7 +4,18 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from gpo.plots import MAX_STEPS, STEP_WIDTH, choose_curves, save, shorten, step_texts, values_figure, write_plots
+from gpo.plots import (
+    MAX_STEPS,
+    STEP_WIDTH,
+    budget_figure,
+    choose_curves,
+    save,
+    shorten,
+    step_texts,
+    training_curves,
+    values_figure,
+    write_plots,
+)
 from gpo.results import summarize
 from gpo.run import Run
 from gpo.types import Completion, Score, Start, StepScores, Trajectory
@@ -20,7 +31,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_plot_is_a_picture_that_is_not_blank(run: Run) -> None:
     written = write_plots(run.files, summarize(run.files))
-    assert {path.name for path in written} == {"accuracy.png", "tokens.png", "values.png"}
+    assert {path.name for path in written} == {
+        f"{name}.png" for name in ("accuracy", "budget", "tokens", "training", "values")
+    }
     for path in written:
         image = imread(path)
         height, width, _ = image.shape
@@ -75,3 +88,25 @@ def test_any_text_can_be_drawn(tmp_path: Path) -> None:
     figure = values_figure([long_trajectory(3, "\n".join([hostile, "$$", "_^{"]))])
     save(figure, tmp_path / "x.png")
     assert imread(tmp_path / "x.png")[..., :3].min() < 0.1
+
+
+def test_training_is_drawn_by_the_first_reward_that_is_reported_and_a_cut_line_is_left_out(run: Run) -> None:
+    file = run.files.arm("plain") / "training.jsonl"
+    kept = file.read_bytes() if file.exists() else None
+    file.write_text('{"loss": 0.5, "reward": 0.25}\n{"loss": 0.4, "reward": 0.75, "note": "x"}\n{"loss": 0.')
+    try:
+        found = training_curves(run.files)
+    finally:
+        file.write_bytes(kept) if kept is not None else file.unlink()
+    assert found is not None
+    assert found[0] == "reward"
+    assert found[1]["plain"] == [0.25, 0.75]
+
+
+def test_accuracy_stands_over_the_tokens_of_its_arm_and_the_base_model_over_none(run: Run) -> None:
+    results = summarize(run.files)
+    axes = budget_figure(results).axes[0]
+    places = {c.get_label(): c.lines[0].get_xdata()[0] for c in axes.containers}
+    spent = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
+    assert places["base"] == 0
+    assert all(abs(places[name] - tokens) < 0.03 * max(spent.values()) for name, tokens in spent.items())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from gpo.results import STAGES, ModelResults, Results
 from gpo.store import replacing
 from gpo.types import StepScores, Trajectory
 
-COLORS = ("#666666", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito
-STAGE_COLORS = ("#BBBBBB", "#D55E00", "#0072B2")
+COLORS = ("#7F7F7F", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito
+MARKERS = "osD^vP*"
+STAGE_COLORS = ("#999999", "#D55E00", "#0072B2")
+STAGE_HATCHES = ("", "///", "...")
+REWARDS = ("reward", "rewards/margins", "rewards/accuracies", "loss")  # the first that a method reports is drawn
 PANELS = 4  # trajectories in values.png
 MAX_STEPS = 24  # of a panel; more are cut off around the critical step
 STEP_WIDTH = 46  # characters of a step's text
@@ -25,14 +30,23 @@ STEP_WIDTH = 46  # characters of a step's text
 
 def write_plots(files: RunDirectory, results: Results) -> list[Path]:
     """Write the plots that the run directory has data for; their paths."""
-    figures = {"tokens.png": tokens_figure(results)}
-    if results.models:
-        figures["accuracy.png"] = accuracy_figure(results)
+    figures = {f"{name}.png": figure for name, figure in run_figures(files, results).items()}
     if curves := choose_curves(files):
         figures["values.png"] = values_figure(curves)
     for name, figure in figures.items():
         save(figure, files.plots / name)
     return [files.plots / name for name in figures]
+
+
+def run_figures(files: RunDirectory, results: Results) -> dict[str, Figure]:
+    """The plots of a run as a whole that it has data for, by name."""
+    figures = {"tokens": tokens_figure(results)}
+    if results.models:
+        figures["accuracy"] = accuracy_figure(results)
+        figures["budget"] = budget_figure(results)
+    if curves := training_curves(files):
+        figures["training"] = training_figure(*curves)
+    return figures
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -59,8 +73,10 @@ def accuracy_figure(results: Results) -> Figure:
         ]
         color = COLORS[i % len(COLORS)]
         label = f"{model.name}  {values[0]:.1f} %{_against(model)}"
-        axes.errorbar(values, place, xerr=errors, fmt="o", ms=4, capsize=2, lw=1.2, color=color, label=label)
-    axes.axhspan(-0.5, 0.5, color="#F2F2F2", zorder=0)
+        axes.errorbar(
+            values, place, xerr=errors, fmt=MARKERS[i % len(MARKERS)], ms=4, capsize=2, lw=1.2, color=color, label=label
+        )
+    axes.axhspan(-0.5, 0.5, color="#808080", alpha=0.12, lw=0, zorder=0)
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -68,10 +84,10 @@ def accuracy_figure(results: Results) -> Figure:
     axes.set_xlabel("accuracy in %, with 95% intervals over questions")
     title = f"{results.questions} test questions, {results.samples} samples each"
     axes.set_title(title + (f"\n{results.test_questions}" if results.test_questions else ""), fontsize=10)
-    axes.grid(axis="x", color="#DDDDDD", lw=0.6)
+    axes.grid(axis="x", color="#80808055", lw=0.6)
     axes.set_axisbelow(True)
     for row in range(1, len(rows)):
-        axes.axhline(row - 0.5, color="#EEEEEE", lw=0.8)
+        axes.axhline(row - 0.5, color="#80808033", lw=0.8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _bare(axes)
     return figure
@@ -92,9 +108,9 @@ def tokens_figure(results: Results) -> Figure:
     axes = figure.subplots()
     for i, arm in enumerate(results.arms):
         left = 0
-        for stage, color in zip(STAGES, STAGE_COLORS, strict=True):
+        for stage, color, hatch in zip(STAGES, STAGE_COLORS, STAGE_HATCHES, strict=True):
             tokens = arm.tokens[stage]
-            axes.barh(i, tokens, left=left, color=color, height=0.6, label=stage if i == 0 else None)
+            axes.barh(i, tokens, left=left, color=color, height=0.6, hatch=hatch, label=stage if i == 0 else None)
             left += tokens
         axes.text(left, i, f"  {left:,}", va="center", fontsize=8)
     budget = max((arm.budget for arm in results.arms), default=0)
@@ -104,6 +120,67 @@ def tokens_figure(results: Results) -> Figure:
     axes.set_xlim(0, max(1, budget) * 1.16)
     axes.set_xlabel("sampled tokens")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _bare(axes)
+    return figure
+
+
+def budget_figure(results: Results) -> Figure:
+    """Accuracy of every model over the tokens that were sampled for it; those of an evaluation are no part of them."""
+    spent = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
+    figure = Figure(figsize=(8, 3.6), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for i, model in enumerate(results.models):
+        percents = [100 * value for value in (model.overall.estimate, model.overall.lower, model.overall.upper)]
+        error = [[max(0.0, percents[0] - percents[1])], [max(0.0, percents[2] - percents[0])]]
+        # Arms that spent the same would hide each other's intervals.
+        shift = (i - len(results.models) / 2) * 0.008 * max(1, *spent.values())
+        place = spent[model.name] + shift if model.name in spent else 0
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        axes.errorbar([place], [percents[0]], yerr=error, fmt=marker, ms=6, capsize=3, color=color, label=model.name)
+    axes.set_xlim(left=-0.03 * max(1, *spent.values()))
+    axes.set_xlabel("tokens sampled to train the model; arms that spent the same stand side by side")
+    axes.set_ylabel("accuracy in %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(color="#80808055", lw=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _bare(axes)
+    return figure
+
+
+def training_curves(files: RunDirectory) -> tuple[str, dict[str, list[float]]] | None:
+    """The reward that training reported at each step, by arm, and its name; None if there is none."""
+    rows = {arm: _metrics(files.arm(arm) / "training.jsonl") for arm in files.arms()}
+    for name in REWARDS:
+        curves = {arm: [row[name] for row in found if name in row] for arm, found in rows.items()}
+        if curves := {arm: values for arm, values in curves.items() if values}:
+            return name, curves
+    return None
+
+
+def _metrics(file: Path) -> list[dict[str, float]]:
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with suppress(ValueError):  # cut by a kill
+            row = json.loads(line)
+            rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})
+    return rows
+
+
+def training_figure(name: str, curves: dict[str, list[float]]) -> Figure:
+    """What training reported, step by step, as a moving mean over a tenth of the longest arm."""
+    figure = Figure(figsize=(8, 3.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    width = max(1, max(map(len, curves.values())) // 10)
+    for i, (arm, values) in enumerate(curves.items(), 1):  # colours and markers as in the other plots
+        means = [sum(part) / len(part) for k in range(len(values)) if (part := values[max(0, k + 1 - width) : k + 1])]
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        axes.plot(range(1, len(means) + 1), means, color=color, marker=marker, markevery=0.12, ms=4, lw=1.3, label=arm)
+    axes.set_xlabel("step of training")
+    axes.set_ylabel(f"{name}, mean of {width} steps" if width > 1 else name)
+    axes.grid(color="#80808055", lw=0.6)
+    axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     _bare(axes)
     return figure
@@ -162,17 +239,21 @@ def _draw_curve(axes: Any, trajectory: Trajectory, score: StepScores) -> None:
     axes.set_ylim(last + 0.2, first - 0.2)
     axes.set_xlim(-0.03, 1.03)
     axes.set_title(f"{shorten(trajectory.start.problem_id)}, {trajectory.score.verdict}", fontsize=8)
-    axes.grid(axis="x", color="#DDDDDD", lw=0.6)
+    axes.grid(axis="x", color="#80808055", lw=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=7)
     _bare(axes)
 
 
+def text_lines(trajectory: Trajectory) -> list[str] | None:
+    """The lines of a response from the question; None where they are not its steps."""
+    lines = [line for line in trajectory.completion.text.split("\n") if line.strip()]
+    return lines if len(lines) == len(trajectory.step_ends) else None
+
+
 def step_texts(trajectory: Trajectory) -> list[str]:
     """The lines of the response where they are its steps; numbers where it was cut otherwise."""
-    steps = len(trajectory.step_ends)
-    lines = [line for line in trajectory.completion.text.split("\n") if line.strip()]
-    return lines if len(lines) == steps else [f"step {k + 1}" for k in range(steps)]
+    return text_lines(trajectory) or [f"step {k + 1}" for k in range(len(trajectory.step_ends))]
 
 
 def shorten(text: str) -> str:

@@ -1,0 +1,185 @@
+"""What a report reads of a run directory: searched trajectories as text, and what was sampled afresh from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import isnan
+from typing import Any
+
+from gpo.directory import RunDirectory
+from gpo.errors import ConfigError, DataError, GPOError
+from gpo.plots import text_lines
+from gpo.statistics import Interval, exact
+from gpo.types import Group, Problem, StepScores, Trajectory
+
+Block = tuple[int, int]  # two boundaries between which no value is known
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One trajectory, what a search says of it, and rollouts from its boundaries."""
+
+    problem: Problem
+    trajectory: Trajectory
+    steps: tuple[str, ...]  # (K,) texts
+    scores: StepScores | None  # None where nothing was searched
+    search: dict[int, tuple[Trajectory, ...]] = field(default_factory=dict)  # by boundary; the values come from these
+    fresh: dict[int, tuple[Trajectory, ...]] = field(default_factory=dict)  # sampled after the search had chosen
+
+    @property
+    def critical(self) -> int | None:
+        return None if self.scores is None else self.scores.critical_step
+
+    @property
+    def gain(self) -> float | None:
+        """The advantage of the critical step as the search saw it; the largest of several noisy ones is too large."""
+        if self.scores is None or self.critical is None or isnan(self.scores.advantages[self.critical]):
+            return None
+        return self.scores.advantages[self.critical]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Neighbouring boundaries with a value. Most blocks are one step."""
+        values = () if self.scores is None else self.scores.values
+        return list(pairwise(k for k, value in enumerate(values) if not isnan(value)))
+
+    def fresh_value(self, boundary: int) -> Interval:
+        """The value of a boundary by rollouts that had no part in the choice of the critical step; NaN without any.
+
+        The last value is the observed reward, which needs no samples.
+        """
+        rewards = [t.score.value for t in self.fresh.get(boundary, ()) if t.score.value is not None]
+        return exact(sum(rewards), len(rewards))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run as a report shows it."""
+
+    files: RunDirectory
+    config: dict[str, Any]
+    arm: str | None  # whose search is shown; None where no arm has searched
+    problems: dict[str, Problem]
+    first: list[Group]  # rollouts from the questions, which no search has chosen
+    searched: list[Searched]
+
+    def success(self, problem_id: str) -> list[float]:
+        """Rewards of the first rollouts of a question."""
+        return self._rewards.get(problem_id, [])
+
+    @cached_property
+    def _rewards(self) -> dict[str, list[float]]:
+        return {
+            group.start.problem_id: [t.score.value for t in group.trajectories if t.score.value is not None]
+            for group in self.first
+        }
+
+
+def read_run(files: RunDirectory, arm: str | None = None) -> Reading:
+    """Read the trajectories that an arm has searched; where none has, the first one of each question.
+
+    Args:
+        arm: None takes the first arm whose search has values, `gpo` before the others.
+
+    Raises:
+        ConfigError: this is no run directory, or it has no such arm.
+        DataError: nothing was sampled yet, or a file cannot be used.
+    """
+    config = files.config()
+    first = files.rollouts.read()
+    problems = {problem.id: problem for problem in files.problems("train") or ()}
+    if not first:
+        raise DataError(f"{files.path} has no trajectories yet. Sample some: gpo rollout {files.path}")
+    if missing := {group.start.problem_id for group in first} - problems.keys():
+        raise DataError(f"{files.path}: problem {min(missing)!r} of rollouts.jsonl is not in problems.jsonl.")
+    name, scores = choose_arm(files, arm)
+    texts = Texts(files)
+    if name is None:
+        rest = [group.trajectories[0] for group in first if group.trajectories]
+        return Reading(
+            files,
+            config,
+            None,
+            problems,
+            first,
+            [Searched(problems[t.start.problem_id], t, texts(t), None) for t in rest],
+        )
+    trajectories = {t.id: t for group in first for t in group.trajectories}
+    fresh = rollouts_by_start(group for each in files.arms() for group in files.resets(each).read())
+    searched = []
+    for score in scores:
+        if score.trajectory_id not in trajectories:
+            raise DataError(f"{files.path}: searched trajectory {score.trajectory_id!r} is not in rollouts.jsonl.")
+        trajectory = trajectories[score.trajectory_id]
+        own = rollouts_by_start(score.rollouts)
+        starts = [trajectory.prefix(k).token_ids for k in range(len(trajectory.boundaries))]
+        searched.append(
+            Searched(
+                problems[trajectory.start.problem_id],
+                trajectory,
+                texts(trajectory),
+                score,
+                {k: own[start] for k, start in enumerate(starts) if start in own},
+                {k: fresh[start] for k, start in enumerate(starts) if start in fresh},
+            )
+        )
+    return Reading(files, config, name, problems, first, searched)
+
+
+def choose_arm(files: RunDirectory, arm: str | None = None) -> tuple[str | None, list[StepScores]]:
+    """The arm whose search is shown, with its scores.
+
+    Raises:
+        ConfigError: the run has no such arm.
+    """
+    known = files.arms()
+    if arm is not None and arm not in known:
+        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(known)}.")
+    for name in [arm] if arm is not None else sorted(known, key=lambda name: name != "gpo"):
+        scores = files.scores(name).read()
+        if any(not isnan(value) for score in scores for value in score.values[:-1]):
+            return name, scores
+    return None, []
+
+
+def rollouts_by_start(groups: Iterable[Group]) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:
+    found: dict[tuple[int, ...], list[Trajectory]] = defaultdict(list)
+    for group in groups:
+        found[group.start.token_ids].extend(group.trajectories)
+    return {start: tuple(trajectories) for start, trajectories in found.items()}
+
+
+class Texts:
+    """The texts of a trajectory's steps: its lines where they are its steps, else cut with the run's tokenizer."""
+
+    def __init__(self, files: RunDirectory) -> None:
+        self.files = files
+        self.cut: Any = None
+
+    def __call__(self, trajectory: Trajectory) -> tuple[str, ...]:
+        if (lines := text_lines(trajectory)) is not None:
+            return tuple(lines)
+        if self.cut is None:
+            self.cut = self._cutter()
+        texts: Sequence[str] = self.cut(trajectory)
+        return tuple(texts)
+
+    def _cutter(self) -> Any:
+        from gpo.texts import StepTexts
+
+        cutter = StepTexts(self.files)
+        try:
+            cutter.tokenizer  # noqa: B018
+        except (GPOError, OSError, ValueError, ImportError):  # a model that is not here any more
+            return whole_text
+        return cutter
+
+
+def whole_text(trajectory: Trajectory) -> list[str]:
+    """The response as its first step, and no text for the others: where it is cut cannot be known."""
+    steps = len(trajectory.step_ends)
+    return [f"{trajectory.completion.text}\n(all {steps} steps)", *[f"(step {k})" for k in range(2, steps + 1)]]
