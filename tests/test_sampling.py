@@ -8,7 +8,7 @@ import pytest
 
 from gpo.engines.chain import EOS, ChainEngine, ChainTask
 from gpo.errors import ConfigError, DataError
-from gpo.prompting import question_start, render
+from gpo.prompting import question_start
 from gpo.sampling import Sampler, request_seed
 from gpo.segment import Newline
 from gpo.types import Completion, Problem, Request, Score, Start
@@ -152,24 +152,3 @@ def test_the_response_is_decoded_in_one_piece() -> None:
 
     sampler(engine=SplitCharacterEngine(), task=Reader())([Start("0", (0x61,), (0xC3,))], 1)
     assert texts == ["é"]
-
-
-def test_messages_without_a_template_are_lines() -> None:
-    messages = [
-        {"role": "user", "content": "1"},
-        {"role": "assistant", "content": "Y"},
-        {"role": "user", "content": "2"},
-    ]
-    assert ENGINE.tokenizer.decode(render(messages, ENGINE.tokenizer)) == "1\nY\n2\n"
-    assert ENGINE.tokenizer.decode(render([{"role": "user", "content": "2\n"}], ENGINE.tokenizer)) == "2\n"
-
-
-def test_a_chat_template_decides() -> None:
-    class Chat:
-        chat_template = "anything"
-
-        def apply_chat_template(self, messages, **settings) -> list[int]:
-            assert settings == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-            return [len(messages), 9]
-
-    assert render([{"role": "user", "content": "2"}], Chat()) == (1, 9)

@@ -9,18 +9,25 @@ from gpo.types import Message, Problem, Start, Task
 
 
 def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a conversation whose next turn is the model's.
+    """Token ids of a conversation whose next turn is the model's, left open for a prefix to continue.
 
     With a chat template, the template decides (few-shot examples are earlier user and assistant turns). Without one,
-    the contents are joined with newlines and end in a newline, so that the response begins on a line of its own.
+    a question alone stands on lines of its own, and examples make the few-shot form of base models: "Question: ..."
+    and "Answer: ..." with blank lines between, where grading ends an answer that runs on into a next "Question:".
     """
     if getattr(tokenizer, "chat_template", None):
         ids = tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return tuple(ids)
-    text = "\n".join(message["content"] for message in messages)
-    return tuple(tokenizer.encode(text if text.endswith("\n") else text + "\n", add_special_tokens=True))
+    if len(messages) == 1:
+        text = messages[0]["content"].removesuffix("\n") + "\n"
+    else:
+        labels = {"user": "Question: ", "assistant": "Answer: "}
+        ends = {"user": "\n", "assistant": "\n\n"}
+        turns = [labels.get(m["role"], "") + m["content"].strip() + ends.get(m["role"], "\n\n") for m in messages]
+        text = "".join(turns) + "Answer:"
+    return tuple(tokenizer.encode(text, add_special_tokens=True))
 
 
 def question_start(problem: Problem, task: Task, tokenizer: Any) -> Start:

@@ -25,7 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 class ReasoningGym:
     """Questions of one generator. Ids are such as `reasoning_gym/chain_sum/train/17`."""
 
-    name: str = "chain_sum"  # generator
+    generator: str = "chain_sum"
     size: int = 1_000  # questions in each split
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)  # settings of the generator
@@ -36,7 +36,7 @@ class ReasoningGym:
         """Raises: MissingDependency without reasoning-gym; ConfigError if it refuses the name or the settings."""
         rows = self._generator(split)
         return [
-            Problem(f"reasoning_gym/{self.name}/{split}/{i}", rows[i]["question"], str(rows[i]["answer"]))
+            Problem(f"reasoning_gym/{self.generator}/{split}/{i}", rows[i]["question"], str(rows[i]["answer"]))
             for i in range(self.size)
         ]
 
@@ -59,7 +59,9 @@ class ReasoningGym:
         return Score(value, "right" if value == 1.0 else "wrong", answer)
 
     def _generator(self, split: Split) -> Any:
-        return _generator(self.name, self.size, self.seed + SPLITS.index(split) * 1_000_003, tuple(self.config.items()))
+        return _generator(
+            self.generator, self.size, self.seed + SPLITS.index(split) * 1_000_003, tuple(self.config.items())
+        )
 
 
 @lru_cache(maxsize=16)
