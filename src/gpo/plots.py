@@ -28,14 +28,15 @@ MAX_STEPS = 24  # of a panel; more are cut off around the critical step
 STEP_WIDTH = 46  # characters of a step's text
 
 
-def write_plots(files: RunDirectory, results: Results) -> list[Path]:
-    """Write the plots that the run directory has data for; their paths."""
+def write_plots(files: RunDirectory, results: Results, folder: Path | None = None) -> list[Path]:
+    """Write the plots that the run directory has data for, into its own folder if none is given; their paths."""
+    folder = folder or files.plots
     figures = {f"{name}.png": figure for name, figure in run_figures(files, results).items()}
     if curves := choose_curves(files):
         figures["values.png"] = values_figure(curves)
     for name, figure in figures.items():
-        save(figure, files.plots / name)
-    return [files.plots / name for name in figures]
+        save(figure, folder / name)
+    return [folder / name for name in figures]
 
 
 def run_figures(files: RunDirectory, results: Results) -> dict[str, Figure]:
@@ -77,7 +78,7 @@ def accuracy_figure(results: Results) -> Figure:
             values, place, xerr=errors, fmt=MARKERS[i % len(MARKERS)], ms=4, capsize=2, lw=1.2, color=color, label=label
         )
     axes.axhspan(-0.5, 0.5, color="#808080", alpha=0.12, lw=0, zorder=0)
-    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    axes.set_yticks(range(len(rows)), [shorten(name.replace("_", " ")) for name in rows])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-1.5, 101.5)
@@ -114,7 +115,7 @@ def tokens_figure(results: Results) -> Figure:
             left += tokens
         axes.text(left, i, f"  {left:,}", va="center", fontsize=8)
     budget = max((arm.budget for arm in results.arms), default=0)
-    axes.axvline(budget, color="black", lw=1, ls="--", label="budget")
+    axes.axvline(budget, color="#808080", lw=1, ls="--", label="budget")
     axes.set_yticks(range(len(results.arms)), [f"{arm.name} ({arm.estimator})" for arm in results.arms])
     axes.set_ylim(len(results.arms) - 0.5, -0.5)
     axes.set_xlim(0, max(1, budget) * 1.16)

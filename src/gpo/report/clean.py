@@ -25,17 +25,22 @@ def _shown(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
+def html_size(text: str) -> int:
+    """Bytes of a text as HTML."""
+    return len(str(escape(text)).encode())
+
+
 def clip(text: str, size: int) -> str:
     """At most `size` bytes of HTML: the beginning of `visible(text)`, and how much of it is missing."""
     begin = visible(text[:size])
+    if len(text) <= size and html_size(begin) <= size:
+        return begin
     kept, used = len(begin), 0
     for i, character in enumerate(begin):
-        used += len(str(escape(character)).encode())
+        used += html_size(character)
         if used > size:
             kept = i
             break
-    if kept == len(begin) and len(text) <= size:
-        return begin
     return f"{begin[:kept]} … ({len(text):,} characters, cut)"
 
 

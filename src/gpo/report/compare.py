@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from gpo.directory import RunDirectory
 from gpo.errors import DataError
-from gpo.report.looks import Look, load_looks
+from gpo.report.kinds import Kinds
+from gpo.report.reading import Reading, Searched
 from gpo.statistics import Interval, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
 class Critical:
-    """A critical step, found in one or more trajectories of a question."""
+    """A kind of critical step on one question, with the trajectory in which its advantage is largest."""
 
     kind: str
-    text: str
-    look: Look
-    trajectories: int
+    item: Searched
+    trajectories: int  # in which it is critical
+
+    @property
+    def text(self) -> str:
+        return self.item.steps[self.item.critical or 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A question that both runs searched."""
+    """A question in which both runs found critical steps."""
 
-    question: str
     problem_id: str
+    question: str
     before: float  # success of its first rollouts, which no step was chosen by
     after: float
     mended: tuple[Critical, ...]  # critical before, and not any more
@@ -36,7 +40,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Questions in common, the largest change of success first."""
+    """Questions in common, the largest gain of success first."""
 
     before: str
     after: str
@@ -44,73 +48,58 @@ class Comparison:
     questions: int
     changed: tuple[Changed, ...]
 
+    def count(self, what: str) -> int:
+        """All steps that are `mended`, `new` or `kept`."""
+        return sum(len(getattr(row, what)) for row in self.changed)
 
-def compare(before: RunDirectory, after: RunDirectory, looks: Sequence[Look]) -> Comparison:
-    """Compare the critical steps of `before` with those of `after`, whose looks are given.
 
-    Steps are the same if they are of one kind on one question.
+def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
+    """Compare the critical steps of two runs. Steps are the same if they are of one kind on one question.
 
     Raises:
-        DataError: the runs have no question in common.
+        DataError: the runs have no sampled question in common.
     """
-    problems = {p.id: p for p in before.problems("train") or []}
-    same = {
-        p.id: p for p in after.problems("train") or [] if p.id in problems and problems[p.id].question == p.question
-    }
-    first, second = _scores(before), _scores(after)
-    common = [name for name in same if name in first and name in second]
+    common = [
+        name
+        for name, problem in after.problems.items()
+        if name in before.problems and before.problems[name].question == problem.question
+        if before.success(name) and after.success(name)
+    ]
     if not common:
         raise DataError(
-            f"{before.path} and {after.path} have no sampled question in common. "
-            "Compare runs of the same task and seed."
+            f"{before.files.path} and {after.files.path} have no sampled question in common. "
+            "Compare runs of the same task, seed and number of problems."
         )
-    old, new = _critical(load_looks(before)), _critical(looks)
-    changed = []
-    for name in common:
-        if name in old and name in new:
-            old_kinds, new_kinds = old[name], new[name]
-            changed.append(
-                Changed(
-                    question=same[name].question,
-                    problem_id=name,
-                    before=_mean(first[name]),
-                    after=_mean(second[name]),
-                    mended=tuple(step for kind, step in old_kinds.items() if kind not in new_kinds),
-                    new=tuple(step for kind, step in new_kinds.items() if kind not in old_kinds),
-                    kept=tuple(step for kind, step in new_kinds.items() if kind in old_kinds),
-                )
-            )
+    old, new = critical_kinds(before.searched, kinds), critical_kinds(after.searched, kinds)
+    changed = [
+        Changed(
+            problem_id=name,
+            question=after.problems[name].question,
+            before=fmean(before.success(name)),
+            after=fmean(after.success(name)),
+            mended=tuple(step for kind, step in old[name].items() if kind not in new[name]),
+            new=tuple(step for kind, step in new[name].items() if kind not in old[name]),
+            kept=tuple(step for kind, step in new[name].items() if kind in old[name]),
+        )
+        for name in common
+        if name in old and name in new
+    ]
     return Comparison(
-        before=before.path.name,
-        after=after.path.name,
-        difference=paired_difference([first[name] for name in common], [second[name] for name in common]),
+        before=str(before.files.path),
+        after=str(after.files.path),
+        difference=paired_difference([before.success(q) for q in common], [after.success(q) for q in common]),
         questions=len(common),
         changed=tuple(sorted(changed, key=lambda row: row.before - row.after)),
     )
 
 
-def _scores(files: RunDirectory) -> dict[str, list[float | None]]:
-    return {group.start.problem_id: [t.score.value for t in group.trajectories] for group in files.rollouts.read()}
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    graded = [value for value in values if value is not None]
-    return sum(graded) / len(graded) if graded else float("nan")
-
-
-def _critical(looks: Sequence[Look]) -> dict[str, dict[str, Critical]]:
-    """For each question its critical steps by kind; the text is that of the largest advantage."""
+def critical_kinds(searched: Sequence[Searched], kinds: Kinds) -> dict[str, dict[str, Critical]]:
+    """For each question its critical steps by kind."""
     found: dict[str, dict[str, Critical]] = {}
-    for look in looks:
-        step = look.scores.critical_step
-        if step is None:
-            continue
-        kinds = found.setdefault(look.problem.id, {})
-        known = kinds.get(look.kinds[step])
-        kinds[look.kinds[step]] = Critical(
-            kind=look.kinds[step],
-            text=known.text if known else look.steps[step],
-            look=known.look if known else look,
-            trajectories=known.trajectories + 1 if known else 1,
-        )
+    for item in sorted(searched, key=lambda item: -abs(item.gain or 0.0)):
+        if item.critical is not None:
+            kind = kinds(item.steps[item.critical])
+            of_question = found.setdefault(item.problem.id, {})
+            known = of_question.get(kind)
+            of_question[kind] = Critical(kind, known.item if known else item, known.trajectories + 1 if known else 1)
     return found

@@ -1,4 +1,4 @@
-"""Where success is lost: kinds of step by what they cost, where critical steps fall, and how far a search was off.
+"""Where success is lost: kinds of step by what they cost, and how far a search was off.
 
 The advantages of a trajectory sum to R - V_0, so that along a wrong one the success that the model had at the question
 is lost step by step. Of question q with the share w_q of wrong rollouts, a kind of step costs
@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 
 from gpo.report.kinds import JOINED, Kinds
 from gpo.report.reading import Reading, Searched
 from gpo.stages import subtask
 from gpo.statistics import Interval, paired_difference
 
-BINS = 5  # of a trajectory, by position
 RANKED = 15  # kinds in a table
 FEWEST = 2  # questions in the measured half that show a kind
 
@@ -70,7 +68,7 @@ def rank_losses(reading: Reading, kinds: Kinds) -> Losses:
     }
     ranking, measured = halves([items[0] for items in usable.values()])
     by_rank = {kind: _mean(losses[name].get(kind, 0.0) for name in ranking) for kind in examples}
-    found = []
+    found: list[KindLoss] = []
     for kind in sorted(by_rank, key=lambda kind: -by_rank[kind]):
         seen = sum(kind in losses[name] for name in measured)
         if by_rank[kind] > 0 and seen >= FEWEST and len(found) < RANKED:
@@ -121,47 +119,6 @@ def halves(items: Iterable[Searched]) -> tuple[list[str], list[str]]:
         split[turns[name] % 2].append(item.problem.id)
         turns[name] += 1
     return split
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where critical steps fall, beside where all steps are."""
-
-    critical: tuple[float, ...]  # (BINS,) share of critical steps by position, first to last part of the trajectory
-    expected: tuple[float, ...]  # (BINS,) the same if each trajectory's were a step of it drawn at random
-    trajectories: int
-    tokens: float  # median length of critical steps; NaN without any
-    tokens_others: float
-    kinds: tuple[tuple[str, int, float], ...]  # kind, critical steps of that kind, expected at random; commonest first
-
-
-def find_places(searched: Sequence[Searched], kinds: Kinds) -> Places:
-    """Position, kind and length of critical steps. A trajectory of one step has no choice and is left out."""
-    chosen = [item for item in searched if item.critical is not None and len(item.steps) > 1]
-    critical, expected = [0.0] * BINS, [0.0] * BINS
-    counts: Counter[str] = Counter()
-    chances: Counter[str] = Counter()
-    lengths: tuple[list[int], list[int]] = ([], [])
-    for item in chosen:
-        steps = len(item.steps)
-        for k, (begin, end) in enumerate(pairwise(item.trajectory.boundaries)):
-            place = min(BINS - 1, int(BINS * (k + 0.5) / steps))
-            kind = kinds(item.steps[k])
-            expected[place] += 1 / steps
-            chances[kind] += 1 / steps  # type: ignore[assignment]
-            if k == item.critical:
-                critical[place] += 1
-                counts[kind] += 1
-            lengths[k != item.critical].append(end - begin)
-    total = max(1, len(chosen))
-    return Places(
-        tuple(count / total for count in critical),
-        tuple(count / total for count in expected),
-        len(chosen),
-        median(lengths[0]) if lengths[0] else float("nan"),
-        median(lengths[1]) if lengths[1] else float("nan"),
-        tuple((kind, count, chances[kind]) for kind, count in counts.most_common(RANKED)),
-    )
 
 
 @dataclass(frozen=True, slots=True)

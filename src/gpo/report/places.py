@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from gpo.report.looks import Look
+from gpo.report.kinds import Kinds
+from gpo.report.reading import Searched
 from gpo.statistics import Interval, wilson
 
 PARTS = ("first fifth", "second fifth", "third fifth", "fourth fifth", "last fifth")
@@ -24,39 +25,46 @@ class Share:
     chance: float  # of a step that is drawn evenly from each of the same trajectories
 
 
-def by_position(looks: Sequence[Look]) -> list[Share]:
+def with_choice(searched: Sequence[Searched]) -> list[Searched]:
+    """Trajectories with a critical step. One of a single step had no choice and is left out."""
+    return [item for item in searched if item.critical is not None and len(item.steps) > 1]
+
+
+def by_position(searched: Sequence[Searched]) -> list[Share]:
     """Critical steps by the part of the trajectory that the middle of the step is in, counted in steps."""
-    return _shares(looks, PARTS, lambda look, k: min(4, int(5 * (k + 0.5) / len(look.steps))))
+    return _shares(searched, PARTS, lambda item, k: min(4, int(5 * (k + 0.5) / len(item.steps))))
 
 
-def by_length(looks: Sequence[Look]) -> list[Share]:
+def by_length(searched: Sequence[Searched]) -> list[Share]:
     """Critical steps by their tokens, compared with the median step of their trajectory."""
-    return _shares(looks, LENGTHS, _length_class)
+    return _shares(searched, LENGTHS, _length_class)
 
 
-def by_kind(looks: Sequence[Look], least: int = 2) -> list[Share]:
+def by_kind(searched: Sequence[Searched], kinds: Kinds, least: int = 2) -> list[Share]:
     """Critical steps by kind, most above chance first, without those critical less than `least` times."""
-    names = sorted({kind for look in looks for kind in look.kinds})
+    texts = {text for item in with_choice(searched) for text in item.steps}
+    kind_of = {text: kinds(text) for text in texts}
+    names = sorted(set(kind_of.values()))
     index = {name: i for i, name in enumerate(names)}
-    shares = _shares(looks, names, lambda look, k: index[look.kinds[k]])
+    shares = _shares(searched, names, lambda item, k: index[kind_of[item.steps[k]]])
     often = [share for share in shares if share.critical.estimate * share.critical.n >= least - 0.5]
     return sorted(often, key=lambda share: share.chance - share.critical.estimate)
 
 
-def _length_class(look: Look, k: int) -> int:
-    tokens = [end - begin for begin, end in pairwise(look.trajectory.boundaries)]
+def _length_class(item: Searched, k: int) -> int:
+    tokens = [end - begin for begin, end in pairwise(item.trajectory.boundaries)]
     return sum(tokens[k] > share * median(tokens) for share in LENGTH_ENDS)
 
 
-def _shares(looks: Sequence[Look], names: Sequence[str], place: Callable[[Look, int], int]) -> list[Share]:
-    located = [look for look in looks if look.scores.critical_step is not None]
+def _shares(searched: Sequence[Searched], names: Sequence[str], place: Callable[[Searched, int], int]) -> list[Share]:
+    chosen = with_choice(searched)
     hits, chance = [0] * len(names), [0.0] * len(names)
-    for look in located:
-        hits[place(look, look.scores.critical_step or 0)] += 1
-        for k in range(len(look.steps)):
-            chance[place(look, k)] += 1 / len(look.steps)
-    total = max(1, len(located))
+    for item in chosen:
+        hits[place(item, item.critical or 0)] += 1
+        for k in range(len(item.steps)):
+            chance[place(item, k)] += 1 / len(item.steps)
+    total = max(1, len(chosen))
     return [
-        Share(name, wilson(hit, len(located)), expected / total)
+        Share(name, wilson(hit, len(chosen)), expected / total)
         for name, hit, expected in zip(names, hits, chance, strict=True)
     ]

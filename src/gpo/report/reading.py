@@ -158,10 +158,11 @@ class Texts:
 
     def __init__(self, files: RunDirectory) -> None:
         self.files = files
+        self.lines = files.config().get("segmenter", {}).get("name", "newline") == "newline"
         self.cut: Any = None
 
     def __call__(self, trajectory: Trajectory) -> tuple[str, ...]:
-        if (lines := text_lines(trajectory)) is not None:
+        if self.lines and (lines := text_lines(trajectory)) is not None:
             return tuple(lines)
         if self.cut is None:
             self.cut = self._cutter()
