@@ -127,7 +127,11 @@ class RunConfig:
     budget: float = 2.5  # tokens of each arm, as a multiple of the first rollouts' tokens
     locate_share: float = 0.4  # of the budget, at most, for the search
     locate_per_problem: int = 4  # trajectories to search at most
-    reset_rollouts: int = 8  # of each reset start in a round
+    reset_rollouts: int = 8  # of each reset start when its turn comes
+    reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
+    reuse: bool = True  # train on the search's rollouts too
+    rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
+    round_problems: int | None = None  # training problems of each round, in turns; None: all
     test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all
     test_samples: int = 4  # of each test problem
     test_split: Literal["dev", "test"] = "test"  # dev: to choose settings, so that the test questions stay unseen
@@ -142,18 +146,22 @@ class RunConfig:
             "rollouts",
             "locate_per_problem",
             "reset_rollouts",
+            "rounds",
             "test_samples",
             "max_tokens",
             "chunk",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if self.test_problems is not None and self.test_problems < 1:
-            raise ConfigError(f"test_problems is {self.test_problems}, expected at least 1, or none for all.")
+        for name in ("test_problems", "round_problems"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1, or none for all.")
         if not self.budget > 1:
             raise ConfigError(f"budget is {self.budget}, expected more than 1: the first rollouts are part of it.")
         if not 0 < self.locate_share < 1:
             raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
+        if not 0 <= self.reset_fraction <= 1:
+            raise ConfigError(f"reset_fraction is {self.reset_fraction}, expected a share from 0 to 1.")
         if not self.temperature > 0:
             raise ConfigError(f"temperature is {self.temperature}, expected more than 0: rollouts must differ.")
         if not self.arms:
@@ -214,7 +222,7 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: an unknown name, or a text that is not of the setting's type.
     """
-    base = _defaults() if stored is None else stored
+    base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
     if stored is None and left.get("model", EMBEDDED) == EMBEDDED and "method" not in left:
         left.setdefault("method.learning_rate", EMBEDDED_LEARNING_RATE)
@@ -239,6 +247,11 @@ def _defaults() -> dict[str, Any]:
     values = {item.name: getattr(RunConfig(), item.name) for item in fields(RunConfig)}
     values |= {kind: {"name": values[kind]} for kind in COMPONENTS}
     return values | {"arms": {arm: {"name": name} for arm, name in ARMS.items()}}
+
+
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the default of every field that a run of an earlier version did not have."""
+    return _defaults() | dict(stored)
 
 
 def _long(name: str) -> str:

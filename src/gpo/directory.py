@@ -41,24 +41,44 @@ class RunDirectory:
     def rollouts(self) -> Chunks[Group]:
         return Chunks(self.path / "rollouts.jsonl", Group)
 
-    def scores(self, arm: str) -> Chunks[StepScores]:
-        return Chunks(self.arm(arm) / "scores.jsonl", StepScores)
+    def fresh(self, arm: str, number: int) -> Chunks[Group]:
+        """What an arm begins a round with: rollouts from the questions. Those of the first round are of all arms."""
+        return self.rollouts if number == 1 else Chunks(self.arm(arm, number) / "rollouts.jsonl", Group)
 
-    def resets(self, arm: str) -> Chunks[Group]:
-        return Chunks(self.arm(arm) / "resets.jsonl", Group)
+    def scores(self, arm: str, number: int = 1) -> Chunks[StepScores]:
+        return Chunks(self.arm(arm, number) / "scores.jsonl", StepScores)
+
+    def resets(self, arm: str, number: int = 1) -> Chunks[Group]:
+        return Chunks(self.arm(arm, number) / "resets.jsonl", Group)
+
+    def more(self, arm: str, number: int = 1) -> Chunks[Group]:
+        """Rollouts from the questions beside the resets, where these do not take all that is left."""
+        return Chunks(self.arm(arm, number) / "more.jsonl", Group)
 
     def evaluation(self, name: str) -> Chunks[Group]:
         """Answers to the test questions by the model of an arm, or by `base`."""
         return Chunks(self.path / "evaluation" / f"{name}.jsonl", Group)
 
-    def arm(self, arm: str) -> Path:
-        return self.path / "arms" / arm
+    def arm(self, arm: str, number: int = 1) -> Path:
+        """The folder of an arm, which is that of its first round, or of a later round."""
+        folder = self.path / "arms" / arm
+        return folder if number == 1 else folder / "rounds" / str(number)
+
+    def rounds(self, arm: str) -> list[int]:
+        """The rounds that an arm has begun, from 1."""
+        later = (self.arm(arm) / "rounds").glob("*")
+        return [1, *sorted(int(folder.name) for folder in later)]
 
     def model(self, arm: str) -> Path:
+        """The model of the last round."""
         return self.arm(arm) / "model"
 
-    def pairs(self, arm: str) -> Path:
-        return self.arm(arm) / "pairs.jsonl"
+    def checkpoint(self, arm: str, number: int) -> Path:
+        """The model after a round that is not the last one."""
+        return self.arm(arm) / "checkpoints" / str(number)
+
+    def pairs(self, arm: str, number: int = 1) -> Path:
+        return self.arm(arm, number) / "pairs.jsonl"
 
     @property
     def results(self) -> Path:
@@ -72,10 +92,12 @@ class RunDirectory:
         """The names of the arms, in their order."""
         return list(self.config()["arms"])
 
-    def groups(self, arm: str) -> list[Group]:
-        """Everything an arm has sampled: first rollouts, search and resets."""
-        searched = [group for score in self.scores(arm).read() for group in score.rollouts]
-        return [*self.rollouts.read(), *searched, *self.resets(arm).read()]
+    def groups(self, arm: str, number: int = 1, *, search: bool = True) -> list[Group]:
+        """Everything an arm has sampled in a round: rollouts from the questions, search (if `search`) and resets."""
+        scores = self.scores(arm, number).read() if search else []
+        searched = [group for score in scores for group in score.rollouts]
+        more = self.more(arm, number).read()
+        return [*self.fresh(arm, number).read(), *searched, *self.resets(arm, number).read(), *more]
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration.

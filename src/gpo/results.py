@@ -73,7 +73,7 @@ def summarize(files: RunDirectory) -> Results:
         subtasks.setdefault(subtask(problems[group.start.problem_id]), []).append(i)
     references = [name for name in (BASE, arms[0]) if name in evaluated]
     sources = {str(problem.metadata.get("source", "")) for problem in problems.values()}
-    budget = round(config["budget"] * tokens_of(first))
+    budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)
     return Results(
         task=config["task"]["name"],
         model=config["model"],
@@ -89,19 +89,26 @@ def summarize(files: RunDirectory) -> Results:
 
 
 def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], budget: int) -> ArmResults:
-    scores, resets = files.scores(arm).read(), files.resets(arm).read()
-    pairs = files.pairs(arm)
+    numbers = files.rounds(arm)
+    scores = [files.scores(arm, number).read() for number in numbers]
+    resets = [files.resets(arm, number).read() for number in numbers]
+    asked = sum(tokens_of(files.fresh(arm, number).read()) for number in numbers if number > 1)
+    asked += sum(tokens_of(files.more(arm, number).read()) for number in numbers)
+    spent = (
+        tokens_of(first) + asked,
+        sum(score.tokens for found in scores for score in found),
+        sum(map(tokens_of, resets)),
+    )
+    pairs = [path.read_text(encoding="utf-8") for n in numbers if (path := files.pairs(arm, n)).exists()]
     return ArmResults(
         name=arm,
         estimator=estimator,
-        tokens=dict(
-            zip(STAGES, (tokens_of(first), sum(score.tokens for score in scores), tokens_of(resets)), strict=True)
-        ),
+        tokens=dict(zip(STAGES, spent, strict=True)),
         budget=budget,
-        located=len(scores),
-        critical=sum(score.critical_step is not None for score in scores),
-        reset_starts=len({group.start.token_ids for group in resets}),
-        pairs=len(pairs.read_text(encoding="utf-8").splitlines()) if pairs.exists() else None,
+        located=sum(map(len, scores)),
+        critical=sum(score.critical_step is not None for found in scores for score in found),
+        reset_starts=sum(len({group.start.token_ids for group in groups}) for groups in resets),
+        pairs=sum(len(text.splitlines()) for text in pairs) if pairs else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import time
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.config import RunConfig, Spec, describe, differences, made, model_path, resolve
+from gpo.config import RunConfig, describe, differences, made, model_path, resolve, with_defaults
 from gpo.directory import BASE, Progress, RunDirectory
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.pairs import Pair, build_pairs, read_pairs, write_pairs
 from gpo.results import Results, summarize, write_results
+from gpo.rounds import questions_of, training_start, trains_on_pairs, write_rounds
 from gpo.sampling import Sampler, question_start
 from gpo.stages import (
     evenly,
@@ -30,7 +30,7 @@ from gpo.stages import (
     tokens_of,
 )
 from gpo.store import Chunks, locked, to_json, write_json
-from gpo.types import Engine, Group, Problem, Split, StepScores, Task
+from gpo.types import Engine, Group, Problem, Split, Start, StepScores, Task
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
 SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs
@@ -39,6 +39,8 @@ PAIR_SETTINGS = ("pairs_per_start", "pairs_per_problem", "max_pairs", "truncated
 
 class Run:
     """The stages on one run directory. A stage does what is left of it, and what is missing before it.
+
+    With several `rounds` each goes on with the model that the one before has trained; `train` goes through all of them.
 
     Args:
         directory: made if it is not there.
@@ -59,13 +61,14 @@ class Run:
         self.on_progress = on_progress
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
+        self._spent: dict[tuple[str, int], int] = {}  # tokens of rounds that are over
         self._holding = False
         stored = self.files.config() if config is None else self.files.config_or_none()
         self.config = resolve({}, stored) if config is None else config
         self.described = json.loads(json.dumps(to_json(describe(self.config))))
         if stored is None:
             write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
-        elif changed := differences(stored, self.described):
+        elif changed := differences(with_defaults(stored), self.described):
             raise ConfigError(
                 f"{self.files.path} was made with other settings: {'; '.join(changed[:3])}. "
                 "Leave these as they were, or choose another run directory."
@@ -107,22 +110,26 @@ class Run:
                 raise DataError(f"The task has no {name} problems. Choose another task or another path.")
         self.files.write_problems(chosen)
 
-    def rollout(self) -> list[Group]:
-        """Rollouts from the training questions, the same for all arms."""
+    def rollout(self, arm: str | None = None, number: int = 1) -> list[Group]:
+        """Rollouts from the questions of a round; those of the first round are the same for all arms."""
         with self._held():
-            return self._ask("rollout", self.files.rollouts, "train", self.config.rollouts)
+            if arm is None or number == 1:
+                file, checkpoint = self.files.rollouts, None
+            else:
+                file, checkpoint = self.files.fresh(arm, number), self._sampled_by(arm, number)
+            problems = questions_of(self.problems("train"), self.config.round_problems, number)
+            return self._ask(_stream("rollout", number), file, problems, self.config.rollouts, arm, checkpoint)
 
-    def locate(self, arm: str) -> list[StepScores]:
+    def locate(self, arm: str, number: int = 1) -> list[StepScores]:
         """Search trajectories for their critical steps until the search's share of the budget is spent."""
         with self._held():
-            first, estimator = (
-                self.rollout(),
-                made("estimator", self._estimator(arm), model=model_path(self.config.model)),
-            )
-            scores = self.files.scores(arm)
+            first, checkpoint = self.rollout(arm, number), self._sampled_by(arm, number)
+            model = model_path(self.config.model) if checkpoint is None else str(checkpoint)
+            estimator = made("estimator", self._estimator(arm), model=model)
+            scores = self.files.scores(arm, number)
             found = scores.read()
             candidates = to_search(first, self.config.locate_per_problem)
-            limit = round(self.config.locate_share * self.budget(first))
+            limit = round(self.config.locate_share * self.allowance(arm, number))
             while True:
                 searched = candidates[: len(found)]
                 batch = next_searches(
@@ -135,9 +142,9 @@ class Run:
                 )
                 if not batch:
                     break
-                with self._piece("locate", arm) as report:
+                with self._piece("locate", arm, number) as report:
                     # The number of the first trajectory names the chunk.
-                    sampler = self._sampler(f"locate/{arm}/{len(found)}", "train")
+                    sampler = self._sampler(f"{_stream('locate', number)}/{arm}/{len(found)}", "train", checkpoint)
                     new = estimator(batch, sampler)
                     _check_scores(new, batch, sampler.tokens)
                     scores.append(new)
@@ -148,50 +155,81 @@ class Run:
                     report(len(found), max(len(found), min(paid, len(candidates))), "trajectories", sampler.tokens)
             return found
 
-    def reset(self, arm: str) -> list[Group]:
-        """Rollouts from the reset boundaries, round after round, until the arm's budget is spent.
+    def reset(self, arm: str, number: int = 1) -> list[Group]:
+        """Rollouts from the reset boundaries, in turns, until the arm's budget is spent.
 
-        An arm whose estimator resets nowhere spends its budget on the questions.
+        An arm whose estimator resets nowhere spends its budget on the questions, as every arm does with what
+        `reset_fraction` leaves.
         """
         with self._held():
-            first, scores = self.rollout(), self.locate(arm)
-            file = self.files.resets(arm)
-            groups = file.read()
+            first, scores = self.rollout(arm, number), self.locate(arm, number)
             known = [*first, *(group for score in scores for group in score.rollouts)]
             trajectories = [trajectory for group in first for trajectory in group.trajectories]
-            starts = reset_starts(scores, trajectories) or [group.start for group in first]
-            budget = self.budget(first) - tokens_of(first) - sum(score.tokens for score in scores)
-            most = max(1, self.config.chunk // self.config.reset_rollouts)
-            while True:
-                empty = {group.start.token_ids for group in groups if not tokens_of([group])}
-                usable = [start for start in starts if start.token_ids not in empty]
-                lengths = expected_lengths(usable, [*known, *groups])
-                left = budget - tokens_of(groups)
-                batch, n = next_resets(
-                    usable, lengths, done=len(groups), left=left, n=self.config.reset_rollouts, most=most
-                )
-                if not batch:
-                    return groups
-                with self._piece("reset", arm) as report:
-                    sampler = self._sampler(f"reset/{arm}/{len(groups)}", "train")
-                    new = sampler(batch, n)
-                    file.append(new)
-                    groups += new
-                    report(min(tokens_of(groups), budget), budget, "tokens", sampler.tokens)
+            questions = [group.start for group in first]
+            starts = reset_starts(scores, trajectories) or questions
+            budget = self.allowance(arm, number)
+            left = budget - tokens_of(first) - sum(score.tokens for score in scores)
+            at_most = min(left, round(self.config.reset_fraction * budget))
+            groups = self._fill("reset", self.files.resets(arm, number), arm, number, starts, at_most, known)
+            if self.config.reset_fraction < 1:
+                known, left = [*known, *groups], left - tokens_of(groups)
+                groups = groups + self._fill("more", self.files.more(arm, number), arm, number, questions, left, known)
+            return groups
+
+    def _fill(
+        self,
+        stage: str,
+        file: Chunks[Group],
+        arm: str,
+        number: int,
+        starts: Sequence[Start],
+        budget: int,
+        known: Sequence[Group],
+    ) -> list[Group]:
+        """Rollouts from these starts in turns until the tokens of a budget are spent."""
+        groups, checkpoint = file.read(), self._sampled_by(arm, number)
+        most = max(1, self.config.chunk // self.config.reset_rollouts)
+        while True:
+            empty = {group.start.token_ids for group in groups if not tokens_of([group])}
+            usable = [start for start in starts if start.token_ids not in empty]
+            lengths = expected_lengths(usable, [*known, *groups])
+            left = budget - tokens_of(groups)
+            batch, n = next_resets(
+                usable, lengths, done=len(groups), left=left, n=self.config.reset_rollouts, most=most
+            )
+            if not batch:
+                return groups
+            with self._piece("reset", arm, number) as report:
+                sampler = self._sampler(f"{_stream(stage, number)}/{arm}/{len(groups)}", "train", checkpoint)
+                new = sampler(batch, n)
+                file.append(new)
+                groups += new
+                report(min(tokens_of(groups), budget), budget, "tokens", sampler.tokens)
 
     def budget(self, first: Sequence[Group]) -> int:
-        """Tokens that every arm may sample, the first rollouts included."""
+        """Tokens that every arm may sample in a round, the first rollouts included."""
         return round(self.config.budget * tokens_of(first))
 
-    def build(self, arm: str) -> list[Pair]:
-        """Preference pairs of everything that the arm has sampled."""
+    def allowance(self, arm: str, number: int) -> int:
+        """Tokens that an arm may sample in a round: as many as in the first, plus what earlier ones left."""
+        spent = 0
+        for earlier in range(1, number):
+            if (arm, earlier) not in self._spent:
+                searched = sum(score.tokens for score in self.files.scores(arm, earlier).read())
+                sampled = tokens_of(self.files.groups(arm, earlier, search=False))
+                self._spent[arm, earlier] = searched + sampled
+            spent += self._spent[arm, earlier]
+        return number * self.budget(self.rollout()) - spent
+
+    def build(self, arm: str, number: int = 1) -> list[Pair]:
+        """Preference pairs of everything that the arm has sampled in a round."""
         with self._held():
             self._estimator(arm)
-            path = self.files.pairs(arm)
+            path = self.files.pairs(arm, number)
             if path.exists():
                 return read_pairs(path)
-            self.reset(arm)
-            with self._piece("build", arm) as report:
+            self.reset(arm, number)
+            with self._piece("build", arm, number) as report:
                 method = self.described["method"]
                 settings = {key: method[key] for key in PAIR_SETTINGS if key in method}
                 prefix_in = settings.pop("prefix_in", "prompt")
@@ -202,11 +240,11 @@ class Run:
                     "seed": self.config.seed,
                 }
                 pairs = build_pairs(
-                    self.files.groups(arm),
-                    self.engine().tokenizer,
-                    scores=self.files.scores(arm).read(),
+                    self.files.groups(arm, number, search=self.config.reuse),
+                    self.engine(self._sampled_by(arm, number)).tokenizer,
+                    scores=self.files.scores(arm, number).read(),
                     seed=method.get("seed", self.config.seed),
-                    provenance=origin,
+                    provenance=origin if number == 1 else {**origin, "round": number},
                     **settings,
                 )
                 write_pairs(pairs, path, prefix_in)
@@ -214,30 +252,49 @@ class Run:
             return pairs
 
     def train(self, arm: str) -> Path:
-        """Train the arm's model; the directory of its checkpoint."""
+        """Train the arm's model, round after round; the directory of the last checkpoint."""
         with self._held():
             self._estimator(arm)
-            model, unfinished = self.files.model(arm), self.files.arm(arm) / "unfinished"
-            if not model.exists():
-                pairs = self.build(arm)
-                with self._piece("train", arm) as report:
-                    self._engine = None  # makes room
-                    method = made(
-                        "method",
-                        self.config.method,
-                        **self._policy(),
-                        work_dir=unfinished,
-                        metrics_path=self.files.arm(arm) / "training.jsonl",
-                        on_step=lambda row: self._tell("train", arm, round(row["step"]), round(row["steps"]), "steps"),
-                    )
-                    preference = hasattr(method, "update_pairs")
-                    metrics = method.update_pairs(pairs) if preference else method.update(self.files.groups(arm))
-                    write_json(self.files.arm(arm) / "training.json", metrics)
-                    method.save(model)
-                    steps = round(metrics.get("steps", 1))
-                    report(steps, steps, "steps", 0)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            return model
+            for number in range(1, self.config.rounds + 1):
+                if number > self.trained(arm):
+                    self._train(arm, number)
+            if self.config.rounds > 1:
+                write_rounds(self.files, arm)
+            for leftover in ("unfinished", "checkpoints"):
+                shutil.rmtree(self.files.arm(arm) / leftover, ignore_errors=True)
+            return self.files.model(arm)
+
+    def trained(self, arm: str) -> int:
+        """The last round whose model is there; 0 before the first."""
+        if self.files.model(arm).exists():
+            return self.config.rounds
+        return max((n for n in self.files.rounds(arm) if self.files.checkpoint(arm, n).exists()), default=0)
+
+    def _train(self, arm: str, number: int) -> None:
+        """What one round samples, and an update on it."""
+        on_pairs = trains_on_pairs(self.config.method)
+        pairs = self.build(arm, number) if on_pairs else []
+        self.reset(arm, number)
+        with self._piece("train", arm, number) as report:
+            self._engine = None  # makes room
+            method = training_start(
+                self.config,
+                self._sampled_by(arm, number),
+                work_dir=self.files.arm(arm) / "unfinished",
+                metrics_path=self.files.arm(arm) / "training.jsonl",
+                on_step=lambda row: self._tell("train", arm, round(row["step"]), round(row["steps"]), "steps"),
+            )
+            if hasattr(method, "updates"):
+                method.updates = number - 1  # counts over rounds; a method's random numbers may depend on it
+            groups = [] if on_pairs else self.files.groups(arm, number, search=self.config.reuse)
+            metrics = method.update_pairs(pairs) if on_pairs else method.update(groups)
+            write_json(self.files.arm(arm, number) / "training.json", metrics)
+            last = number == self.config.rounds
+            method.save(self.files.model(arm) if last else self.files.checkpoint(arm, number))
+            # A later checkpoint stands for the earlier ones, which would fill the disk.
+            shutil.rmtree(self.files.checkpoint(arm, number - 1), ignore_errors=True)
+            steps = round(metrics.get("steps", 1))
+            report(steps, steps, "steps", 0)
 
     def evaluate(self, name: str = BASE) -> list[Group]:
         """Sample the test questions with an arm's model, or with the model before training (`base`).
@@ -247,7 +304,7 @@ class Run:
         with self._held():
             checkpoint = None if name == BASE else self.train(name)
             file, n = self.files.evaluation(name), self.config.test_samples
-            return self._ask("evaluate", file, "test", n, arm=name, checkpoint=checkpoint)
+            return self._ask("evaluate", file, self.problems("test"), n, name, checkpoint)
 
     def report(self) -> Results:
         """Tables and plots of what is there."""
@@ -275,14 +332,9 @@ class Run:
             self._engine = (checkpoint, engine)
         return self._engine[1]
 
-    def _policy(self) -> dict[str, Any]:
-        """What a method begins with: the engine's model, as a path or as a copy that training may change."""
-        engine = self.config.engine
-        if isinstance(engine, str):
-            return {"model": model_path(self.config.model)}
-        if isinstance(engine, Spec):
-            return {"model": engine.settings.get("model") or model_path(self.config.model)}
-        return {name: copy.deepcopy(getattr(engine, name)) for name in ("model", "tokenizer") if hasattr(engine, name)}
+    def _sampled_by(self, arm: str, number: int) -> Path | None:
+        """The checkpoint that samples in a round; None for the model before training."""
+        return None if number == 1 else self.files.checkpoint(arm, number - 1)
 
     def _estimator(self, arm: str) -> Any:
         if arm not in self.config.arms:
@@ -290,7 +342,9 @@ class Run:
         return self.config.arms[arm]
 
     def _sampler(self, stream: str, split: Split, checkpoint: Path | None = None) -> Sampler:
-        # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it.
+        # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it; those of all that
+        # is sampled are the behaviour policy's of an online method.
+        wanted = "rollout/" in stream or (split == "train" and not trains_on_pairs(self.config.method))
         return Sampler(
             self.engine(checkpoint),
             self.task,
@@ -300,26 +354,26 @@ class Run:
             max_tokens=self.config.max_tokens,
             seed=self.config.seed,
             stream=stream,
-            logprobs=stream.startswith("rollout/"),
+            logprobs=wanted,
         )
 
     def _ask(
         self,
-        stage: str,
+        stream: str,
         file: Chunks[Group],
-        split: Split,
+        problems: Sequence[Problem],
         n: int,
-        *,
-        arm: str | None = None,
-        checkpoint: Path | None = None,
+        arm: str | None,
+        checkpoint: Path | None,
     ) -> list[Group]:
-        """n rollouts from every question of a split."""
-        problems, groups = self.problems(split), file.read()
-        size = max(1, self.config.chunk // n)
+        """n rollouts from every question."""
+        groups, size = file.read(), max(1, self.config.chunk // n)
+        stage = stream.rpartition("/")[2]
         while len(groups) < len(problems):
             with self._piece(stage, arm) as report:
-                # No arm in the stream: all models are evaluated on the same random numbers.
-                sampler = self._sampler(f"{stage}/{len(groups)}", split, checkpoint)
+                # No arm in the stream: all models are asked on the same random numbers.
+                split: Split = "test" if stage == "evaluate" else "train"
+                sampler = self._sampler(f"{stream}/{len(groups)}", split, checkpoint)
                 batch = problems[len(groups) : len(groups) + size]
                 new = sampler([question_start(problem, self.task, sampler.engine.tokenizer) for problem in batch], n)
                 file.append(new)
@@ -332,12 +386,13 @@ class Run:
             self.on_progress(Progress(stage, arm, done, total, unit, 0, 0.0))
 
     @contextmanager
-    def _piece(self, stage: str, arm: str | None) -> Iterator[Callable[[int, int, str, int], None]]:
+    def _piece(self, stage: str, arm: str | None, number: int = 1) -> Iterator[Callable[[int, int, str, int], None]]:
         """Time a piece of work; the function says what came of it: done, total, unit, sampled tokens."""
         began = time.monotonic()
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
-            progress = Progress(stage, arm, done, total, unit, tokens, round(time.monotonic() - began, 3))
+            name = arm if number == 1 else f"{arm} {number}"
+            progress = Progress(stage, name, done, total, unit, tokens, round(time.monotonic() - began, 3))
             self.files.log(progress)
             if self.on_progress is not None:
                 self.on_progress(progress)
@@ -356,6 +411,11 @@ class Run:
                 yield
             finally:
                 self._holding = False
+
+
+def _stream(stage: str, number: int) -> str:
+    """Names the random numbers of a stage; each round has its own."""
+    return stage if number == 1 else f"round{number}/{stage}"
 
 
 def _check_scores(scores: Sequence[StepScores], batch: Sequence[Any], tokens: int) -> None:

@@ -51,7 +51,7 @@ class Online(ABC):
     beta: float = 0.0  # weight of the KL to the reference
     kl_in: Literal["loss", "reward"] = "loss"
     aggregate: Literal["token", "sequence"] = "token"  # what counts alike in the mean of a step
-    temperature: float = 1.0  # at which the rollouts were sampled
+    temperature: float | None = None  # at which the rollouts were sampled; None: the run's, or 1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     seed: int = 0
@@ -84,8 +84,8 @@ class Online(ABC):
             "save_steps",
         )
         for name in positive:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be greater than 0, got {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} must be greater than 0, got {value}.")
         if self.beta < 0:
             raise ConfigError(f"beta must be at least 0, got {self.beta}.")
 
@@ -210,7 +210,7 @@ class Online(ABC):
 
     def _outputs(self, model: Any, rows: Sequence[Row]) -> Batch:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
-            return sequence_outputs(model, rows, self.temperature)
+            return sequence_outputs(model, rows, self.temperature or 1.0)
 
     def _chunks(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         ordered = sorted(rows, key=lambda row: len(row.ids))

@@ -1,0 +1,100 @@
+"""Rounds of a run: what each one asks, what its training begins with, and what came of it.
+
+A round samples with the model that the round before has trained, and trains that model on what it sampled. An arm may
+sample as many tokens in each round as in the first one, whatever its model has become.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gpo.config import RunConfig, Spec, made, model_path
+from gpo.directory import RunDirectory
+from gpo.stages import tokens_of
+from gpo.store import read_json, write_rows
+from gpo.types import Problem, StepScores
+
+
+def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:
+    """The problems of round `number`, from 1: the next `size` of them in turns. None: all."""
+    size = min(size or len(problems), len(problems))
+    first = (number - 1) * size
+    return [problems[i % len(problems)] for i in range(first, first + size)]
+
+
+def trains_on_pairs(method: Any) -> bool:
+    """Whether a method is an offline one, which takes preference pairs in place of groups."""
+    spec = Spec("method", method) if isinstance(method, str) else method
+    return hasattr(spec.component_class() if isinstance(spec, Spec) else spec, "update_pairs")
+
+
+def training_start(config: RunConfig, checkpoint: Path | None, **more: Any) -> Any:
+    """The method that trains in a round.
+
+    In the first round it begins with the engine's model, as a path or as a copy that training may change. In a later
+    one it begins with a checkpoint, which is then the reference model of an offline method; that of an online one
+    stays the model before all training, and its optimizer goes on.
+
+    Args:
+        config: of the run.
+        checkpoint: what the round before has trained; None in the first one.
+        more: settings that the run gives.
+    """
+    origin = _origin(config)
+    more = {"temperature": config.temperature, **more}
+    if checkpoint is None:
+        return made("method", config.method, **origin, **more)
+    method: Any = config.method
+    if isinstance(method, Spec):
+        method = replace(method, settings={k: v for k, v in method.settings.items() if k not in ("model", "tokenizer")})
+    elif not isinstance(method, str) and hasattr(method, "model"):
+        method = replace(method, model=None, tokenizer=None)
+    given = {"model": str(checkpoint), "reference": origin.get("model")}
+    return made("method", method, **given, **more)
+
+
+def _origin(config: RunConfig) -> dict[str, Any]:
+    """The model before training, with its tokenizer where it is no path."""
+    engine = config.engine
+    if isinstance(engine, str):
+        return {"model": model_path(config.model)}
+    if isinstance(engine, Spec):
+        return {"model": engine.settings.get("model") or model_path(config.model)}
+    return {name: copy.deepcopy(getattr(engine, name)) for name in ("model", "tokenizer") if hasattr(engine, name)}
+
+
+def write_rounds(files: RunDirectory, arm: str) -> None:
+    """Write `rounds.jsonl`: a line for each round, with what it sampled and the metrics of its update."""
+    write_rows(files.arm(arm) / "rounds.jsonl", [_row(files, arm, number) for number in files.rounds(arm)])
+
+
+def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
+    """`accuracy` is that of the first rollouts of the round, by the model that the round began with."""
+    first, scores = files.fresh(arm, number).read(), files.scores(arm, number).read()
+    rewards = [t.score.value for group in first for t in group.trajectories if t.score.value is not None]
+    tokens = {
+        "rollout": tokens_of(first) + tokens_of(files.more(arm, number).read()),
+        "locate": sum(score.tokens for score in scores),
+        "reset": tokens_of(files.resets(arm, number).read()),
+    }
+    gains = [gain for score in scores if (gain := critical_advantage(score)) is not None]
+    return {
+        "round": number,
+        "accuracy": fmean(rewards) if rewards else None,
+        "tokens": tokens,
+        "critical_advantage": fmean(gains) if gains else None,  # as searched: the best of noisy values
+        "training": read_json(files.arm(arm, number) / "training.json"),
+    }
+
+
+def critical_advantage(score: StepScores) -> float | None:
+    """The advantage of the critical step; None without one or where it was not estimated."""
+    if score.critical_step is None or isnan(score.advantages[score.critical_step]):
+        return None
+    return score.advantages[score.critical_step]
