@@ -1,0 +1,136 @@
+"""The report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files as package_files
+from math import isnan
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from gpo.report.clean import one_line
+from gpo.report.compare import Comparison
+from gpo.report.kinds import Kinds
+from gpo.report.losses import check_choice, rank_losses
+from gpo.report.places import by_kind, by_length, by_position, with_choice
+from gpo.report.reading import Reading
+from gpo.report.show import Shown, anchor_of, show, signed
+from gpo.results import Results, accuracy_rows, origin, token_rows
+from gpo.statistics import Interval
+
+KINDS_SHOWN = 20
+QUESTIONS_SHOWN = 60  # of a comparison
+
+
+def render(
+    reading: Reading,
+    results: Results,
+    figures: Mapping[str, Markup],
+    kinds: Kinds,
+    comparison: Comparison | None = None,
+    most: int = 200,
+) -> str:
+    """The page, with the `most` trajectories whose critical step has the largest advantage."""
+    ranked = sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
+    shown = [show(item) for item in ranked[:most]]
+    script, style = _asset("report.js"), _asset("report.css")
+    environment = Environment(
+        loader=PackageLoader("gpo.report", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "line": one_line, "signed": signed}
+    return environment.get_template("report.html").render(
+        title=reading.files.path.resolve().name,
+        script=Markup(script),
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
+        style=Markup(style),
+        origin=origin(results),
+        facts=_facts(reading),
+        accuracy=accuracy_rows(results) if results.models else None,
+        tokens=token_rows(results),
+        figures=figures,
+        arm=reading.arm,
+        trajectories=shown,
+        found=len(ranked),
+        tasks=sorted({item.task for item in shown} - {""}),
+        verdicts=sorted({item.verdict for item in shown}),
+        diagnosis=_diagnosis(reading, kinds),
+        comparison=comparison,
+        questions_shown=QUESTIONS_SHOWN,
+        links=_links(reading, shown),
+    )
+
+
+def percent(value: float | Interval) -> str:
+    """Such as 41 %, or 41 % [38, 45], on one line."""
+    if isinstance(value, Interval):
+        if not value.n:
+            return "–"
+        return f"{100 * value.estimate:.0f}\u00a0% [{100 * value.lower:.0f}, {100 * value.upper:.0f}]"
+    return "–" if isnan(value) else f"{100 * value:.0f}\u00a0%"
+
+
+def points(value: Interval) -> str:
+    """A difference in percentage points, such as +5.8 [+2.7, +10.6]."""
+    if not value.n:
+        return "–"
+    return f"{100 * value.estimate:+.1f} [{100 * value.lower:+.1f}, {100 * value.upper:+.1f}]".replace("-", "−")
+
+
+def _asset(name: str) -> str:
+    return (package_files("gpo.report") / "pages" / name).read_text(encoding="utf-8")
+
+
+def _facts(reading: Reading) -> list[tuple[str, str]]:
+    """What ran, in a few lines."""
+    config = reading.config
+    arms = ", ".join(f"{name} ({arm['name']})" for name, arm in config["arms"].items())
+    facts = [("model", config["model"]), ("task", config["task"]["name"]), ("arms", arms)]
+    for name, label in (("method", "trained with"), ("segmenter", "steps by")):
+        if name in config:
+            facts.append((label, config[name]["name"]))
+    facts.append(("first rollouts", f"{sum(len(group.trajectories) for group in reading.first):,}"))
+    facts.append(("on questions", f"{len(reading.first):,}"))
+    facts.append(("budget of each arm", f"{config['budget']:g} times the tokens of the first rollouts"))
+    for name in ("temperature", "seed"):
+        if name in config:
+            facts.append((name, f"{config[name]:g}"))
+    if seconds := reading.files.seconds():
+        stages = ", ".join(f"{stage} {_duration(spent)}" for stage, spent in seconds.items() if spent >= 0.5)
+        facts.append(("time", stages or "under a second"))
+    return [(name, one_line(str(value), 300)) for name, value in facts]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _diagnosis(reading: Reading, kinds: Kinds) -> dict[str, Any] | None:
+    chosen = with_choice(reading.searched)
+    if reading.arm is None:
+        return None
+    return {
+        "searched": len(reading.searched),
+        "chosen": len(chosen),
+        "tables": [
+            ("Position", "part of the trajectory, counted in steps", by_position(chosen)),
+            ("Length", "tokens, compared with the median step of its trajectory", by_length(chosen)),
+            ("Kind", "first words, names and numbers masked", by_kind(chosen, kinds)[:KINDS_SHOWN]),
+        ],
+        "losses": rank_losses(reading, kinds),
+        "choice": check_choice(reading.searched),
+    }
+
+
+def _links(reading: Reading, shown: list[Shown]) -> dict[str, str]:
+    """The anchors of the trajectories on the page, by trajectory id."""
+    there = {item.anchor for item in shown}
+    anchors = {item.trajectory.id: anchor_of(item) for item in reading.searched}
+    return {name: anchor for name, anchor in anchors.items() if anchor in there}
