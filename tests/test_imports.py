@@ -81,7 +81,7 @@ def test_the_public_names_are_these() -> None:
         *("Completion", "Group", "Problem", "Score", "Start", "StepScores", "Trajectory"),
         *("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
         *("Run", "RunConfig", "Spec", "make", "Results"),
-        *("Diagnosis", "diagnose", "Sampler", "question_start", "Pair", "build_pairs"),
+        *("Diagnosis", "diagnose", "Sampler", "question_start", "Pair", "build_pairs", "load_pairs"),
         "__version__",
     }
     for name in dir(gpo):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
-from gpo.pairs import Pair, build_pairs, read_pairs, to_dataset, to_row, write_pairs
+from gpo.pairs import Pair, build_pairs, read_pairs, to_row, write_pairs
 from gpo.types import Completion, FinishReason, Group, Score, Start, StepScores, Trajectory, Verdict
 
 EOS = 9
@@ -130,6 +130,7 @@ def test_the_critical_start_of_a_problem_comes_first_and_provenance_says_so() ->
         "rejected_id": parent.id,
         "parent": parent.id,
         "boundary": 1,
+        "prefix_tokens": 2,
         "reset_boundary": 1,
         "critical_step": 0,
         "values": [0.5, None, 0.0],
@@ -193,9 +194,3 @@ def test_a_malformed_line_is_named(tmp_path, line) -> None:  # type: ignore[no-u
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(DataError, match="No pairs at"):
         read_pairs(tmp_path / "other.jsonl")
-
-
-def test_a_dataset_has_the_same_columns() -> None:
-    pairs = build_pairs([group("p", (2, 8), ((3, EOS), "right"), ((4, EOS), "wrong"))], Letters())
-    dataset = to_dataset(pairs)
-    assert dataset[0] == to_row(pairs[0])

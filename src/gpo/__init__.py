@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpo.config import RunConfig as RunConfig
     from gpo.config import Spec as Spec
     from gpo.config import make as make
+    from gpo.dataset import load_pairs as load_pairs
     from gpo.diagnosis import Diagnosis as Diagnosis
     from gpo.diagnosis import diagnose as diagnose
     from gpo.errors import ConfigError as ConfigError
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "gpo.config": ("RunConfig", "Spec", "make"),
+    "gpo.dataset": ("load_pairs",),
     "gpo.diagnosis": ("Diagnosis", "diagnose"),
     "gpo.errors": ("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
     "gpo.pairs": ("Pair", "build_pairs"),

@@ -80,6 +80,10 @@ class RunDirectory:
     def pairs(self, arm: str, number: int = 1) -> Path:
         return self.arm(arm, number) / "pairs.jsonl"
 
+    def dataset(self, arm: str, number: int = 1) -> Path:
+        """The same pairs in Parquet, with a card."""
+        return self.arm(arm, number) / "dataset"
+
     @property
     def results(self) -> Path:
         return self.path / "results.json"

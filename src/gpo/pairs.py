@@ -12,13 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gpo.errors import ConfigError, DataError
 from gpo.types import Completion, Group, Start, StepScores, Tokenizer, Trajectory
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PrefixIn = Literal["prompt", "completion", "masked"]
 """Where the shared prefix of a pair goes: to the prompt, or to both completions, where it is trained on
@@ -131,6 +128,7 @@ def _origin(
     return {
         "parent": start.parent,
         "boundary": boundary if start.prefix_ids else 0,
+        "prefix_tokens": end,
         "reset_boundary": score.reset_boundary if score else None,
         "critical_step": score.critical_step if score else None,
         "values": [None if math.isnan(value) else value for value in score.values] if score else None,
@@ -280,10 +278,3 @@ def read_pairs(path: Path) -> list[Pair]:
                 message = f"{path}, line {number}: not a preference pair ({error!r}). Build the pairs again."
                 raise DataError(message) from error
     return pairs
-
-
-def to_dataset(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt") -> Dataset:
-    """The pairs as a `datasets.Dataset` with the columns of `to_row`, ready for any preference trainer."""
-    from datasets import Dataset
-
-    return Dataset.from_list([to_row(pair, prefix_in) for pair in pairs])

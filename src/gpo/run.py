@@ -13,6 +13,7 @@ from typing import Any
 
 from gpo import __version__
 from gpo.config import RunConfig, describe, differences, made, model_path, resolve, with_defaults
+from gpo.dataset import write_dataset
 from gpo.directory import BASE, Progress, RunDirectory
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.pairs import Pair, build_pairs, read_pairs, write_pairs
@@ -222,11 +223,11 @@ class Run:
         return number * self.budget(self.rollout()) - spent
 
     def build(self, arm: str, number: int = 1) -> list[Pair]:
-        """Preference pairs of everything that the arm has sampled in a round."""
+        """Preference pairs of what the arm has sampled in a round, as JSON lines and as a data set with its card."""
         with self._held():
             self._estimator(arm)
-            path = self.files.pairs(arm, number)
-            if path.exists():
+            path, dataset = self.files.pairs(arm, number), self.files.dataset(arm, number)
+            if path.exists() and dataset.exists():
                 return read_pairs(path)
             self.reset(arm, number)
             with self._piece("build", arm, number) as report:
@@ -238,16 +239,21 @@ class Run:
                     "arm": arm,
                     "estimator": self.described["arms"][arm]["name"],
                     "seed": self.config.seed,
-                }
-                pairs = build_pairs(
-                    self.files.groups(arm, number, search=self.config.reuse),
-                    self.engine(self._sampled_by(arm, number)).tokenizer,
-                    scores=self.files.scores(arm, number).read(),
-                    seed=method.get("seed", self.config.seed),
-                    provenance=origin if number == 1 else {**origin, "round": number},
-                    **settings,
-                )
-                write_pairs(pairs, path, prefix_in)
+                    "pairing_seed": method.get("seed", self.config.seed),
+                } | ({} if number == 1 else {"round": number})
+                if not path.exists():
+                    pairs = build_pairs(
+                        self.files.groups(arm, number, search=self.config.reuse),
+                        self.engine(self._sampled_by(arm, number)).tokenizer,
+                        scores=self.files.scores(arm, number).read(),
+                        seed=origin["pairing_seed"],
+                        provenance=origin,
+                        **settings,
+                    )
+                    write_pairs(pairs, path, prefix_in)
+                pairs = read_pairs(path)
+                about = {"task": self.described["task"]["name"], **origin, **settings, "gpo": __version__}
+                write_dataset(pairs, dataset, prefix_in, seed=origin["pairing_seed"], about=about)
                 report(len(pairs), len(pairs), "pairs", 0)
             return pairs
 

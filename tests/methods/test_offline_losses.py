@@ -1,8 +1,8 @@
 """KTO, SimPO and ORPO: every loss of a run against numbers from one sequence at a time."""
 
 import math
-from dataclasses import dataclass, field
-from random import Random
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,11 +10,12 @@ import torch
 from tiny_policy import completion_logps, make_model, make_pairs, make_tokenizer, same, state
 
 from gpo.errors import ConfigError
-from gpo.methods.kto import KTO, mismatch, spread
+from gpo.methods.kto import KTO, mismatch
 from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds, ReferenceFreeTrainer, Row, UnpairedTrainer
+from gpo.pairs import PrefixIn
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "epochs": 3, "max_grad_norm": 100.0}
 METHODS = [KTO, SimPO, ORPO]
@@ -146,13 +147,13 @@ def test_a_mismatched_batch_is_a_rotation_with_the_fewest_siblings(problems: str
     assert sum(a["problem_id"] == b["problem_id"] for a, b in zip(batch, donors, strict=True)) == clashes
 
 
-def test_siblings_are_spread_over_the_epoch() -> None:
-    batch = rows(*("p" * 10 + "q" * 10 + "r" * 20))
-    order = spread(batch, Random(0))
-    assert sorted(row["completion_ids"] for row in order) == sorted(row["completion_ids"] for row in batch)
-    for first in (0, 20):
-        counts = [sum(row["problem_id"] == name for row in order[first : first + 20]) for name in "pqr"]
-        assert all(abs(count - expected) <= 1 for count, expected in zip(counts, (5, 5, 10), strict=True))
+@pytest.mark.parametrize("prefix_in", ["prompt", "completion"])
+def test_rows_of_one_prefix_are_no_neighbours_in_any_epoch(prefix_in: PrefixIn) -> None:
+    pairs = [replace(pair, problem_id=f"p{i // 4}") for i, pair in enumerate(make_pairs(8)) for _ in range(2)]
+    rows = KTO(make_model(), make_tokenizer(), epochs=2, prefix_in=prefix_in)._rows(pairs)
+    assert len(rows) == 64
+    for epoch in (rows[:32], rows[32:]):
+        assert all(a["start_ids"] != b["start_ids"] for a, b in pairwise(epoch))
 
 
 def test_kto_leaves_out_a_last_row_that_stands_alone() -> None:

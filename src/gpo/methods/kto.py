@@ -10,6 +10,7 @@ from typing import Any
 from trl import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
+from gpo.dataset import interleave
 from gpo.errors import ConfigError
 from gpo.methods.offline import Offline, pair_row
 from gpo.methods.trainers import Row, UnpairedTrainer
@@ -24,9 +25,9 @@ class KTO(Offline):
     L = w_right (1 - sigmoid(beta (r - z))) for right y, w_wrong (1 - sigmoid(beta (z - r))) for wrong y.
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7.
 
-    Every pair is unrolled into two labelled rows. The rows of a problem are spread over the epoch, and y' is the
-    completion of another problem of the batch: a sibling's completion is likely under x, which would bias z. If all
-    rows of a batch are of one problem, y' is a sibling's.
+    Every pair is unrolled into two labelled rows. The rows of a problem are spread over the epoch, those of one start
+    are never neighbours, and y' is the completion of another problem of the batch: a sibling's completion is likely
+    under x, which would bias z. If all rows of a batch are of one problem, y' is a sibling's.
     """
 
     beta: float = 0.1
@@ -43,7 +44,8 @@ class KTO(Offline):
     def _rows(self, pairs: Sequence[Pair]) -> list[Row]:
         """All epochs in the order of training, two rows a pair. A last row with nothing to mismatch it is left out."""
         random = Random(self.seed + self.updates)
-        rows = [row for _ in range(self.epochs) for row in spread(self._unroll(pairs), random)]
+        both = [row for pair in pairs for row in self._unroll(pair)]
+        rows = [row for _ in range(self.epochs) for row in interleave(both, random, problem=_problem, start=_start)]
         mismatched = []
         for first in range(0, len(rows), self.batch_size):
             batch = rows[first : first + self.batch_size]
@@ -54,14 +56,17 @@ class KTO(Offline):
                 ]
         return mismatched
 
-    def _unroll(self, pairs: Sequence[Pair]) -> list[Row]:
-        rows = []
-        for pair in pairs:
-            both = pair_row(pair, self.prefix_in)
-            for ids, label in ((both["chosen_ids"], True), (both["rejected_ids"], False)):
-                row = {"prompt_ids": both["prompt_ids"], "completion_ids": ids, "label": label}
-                rows.append({**row, "length": len(both["prompt_ids"]) + len(ids), "problem_id": pair.problem_id})
-        return rows
+    def _unroll(self, pair: Pair) -> list[Row]:
+        both = pair_row(pair, self.prefix_in)
+        shared = {
+            "prompt_ids": both["prompt_ids"],
+            "problem_id": pair.problem_id,
+            "start_ids": [*pair.prompt_ids, *pair.prefix_ids],
+        }
+        return [
+            {**shared, "completion_ids": ids, "label": label, "length": len(both["prompt_ids"]) + len(ids)}
+            for ids, label in ((both["chosen_ids"], True), (both["rejected_ids"], False))
+        ]
 
     def _order(self, rows: Sequence[Row]) -> list[int]:
         return list(range(len(rows)))
@@ -77,26 +82,20 @@ class KTO(Offline):
         return UnpairedTrainer(args=config, data_collator=collator, **kwargs)
 
 
-def spread(rows: Sequence[Row], random: Random) -> list[Row]:
-    """The rows in a random order in which those of one problem are about evenly far apart."""
-    by_problem: dict[str, list[Row]] = {}
-    for row in random.sample(rows, len(rows)):
-        by_problem.setdefault(row["problem_id"], []).append(row)
-    placed = []
-    for siblings in by_problem.values():
-        offset = random.random()
-        placed += [((i + offset) / len(siblings), row) for i, row in enumerate(siblings)]
-    return [row for _, row in sorted(placed, key=lambda item: item[0])]
-
-
 def mismatch(batch: Sequence[Row]) -> list[Row]:
     """For each row another one of the batch, of another problem where possible: the least rotation that does it.
 
     A rotation, so that each completion is used once: z is then of the same completions as the rewards.
     """
     rotations = [[*batch[-shift:], *batch[:-shift]] for shift in range(1, len(batch))]
-    return min(rotations, key=lambda donors: sum(_siblings(a, b) for a, b in zip(batch, donors, strict=True)))
+    return min(
+        rotations, key=lambda donors: sum(_problem(a) == _problem(b) for a, b in zip(batch, donors, strict=True))
+    )
 
 
-def _siblings(left: Row, right: Row) -> bool:
-    return bool(left["problem_id"] == right["problem_id"])
+def _problem(row: Row) -> Any:
+    return row["problem_id"]
+
+
+def _start(row: Row) -> Any:
+    return (row["problem_id"], *row["start_ids"])
