@@ -16,6 +16,7 @@ from gpo.dataset import apart, interleave, to_dataset, to_table, unpaired_rows, 
 from gpo.errors import ConfigError, DataError
 from gpo.pairs import Pair, read_pairs, to_row
 from gpo.run import Run
+from gpo.stages import rollouts_from
 from toy import toy_config
 
 
@@ -27,12 +28,13 @@ def pair(problem: str, prefix: str = "", **provenance: Any) -> Pair:
     return Pair(problem, ids[0], ids[1], (*ids[2], 0), (*ids[3], 0), problem, prefix, chosen, rejected, more)
 
 
+ARMS = {"plain": "none", "random": "random", "gpo": "monte_carlo"}
 PAIRS = [pair(problem, prefix, model="m", values=[0.5, None]) for problem in "pqr" for prefix in ("", "x")]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("run") / "toy", toy_config())
+    run = Run(tmp_path_factory.mktemp("run") / "toy", toy_config(arms=ARMS, reset_rollouts=6))
     for arm in run.config.arms:
         run.build(arm)
     return run
@@ -143,7 +145,8 @@ def test_every_row_says_where_it_comes_from(run: Run) -> None:
     behind = 0
     for row in gpo.load_pairs(run.files.path, "gpo"):
         origin = row["provenance"]
-        assert (origin["model"], origin["estimator"], origin["arm"]) == ("reasoner", "monte_carlo", "gpo")
+        estimator = run.described["arms"]["gpo"]["name"]
+        assert (origin["model"], origin["estimator"], origin["arm"]) == ("reasoner", estimator, "gpo")
         assert (origin["seed"], origin["pairing_seed"], origin["prefix_tokens"]) == (0, 0, len(row["prefix_ids"]))
         for side in ("chosen", "rejected"):
             trajectory = groups[origin[f"{side}_id"]]
@@ -154,6 +157,18 @@ def test_every_row_says_where_it_comes_from(run: Run) -> None:
             assert groups[origin["parent"]].boundaries[origin["boundary"]] == origin["prefix_tokens"]
             behind += 1
     assert behind
+
+
+def test_a_start_that_the_search_has_sampled_from_gets_only_what_it_misses(run: Run) -> None:
+    had = rollouts_from(group for score in run.files.scores("gpo").read() for group in score.rollouts)
+    first: dict[tuple[int, ...], int] = {}
+    for group in run.files.resets("gpo").read()[:-1]:  # the last one gets what is left
+        first.setdefault(group.start.token_ids, len(group.trajectories))
+    known = [start for start in first if had[start]]
+    assert known
+    for start in known:
+        assert first[start] in (6 - had[start], 6)  # 6: the second turn of a start that missed none
+        assert had[start] >= 6 or first[start] < 6
 
 
 def test_a_data_set_that_is_not_there_says_how_to_make_it(run: Run, tmp_path: Path) -> None:

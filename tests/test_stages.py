@@ -5,6 +5,7 @@ from gpo.stages import (
     next_resets,
     next_searches,
     reset_starts,
+    rollouts_from,
     search_weight,
     to_search,
     tokens_of,
@@ -77,6 +78,28 @@ def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> 
     assert next_resets([a, b, c], lengths, done=3, left=4, n=4, most=9) == ([], 4)
     assert next_resets([a, b, c], lengths, done=3, left=-7, n=4, most=9) == ([], 4)
     assert next_resets([], {}, done=0, left=100, n=4, most=9) == ([], 4)
+
+
+def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() -> None:
+    a, b, c = (Start("p", (i,)) for i in range(3))
+    lengths = dict.fromkeys(((0,), (1,), (2,)), 10.0)
+    had = {(0,): 4, (1,): 1}
+
+    def chunk(done: int, left: int = 1000) -> tuple[list[Start], int]:
+        return next_resets([a, b, c], lengths, done=done, left=left, n=4, most=9, had=had)
+
+    assert chunk(0) == ([c], 4)
+    assert chunk(1) == ([b], 3)
+    assert chunk(2, left=190) == ([a, b, c], 4)  # every start has four by now, and all take turns again
+    assert chunk(1, left=21) == ([b], 2)
+    assert next_resets([a], lengths, done=0, left=1000, n=4, most=1, had=had) == ([a], 4)
+
+
+def test_rollouts_from_a_start_are_counted_if_they_have_a_grade() -> None:
+    assert rollouts_from([group("a", "right", "failed"), group("b"), group("a", "wrong")]) == {
+        (ord("a"),): 2,
+        (ord("b"),): 0,
+    }
 
 
 def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:

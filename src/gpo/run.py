@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from gpo.stages import (
     next_resets,
     next_searches,
     reset_starts,
+    rollouts_from,
     search_weight,
     to_search,
     tokens_of,
@@ -164,14 +165,17 @@ class Run:
         """
         with self._held():
             first, scores = self.rollout(arm, number), self.locate(arm, number)
-            known = [*first, *(group for score in scores for group in score.rollouts)]
+            searched = [group for score in scores for group in score.rollouts]
+            known = [*first, *searched]
             trajectories = [trajectory for group in first for trajectory in group.trajectories]
             questions = [group.start for group in first]
             starts = reset_starts(scores, trajectories) or questions
             budget = self.allowance(arm, number)
             left = budget - tokens_of(first) - sum(score.tokens for score in scores)
             at_most = min(left, round(self.config.reset_fraction * budget))
-            groups = self._fill("reset", self.files.resets(arm, number), arm, number, starts, at_most, known)
+            # What the search sampled from a reset start is trained on, so that the start needs less.
+            had = rollouts_from(searched) if self.config.reuse else None
+            groups = self._fill("reset", self.files.resets(arm, number), arm, number, starts, at_most, known, had)
             if self.config.reset_fraction < 1:
                 known, left = [*known, *groups], left - tokens_of(groups)
                 groups = groups + self._fill("more", self.files.more(arm, number), arm, number, questions, left, known)
@@ -186,6 +190,7 @@ class Run:
         starts: Sequence[Start],
         budget: int,
         known: Sequence[Group],
+        had: Mapping[tuple[int, ...], int] | None = None,
     ) -> list[Group]:
         """Rollouts from these starts in turns until the tokens of a budget are spent."""
         groups, checkpoint = file.read(), self._sampled_by(arm, number)
@@ -196,7 +201,7 @@ class Run:
             lengths = expected_lengths(usable, [*known, *groups])
             left = budget - tokens_of(groups)
             batch, n = next_resets(
-                usable, lengths, done=len(groups), left=left, n=self.config.reset_rollouts, most=most
+                usable, lengths, done=len(groups), left=left, n=self.config.reset_rollouts, most=most, had=had
             )
             if not batch:
                 return groups

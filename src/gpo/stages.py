@@ -5,7 +5,8 @@ Every decision is a function of what is in the run directory, so that a run that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -128,29 +129,58 @@ def expected_lengths(starts: Sequence[Start], groups: Iterable[Group]) -> dict[t
     return expected
 
 
+def rollouts_from(groups: Iterable[Group]) -> Counter[tuple[int, ...]]:
+    """How many graded trajectories begin at each start."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for group in groups:
+        counts[group.start.token_ids] += sum(t.score.value is not None for t in group.trajectories)
+    return counts
+
+
 def next_resets(
-    starts: Sequence[Start], lengths: dict[tuple[int, ...], float], *, done: int, left: int, n: int, most: int
+    starts: Sequence[Start],
+    lengths: Mapping[tuple[int, ...], float],
+    *,
+    done: int,
+    left: int,
+    n: int,
+    most: int,
+    had: Mapping[tuple[int, ...], int] | None = None,
 ) -> tuple[list[Start], int]:
     """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
 
-    Starts take turns, `n` rollouts each, at most `most` starts. Lengths are expectations, so a chunk is planned to take
-    no more than SAFE_SHARE of what is left; then one start at a time, and the last one gets as many rollouts as what is
-    left pays for. So an arm misses its budget by a few rollouts at most.
+    Starts take turns, `n` rollouts each, at most `most` starts. In the first turn the rollouts that a start `had`
+    count: it gets what is missing to `n`, those that miss most come first, and one that misses none is passed over.
+    Lengths are expectations, so a chunk is planned to take no more than SAFE_SHARE of what is left; then one start at a
+    time, and the last one gets as many rollouts as what is left pays for. So an arm misses its budget by a few rollouts
+    at most.
 
     Args:
         lengths: expected tokens of a rollout from each start.
         done: starts that had their turn, over all rounds.
+        had: rollouts of each start that there are already, such as those of a search.
     """
+    had = had or {}
+    missing = {start.token_ids: n - had.get(start.token_ids, 0) for start in starts}
+    first = sorted((s for s in starts if missing[s.token_ids] > 0), key=lambda s: -missing[s.token_ids])
+
+    def turn(number: int) -> tuple[Start, int]:
+        if number < len(first):
+            return first[number], missing[first[number].token_ids]
+        return starts[(number - len(first)) % len(starts)], n
+
+    if not starts:
+        return [], n
     chosen: list[Start] = []
     cost = 0.0
-    while starts and len(chosen) < most:
-        start = starts[(done + len(chosen)) % len(starts)]
-        cost += n * lengths[start.token_ids]
-        if cost > (SAFE_SHARE * left if chosen else left):
+    start, each = turn(done)
+    while len(chosen) < most:
+        start, own = turn(done + len(chosen))
+        cost += own * lengths[start.token_ids]
+        if own != each or cost > (SAFE_SHARE * left if chosen else left):
             break
         chosen.append(start)
-    if chosen or not starts:
-        return chosen, n
-    start = starts[done % len(starts)]
+    if chosen:
+        return chosen, each
     affordable = round(left / lengths[start.token_ids])
-    return ([start], min(n, affordable)) if affordable > 0 else ([], n)
+    return ([start], min(each, affordable)) if affordable > 0 else ([], n)
