@@ -13,11 +13,11 @@ from gpo.stages import subtask
 from gpo.statistics import Interval, exact
 from gpo.types import Trajectory, Verdict
 
-STEPS = 40  # of a trajectory, around its critical step
-STEPS_SIZE = 6000  # bytes of their texts
-QUESTION_SIZE = 2000
+STEPS = 30  # of a trajectory, around its critical step
+STEPS_SIZE = 5000  # bytes of their texts
+QUESTION_SIZE = 1200
 CONTINUATIONS = 2  # right ones, and as many that are not, from one prefix
-CONTINUATION_SIZE = 600
+CONTINUATION_SIZE = 400
 LEVELS = (0.05, 0.25, 0.5)  # sizes of an advantage from which its colour is stronger
 SIGNS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "ungradable": "?", "failed": "!"}
 

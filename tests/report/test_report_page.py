@@ -1,0 +1,165 @@
+"""The file that `gpo report` writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written_run import NAN, Written, write_run
+
+from gpo.cli import main
+from gpo.directory import RunDirectory
+from gpo.errors import ConfigError
+from gpo.report import command
+from gpo.report.command import write_report
+from gpo.report.page import percent, points
+from gpo.report.reading import Searched, read_run
+from gpo.report.show import STEPS, level_lengths, show, signed, tone
+from gpo.statistics import Interval
+from gpo.types import Verdict
+
+STYLE = Path(command.__file__).parent / "pages" / "report.css"
+
+
+def one(path: Path, row: Written) -> Searched:
+    [item] = read_run(RunDirectory(write_run(path, [row]))).searched
+    return item
+
+
+def test_a_step_has_a_sign_a_tone_and_its_part_of_the_curve(tmp_path: Path) -> None:
+    row = Written("q", ["a\n", "b", "c", "d"], [0.5, 0.8, NAN, 0.2, 0.0], critical=0)
+    a, b, c, d = show(one(tmp_path, row)).steps
+    assert (a.advantage, a.tone, a.critical, a.told) == ("▲\u00a0+0.30", "p2", True, True)
+    assert (a.line, a.band) == ("M50 0L80 100", "M40 0L60 0L90 100L70 100Z")
+    assert a.value == "after it 0.80 [0.70, 0.90]"
+    assert (b.advantage, c.advantage) == ("▼\u00a0−0.60 over steps 2 to 3",) * 2
+    assert (b.line, c.line, b.told) == ("M80 0L50 100", "M50 0L20 100", False)
+    assert (b.value, d.value) == ("not estimated", "after it 0.00, the reward")
+    assert (d.advantage, d.tone) == ("▼\u00a0−0.20", "m1")
+
+
+@pytest.mark.parametrize(
+    ("advantage", "sign", "color"),
+    [(0.04, "·", ""), (0.05, "▲", "p1"), (-0.25, "▼", "m2"), (-1.0, "▼", "m3"), (NAN, "?", "")],
+)
+def test_direction_and_size_of_an_advantage(advantage: float, sign: str, color: str) -> None:
+    assert signed(advantage).startswith(sign)
+    assert tone(advantage) == color
+
+
+def test_continuations_are_different_ones_both_right_and_wrong(tmp_path: Path) -> None:
+    search = {1: [("w1", "wrong"), ("w1", "wrong"), ("w2", "ungradable"), ("w3", "wrong"), ("r1", "right")]}
+    row = Written("q", ["a", "b"], [0.5, 0.5, 0.0], critical=1, search=search, fresh={1: [("r2", "right")]})
+    [before] = show(one(tmp_path, row)).prefixes
+    assert [c.text for c in before.continuations] == ["r2", "r1", "w1", "w2"]
+    assert [c.sign for c in before.continuations] == ["✓", "✓", "✗", "?"]
+    assert (before.search.estimate, before.fresh.n) == (0.2, 1)
+
+
+def test_a_long_trajectory_is_shown_around_its_critical_step(tmp_path: Path) -> None:
+    count = 3 * STEPS
+    row = Written("q", [f"s{k}" for k in range(count)], [0.5] * count + [0.0], critical=2 * STEPS)
+    shown = show(one(tmp_path, row))
+    assert [step.number for step in shown.steps if step.critical] == [2 * STEPS + 1]
+    assert (shown.before, len(shown.steps), shown.after) == (STEPS + STEPS // 2, STEPS, STEPS // 2)
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(1, 3000))
+def test_texts_are_levelled_to_their_total(lengths: list[int], total: int) -> None:
+    limit = level_lengths(lengths, total)
+    assert sum(min(length, limit) for length in lengths) <= max(total, 0) or sum(lengths) <= total
+    if sum(lengths) > total:
+        assert sum(min(length, limit + 1) for length in lengths) > total
+
+
+def test_numbers_are_short() -> None:
+    interval = Interval(-0.125, -0.25, 0.5, 4)
+    assert points(interval) == "−12.5 [−25.0, +50.0]"
+    assert percent(Interval(0.5, 0.25, 1.0, 4)) == "50\u00a0% [25, 100]"
+    assert (percent(0.41), percent(NAN), percent(Interval(NAN, NAN, NAN, 0)), points(Interval(NAN, NAN, NAN, 0))) == (
+        *("41\u00a0%", "–"),
+        *("–", "–"),
+    )
+
+
+def test_the_page_has_what_ran_and_the_plots_are_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Written("q", ["a", "b"], [0.5, 0.75, 0.0], critical=0, others=["right"], task=task) for task in "xyxy"]
+    run = write_run(tmp_path / "my run", rows, evaluated=True)
+    before = write_run(tmp_path / "before", rows)
+    out = tmp_path / "out" / "page.html"
+    assert main(["report", str(run), "--compare", str(before), "--out", str(out)]) == 0
+    assert f"{out} (" in capsys.readouterr().out
+    page = out.read_text()
+    assert "<title>my run – GPO report</title>" in page
+    assert "4 test questions" in page
+    assert page.count('<details class="trajectory"') == 4
+    assert "Two runs side by side" in page
+    assert page.count("<svg aria-hidden") == 3  # accuracy, budget, tokens
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert {path.name for path in (out.parent / "plots").iterdir()} == {
+        *("accuracy.png", "budget.png"),
+        *("tokens.png", "values.png"),
+    }
+
+
+def test_a_run_is_shown_however_far_it_is(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path, [Written("q", ["a", "b"])])).read_text()
+    assert "No model has been evaluated yet" in page
+    assert "No arm has searched yet" in page
+    assert "There is nothing to diagnose before a search" in page
+
+
+def test_only_the_largest_advantages_are_shown_where_there_are_too_many(tmp_path: Path) -> None:
+    rows = [Written(f"q{k}", ["a", "b"], [0.0, k / 10, 0.0], critical=0) for k in range(10)]
+    page = write_report(write_run(tmp_path, rows), most=3).read_text()
+    assert re.findall(r'data-gain="(.*?)"', page) == ["0.9", "0.8", "0.7"]
+    assert "of 3 of 10 trajectories" in page
+
+
+def test_bad_arguments_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--trajectories is 0"):
+        command.main([str(tmp_path), "--trajectories", "0"])
+
+
+def hostile() -> Written:
+    """The largest that a model can write, in every place that is shown."""
+    line = "<&\"'\u202e" * 4000
+    texts: list[tuple[str, Verdict]] = [(f"{n}{line}", "right" if n % 2 else "wrong") for n in range(8)]
+    return Written(
+        "<" * 1_000_000,
+        [line[k:] for k in range(3 * STEPS)],
+        [0.123 * (k % 8) for k in range(3 * STEPS + 1)],
+        critical=60,
+        search={60: texts, 61: texts},
+        fresh={60: texts},
+        others=["right"],
+    )
+
+
+def test_200_trajectories_take_less_than_5_megabytes_whatever_the_model_wrote(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path, [hostile()] * 2, evaluated=True)).read_text()
+    trajectories = page[page.index('<details class="trajectory"') :].partition("</section>")[0]
+    assert trajectories.count('<div class="continuation"') == 16
+    rest = len(page.encode()) - len(trajectories.encode())
+    assert 100 * len(trajectories.encode()) + rest + 200_000 < 5_000_000  # plots and tables grow a little
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_stand_out_on_every_background(scheme: int) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of at least 4.5."""
+    block = re.findall(r":root \{(.*?)\}", STYLE.read_text(), re.DOTALL)[scheme]
+    colors = dict(re.findall(r"--(\w+): (#\w{6});", block))
+    pairs = [("text", back) for back in ("page", "panel", "p1", "p2", "p3", "m1", "m2", "m3")]
+    pairs += [(front, back) for front in ("quiet", "accent", "right", "wrong") for back in ("page", "panel")]
+    for front, back in pairs:
+        dark, light = sorted(luminance(colors[name]) for name in (front, back))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back)
