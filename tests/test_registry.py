@@ -2,7 +2,7 @@ from dataclasses import is_dataclass
 
 import pytest
 
-from gpo.config import ARMS, RunConfig, Spec, setting_types
+from gpo.config import ARMS, RunConfig, Spec, default_arms, setting_types
 from gpo.errors import ConfigError
 from gpo.registry import REGISTRIES, lookup
 from gpo.types import Engine, Estimator, Method, Task
@@ -30,5 +30,6 @@ def test_the_defaults_of_a_run_are_registered() -> None:
     config = RunConfig()
     for kind in ("task", "engine", "method", "segmenter"):
         assert getattr(config, kind) in REGISTRIES[kind]
-    assert set(ARMS.values()) <= set(REGISTRIES["estimator"])
-    assert Spec("estimator", ARMS["gpo"]).describe()["name"] == "monte_carlo"
+    for arm, spec in default_arms().items():
+        assert isinstance(spec, Spec)
+        assert spec.describe() | ARMS[arm] == spec.describe()

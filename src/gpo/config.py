@@ -18,8 +18,9 @@ from gpo.store import from_json, to_json
 from gpo.types import Engine, Estimator, Method, Task
 
 EMBEDDED = "reasoner"  # the model that ships with the package
-EMBEDDED_LEARNING_RATE = "1e-4"  # of DPO; a million parameters take larger steps than the methods' defaults
-ARMS = {"plain": "none", "random": "random", "gpo": "monte_carlo"}
+# Of DPO, found on development questions (docs/lab-notes.md): a million parameters take larger steps than the defaults.
+EMBEDDED_DPO = {"learning_rate": "3e-4", "beta": "1.0", "epochs": "2"}
+ARMS = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": {"name": "adaptive", "rule": "drop"}}
 COMPONENTS = ("task", "engine", "method", "segmenter")
 SHORT = {"estimator": "arms.gpo"}
 
@@ -112,6 +113,12 @@ def made(kind: str, component: Any, **more: Any) -> Any:
     return replace(component, **values) if values else copy.copy(component)
 
 
+def default_arms() -> dict[str, Estimator | Spec | str]:
+    """The plain baseline, the control, and the search that did best on development questions."""
+    rest = {arm: {k: v for k, v in each.items() if k != "name"} for arm, each in ARMS.items()}
+    return {arm: Spec("estimator", each["name"], rest[arm]) for arm, each in ARMS.items()}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What a run is made of: components as instances or by name. Tokens are sampled tokens."""
@@ -121,7 +128,7 @@ class RunConfig:
     engine: Engine | Spec | str = "hf"
     method: Method | Spec | str = "dpo"
     segmenter: Segmenter | Spec | str = "newline"
-    arms: Mapping[str, Estimator | Spec | str] = field(default_factory=lambda: dict(ARMS))  # one trained model each
+    arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
     problems: int = 120  # training problems, taken evenly from the sub-tasks
     rollouts: int = 8  # of each training problem, before anything is located
     budget: float = 2.5  # tokens of each arm, as a multiple of the first rollouts' tokens
@@ -225,7 +232,7 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
     if stored is None and left.get("model", EMBEDDED) == EMBEDDED and "method" not in left:
-        left.setdefault("method.learning_rate", EMBEDDED_LEARNING_RATE)
+        left = {f"method.{name}": text for name, text in EMBEDDED_DPO.items()} | left
     values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:
@@ -246,7 +253,7 @@ def _defaults() -> dict[str, Any]:
     """The default configuration by names only: no component is imported for it."""
     values = {item.name: getattr(RunConfig(), item.name) for item in fields(RunConfig)}
     values |= {kind: {"name": values[kind]} for kind in COMPONENTS}
-    return values | {"arms": {arm: {"name": name} for arm, name in ARMS.items()}}
+    return values | {"arms": dict(ARMS)}
 
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
