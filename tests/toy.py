@@ -10,7 +10,7 @@ from typing import Any
 from gpo.config import RunConfig, Spec
 from gpo.engines.chain import CHOICE_A, ChainEngine, ChainTask
 from gpo.store import replacing
-from gpo.types import Group, Problem, Split
+from gpo.types import Group, Message, Problem, Score, Split
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ToyMethod:
     """Makes a choice more probable the more often right trajectories made it at its decision."""
 
     strength: float = 3.0
+    model: Any = None  # a directory that `save` wrote goes on from there
     processes: Any = None
     on_step: Any = None
     counts: Counter[tuple[str, int, int]] = field(default_factory=Counter, init=False)
@@ -42,8 +43,10 @@ class ToyMethod:
         return {"steps": 1.0, "counted": float(self.counts.total())}
 
     def save(self, path: Path) -> None:
-        processes = []
-        for number, process in enumerate(ChainEngine().processes):
+        processes, engine = [], ChainEngine()
+        if self.model is not None and (Path(self.model) / "chain.json").exists():
+            engine.load(Path(self.model))
+        for number, process in enumerate(engine.processes):
             probabilities = []
             for k, rows in enumerate(process.probabilities):
                 total = sum(self.counts[str(number), k, choice] for choice in range(len(rows[0]))) or 1
@@ -54,6 +57,23 @@ class ToyMethod:
         with replacing(path) as partial:
             partial.mkdir()
             (partial / "chain.json").write_text(json.dumps(processes))
+
+
+@dataclass(frozen=True)
+class LetterTask:
+    """For a language model of single letters: a response is right if its first letter is in the first half."""
+
+    size: int = 6
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        return [Problem(f"{split}{i}", f"{i}+{i}", "abcdefghijklm") for i in range(self.size)]
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return [{"role": "user", "content": problem.question}]
+
+    def score(self, problem: Problem, text: str) -> Score:
+        right = text[:1] != "" and text[0] in problem.answer
+        return Score(float(right), "right" if right else "wrong", text[:1])
 
 
 def toy_config(**changes: Any) -> RunConfig:
