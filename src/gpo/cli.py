@@ -87,7 +87,7 @@ Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0, 1 (it failed), 2 (it was asked for wrongly) or 130 (interrupted)."""
+    """Run a command line; the exit code: 0, 1 (failed), 2 (asked for wrongly), 130 (interrupted), 141 (no reader left)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = bool(os.environ.get("GPO_DEBUG"))
     if not debug:
@@ -98,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nStopped. What is finished is kept; the same command goes on from there:", file=sys.stderr)
         print(f"  gpo {shlex.join(arguments)}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if debug:
             raise
