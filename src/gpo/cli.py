@@ -87,7 +87,7 @@ Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0, 1 (failed), 2 (asked for wrongly), 130 (interrupted), 141 (no reader left)."""
+    """Run a command line; the exit code: 0, 1 (failed), 2 (wrongly asked), 130 (interrupted), 141 (no reader left)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = bool(os.environ.get("GPO_DEBUG"))
     if not debug:
