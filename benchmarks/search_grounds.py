@@ -1,93 +1,125 @@
-"""Trajectories with the values at their boundaries: the grounds on which `search.py` ranks the critical-step searches.
+"""Makes the grounds on which `search.py` ranks the critical-step searches: trajectories with values at each boundary.
 
-Near-exact: trajectories of the embedded reasoner over its nine sub-tasks. Human: traces of a larger model in
-BIG-Bench-Mistake, whose first mistake people marked (a program for Dyck). A trace is tokenised as it is, steps
-joined by newlines, and is what the reasoner would have written.
+    python benchmarks/search_grounds.py near_exact|human [--rollouts N] [--out benchmarks/results]
 
-A `Ground` file has one trajectory a line. Everything follows from its seed and the reasoner's weights.
+near_exact: right and wrong trajectories of the embedded reasoner for each of its nine sub-tasks, as many of each as
+`GROUNDS` says: fewer where they take long.
+human: traces of a larger model in BIG-Bench-Mistake, whose first mistake people marked (a program for Dyck). A trace is
+tokenised as it is, steps joined by newlines.
+
+At least N rollouts (512; 16 for human) pass every boundary but the last: those that start there, and those from before
+it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and how they ended. A
+ground is one file with a trajectory a line; everything follows from the seed and the reasoner's weights. A command that
+was killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import environ
 from pathlib import Path
 from random import Random
 
+import numpy as np
+import torch
+
 from gpo.engines.hf import HFEngine
+from gpo.estimators.branches import follow_probabilities
 from gpo.prompting import question_start
 from gpo.reasoner.dyck import QUESTION
 from gpo.sampling import Sampler, request_seed
 from gpo.store import Chunks, from_json, to_json
 from gpo.tasks.generated import Generated
-from gpo.types import Completion, Problem, Request, Score, Task, Trajectory
+from gpo.types import Completion, Problem, Request, Task, Trajectory
 
+WEIGHTS = Path(__file__).parents[1] / "src/gpo/reasoner/weights"
 MAX_TOKENS = 900  # of a response
-CHUNK = 16  # trajectories valued between two writes
-HUMAN = ("dyck_languages", "tracking_shuffled_objects", "multistep_arithmetic")
+QUESTIONS = 4  # questions for each trajectory of a kind, 4 samples each
+CHUNK = 4  # trajectories valued between two writes
+Row = tuple[Problem, Trajectory, int | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Valued:
-    """A trajectory, and how many of the rollouts from each boundary but the last were right."""
+    """A trajectory, and where rollouts from its boundaries left it."""
 
     problem: Problem
     trajectory: Trajectory
-    right: tuple[int, ...]  # (K,)
-    rollouts: tuple[int, ...]  # (K,) graded ones
-    tokens: tuple[float, ...]  # (K,) mean tokens of a rollout
+    started: tuple[int, ...]  # (K,) rollouts from each boundary
+    left: tuple[int, ...]  # (K,) of them all, those that left within each step
+    right: tuple[int, ...]  # (K,) of these, the right ones
+    tokens: tuple[float, ...]  # (K,) their mean tokens, counted from the step's beginning; 0 where none left
+    passed: tuple[int, ...]  # (K,) rollouts that passed each boundary, and how many of these were right
+    passed_right: tuple[int, ...]
     marked: int | None = None  # the step that people marked as the first mistake
 
     @property
-    def values(self) -> tuple[float, ...]:
-        """(K + 1,) the last is the observed reward."""
-        reward = self.trajectory.score.value
-        assert reward is not None, "graded when the ground was made"
-        return (*(r / n for r, n in zip(self.right, self.rollouts, strict=True)), reward)
+    def reward(self) -> float:
+        value = self.trajectory.score.value
+        assert value is not None, "graded when the ground was made"
+        return value
+
+    @cached_property
+    def beside(self) -> np.ndarray:
+        """(K,) U_k, the success rate of what left within step k; where nothing did, that of going on."""
+        return self._recursion()[1]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """(K + 1,) V_k = p_k V_{k+1} + (1 - p_k) U_k, V_K the observed reward."""
+        return self._recursion()[0]
+
+    def _recursion(self) -> tuple[np.ndarray, np.ndarray]:
+        follow = follow_probabilities(self.trajectory)
+        values, beside = np.zeros(len(follow) + 1), np.zeros(len(follow))
+        values[-1] = self.reward
+        for k in reversed(range(len(follow))):
+            beside[k] = self.right[k] / self.left[k] if self.left[k] else values[k + 1]
+            values[k] = follow[k] * values[k + 1] + (1 - follow[k]) * beside[k]
+        return values, beside
 
 
-def near_exact(engine: HFEngine, per_outcome: int, seed: int) -> tuple[Task, list[tuple[Problem, Trajectory, None]]]:
-    """`per_outcome` right and as many wrong trajectories of each sub-task, at most one of each kind for a question."""
-    task = Generated(seed=seed + 1)  # not the questions that a run trains on by default
+def near_exact(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, list[Row]]:
+    """`each` right and as many wrong trajectories of a sub-task, at most one of each kind for a question."""
+    task = Generated(subtask, seed=seed + 1, dev_problems=QUESTIONS * each)  # not the questions a run trains on
     problems = task.problems("dev")
     sampler = Sampler(
         engine, task, {p.id: p for p in problems}, max_tokens=MAX_TOKENS, seed=seed, stream="ground", logprobs=True
     )
     groups = sampler([question_start(problem, task, engine.tokenizer) for problem in problems], 4)
-    kept: Counter[tuple[str, bool]] = Counter()
-    chosen: list[tuple[Problem, Trajectory, None]] = []
+    kinds: dict[bool, list[Row]] = {True: [], False: []}
     for problem, group in zip(problems, groups, strict=True):
-        for right in (True, False):
-            kind = (str(problem.metadata["subtask"]), right)
+        for right, rows in kinds.items():
             found = [t for t in group.trajectories if t.score.right == right and len(t.step_ends) > 1]
-            if found and kept[kind] < per_outcome:
-                kept[kind] += 1
-                chosen.append((problem, found[0], None))
-    return task, chosen
+            if found and len(rows) < each:
+                rows.append((problem, found[0], None))
+    return task, [row for rows in kinds.values() for row in rows]
 
 
-def human(engine: HFEngine, folder: Path, limit: int | None, seed: int) -> tuple[
-    Task, list[tuple[Problem, Trajectory, int | None]]
-]:  # fmt: skip
-    """The traces of the sub-tasks that the reasoner knows, in an order drawn from `seed`; `limit` of each."""
+def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, list[Row]]:
+    """Traces of a sub-task, in an order drawn from `seed`."""
     task = Generated()
-    traces: list[tuple[Problem, Trajectory, int | None]] = []
-    for subtask in HUMAN:
-        rows = [json.loads(line) for line in (folder / f"{subtask}.jsonl").read_text().splitlines()]
-        order = Random(seed).sample(range(len(rows)), len(rows))
-        for number in order[:limit]:
-            row = rows[number]
-            question = QUESTION + row["input"] if subtask == "dyck_languages" else row["input"]
-            problem = Problem(f"{subtask}/{number}", question, row["target"], {"subtask": subtask})
-            traces.append((problem, as_trajectory(engine, task, problem, row["steps"]), row["mistake_index"]))
+    folder = Path(environ.get("GPO_DATA", Path(__file__).parents[2] / "shared/data")) / "big_bench_mistake"
+    lines = (folder / f"{subtask}.jsonl").read_text().splitlines()
+    traces: list[Row] = []
+    for number in Random(seed).sample(range(len(lines)), len(lines))[:each]:
+        row = json.loads(lines[number])
+        question = QUESTION + row["input"] if subtask == "dyck_languages" else row["input"]
+        problem = Problem(f"{subtask}/{number}", question, row["target"], {"subtask": subtask})
+        traces.append((problem, as_trajectory(engine, task, problem, row["steps"]), row["mistake_index"]))
     return task, traces
 
 
 def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequence[str]) -> Trajectory:
-    """A written solution as if the reasoner had sampled it."""
+    """A written solution as if the reasoner had sampled it, with the log-probabilities that it gives to it."""
+    start = question_start(problem, task, engine.tokenizer)
     ids: list[int] = []
     ends: list[int] = []
     for index, step in enumerate(steps):
@@ -95,70 +127,143 @@ def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequenc
         ends.append(len(ids))
     ids.append(engine.tokenizer.eos_token_id)
     ends[-1] += 1
+    whole = torch.tensor([[*start.prompt_ids, *ids]])
+    with torch.no_grad():
+        logits = engine.model(input_ids=whole).logits[0, len(start.prompt_ids) - 1 : -1].float()
+    logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
     text = "\n".join(steps)
     return Trajectory(
         id=problem.id,
-        start=question_start(problem, task, engine.tokenizer),
-        completion=Completion(tuple(ids), text, "stop"),
+        start=start,
+        completion=Completion(tuple(ids), text, "stop", tuple(logprobs.tolist())),
         score=task.score(problem, text),
         step_ends=tuple(ends),
     )
 
 
-def value(
-    engine: HFEngine, task: Task, rows: Sequence[tuple[Problem, Trajectory, int | None]], n: int, seed: int
-) -> list[Valued]:
-    """n rollouts from every boundary but the last. Equal rollouts are graded once."""
-    starts = [(problem, t.prefix(k)) for problem, t, _ in rows for k in range(len(t.step_ends))]
-    requests = [
-        Request(
-            start.token_ids,
-            n,
-            min(MAX_TOKENS - len(start.prefix_ids), engine.context_length - len(start.token_ids)),
-            request_seed(seed, "values", start.token_ids, 0),
+class Tally:
+    """Rollouts of one trajectory so far."""
+
+    def __init__(self, engine: HFEngine, task: Task, row: Row) -> None:
+        self.engine, self.task = engine, task
+        self.problem, self.trajectory, self.marked = row
+        self.follow = follow_probabilities(self.trajectory)
+        steps = len(self.follow)
+        self.started, self.left, self.right, self.tokens, self.passed, self.passed_right = np.zeros((6, steps), int)
+
+    def missing(self, n: int) -> list[tuple[int, int]]:
+        """(boundary, rollouts) so that each is expected to be passed by n, given those that started before it."""
+        asks, coming = [], 0.0
+        for k, follow in enumerate(self.follow):
+            more = int(np.ceil(n - self.passed[k] - coming))
+            if more > 0:
+                asks.append((k, more))
+                coming += more
+            coming *= follow
+        return asks
+
+    def take(self, boundary: int, completions: Sequence[Completion]) -> None:
+        """Equal rollouts are graded once."""
+        start, ours = self.trajectory.boundaries, self.trajectory.response_ids
+        prefix = ours[: start[boundary]]
+        self.started[boundary] += len(completions)
+        for ids, times in Counter(completion.token_ids for completion in completions).items():
+            right = self.task.score(
+                self.problem, self.engine.tokenizer.decode(prefix + ids, skip_special_tokens=True)
+            ).right
+            whole = prefix + ids
+            same = next((i for i, (a, b) in enumerate(zip(ours, whole, strict=False)) if a != b), len(whole))
+            step = bisect_right(self.trajectory.step_ends, same)
+            self.passed[boundary : step + 1] += times
+            self.passed_right[boundary : step + 1] += times * right
+            if step < len(self.follow):
+                self.left[step] += times
+                self.right[step] += times * right
+                self.tokens[step] += times * (len(whole) - start[step])
+
+    def valued(self) -> Valued:
+        completion = self.trajectory.completion
+        rounded = tuple(round(x, 5) for x in completion.logprobs or ())
+        return Valued(
+            problem=self.problem,
+            trajectory=replace(self.trajectory, completion=replace(completion, logprobs=rounded)),
+            started=tuple(self.started.tolist()),
+            left=tuple(self.left.tolist()),
+            right=tuple(self.right.tolist()),
+            tokens=tuple((self.tokens / np.maximum(self.left, 1)).round(1).tolist()),
+            passed=tuple(self.passed.tolist()),
+            passed_right=tuple(self.passed_right.tolist()),
+            marked=self.marked,
         )
-        for _, start in starts
-    ]
-    results: Iterator[tuple[int, int, float]] = iter(
-        [
-            graded(engine, task, problem, start.prefix_ids, completions)
-            for (problem, start), completions in zip(starts, engine.generate(requests), strict=True)
-        ]
-    )
-    valued = []
-    for problem, trajectory, marked in rows:
-        found = [next(results) for _ in trajectory.step_ends]
-        right, counts, tokens = (tuple(column) for column in zip(*found, strict=True))
-        valued.append(Valued(problem, trajectory, right, counts, tokens, marked))
-    return valued
 
 
-def graded(
-    engine: HFEngine, task: Task, problem: Problem, prefix: tuple[int, ...], completions: Sequence[Completion]
-) -> tuple[int, int, float]:
-    """How many are right, how many there are, and their mean number of tokens."""
-    right = 0
-    for ids, times in Counter(completion.token_ids for completion in completions).items():
-        text = engine.tokenizer.decode(prefix + ids, skip_special_tokens=True)
-        score: Score = task.score(problem, text)
-        right += times * score.right
-    return right, len(completions), sum(len(c.token_ids) for c in completions) / len(completions)
+def value(engine: HFEngine, task: Task, rows: Sequence[Row], n: int, seed: int) -> list[Valued]:
+    """At least n rollouts through every boundary but the last."""
+    tallies = [Tally(engine, task, row) for row in rows]
+    again = 0
+    while asks := [(tally, *ask) for tally in tallies for ask in tally.missing(n)]:
+        requests = []
+        for tally, boundary, more in asks:
+            start = tally.trajectory.prefix(boundary)
+            room = min(MAX_TOKENS - len(start.prefix_ids), engine.context_length - len(start.token_ids))
+            requests.append(Request(start.token_ids, more, room, request_seed(seed, "values", start.token_ids, again)))
+        for (tally, boundary, _), completions in zip(asks, engine.generate(requests), strict=True):
+            tally.take(boundary, completions)
+        again += 1
+    return [tally.valued() for tally in tallies]
 
 
-def made(
-    path: Path, engine: HFEngine, task: Task, rows: Sequence[tuple[Problem, Trajectory, int | None]], n: int, seed: int
-) -> list[Valued]:
-    """The ground at `path`, from where it was left; compressed beside it once it is whole."""
-    packed = path.with_suffix(".jsonl.gz")
+Maker = Callable[[HFEngine, str, int, int], tuple[Task, list[Row]]]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """How it is made, rollouts for each boundary, and for each sub-task the traces, or trajectories of each outcome."""
+
+    rows: Maker
+    rollouts: int
+    each: dict[str, int]
+
+
+GROUNDS = {
+    "near_exact": Ground(
+        near_exact,
+        512,
+        {
+            "boolean_expressions": 23,
+            "web_of_lies": 23,
+            "tracking_shuffled_objects_three_objects": 22,
+            "navigate": 22,
+            "multistep_arithmetic_two": 22,
+            "temporal_sequences": 12,
+            "tracking_shuffled_objects_five_objects": 12,
+            "dyck_languages": 8,
+            "tracking_shuffled_objects_seven_objects": 8,
+        },
+    ),
+    "human": Ground(human, 16, {"multistep_arithmetic": 60, "tracking_shuffled_objects": 60, "dyck_languages": 60}),
+}
+
+
+def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) -> list[Valued]:
+    """The ground, from where it was left; compressed once it is whole."""
+    packed = folder / f"search_{ground}.jsonl.gz"
     if packed.exists():
         return load(packed)
-    file = Chunks(path, Valued)
+    engine = HFEngine(WEIGHTS)
+    plan = GROUNDS[ground]
+    file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
-    while len(done) < len(rows):
-        new = value(engine, task, rows[len(done) : len(done) + CHUNK], n, seed)
-        file.append(new)
-        done += new
-        print(f"{path.name}: {len(done)} of {len(rows)} trajectories", flush=True)
+    for subtask, each in plan.each.items():
+        have = sum(row.problem.metadata["subtask"] == subtask for row in done)
+        if have and subtask != done[-1].problem.metadata["subtask"]:
+            continue
+        task, rows = plan.rows(engine, subtask, each, seed)
+        for begin in range(have, len(rows), CHUNK):
+            new = value(engine, task, rows[begin : begin + CHUNK], rollouts or plan.rollouts, seed)
+            file.append(new)
+            done += new
+            print(f"{ground}: {subtask} {begin + len(new)} of {len(rows)}", flush=True)
     with gzip.open(packed, "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(to_json(row)) + "\n" for row in done)
     return done
@@ -167,3 +272,19 @@ def made(
 def load(path: Path) -> list[Valued]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [from_json(Valued, json.loads(line)) for line in lines]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ground", choices=list(GROUNDS))
+    parser.add_argument("--rollouts", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = make(options.ground, options.out, options.rollouts, options.seed)
+    print(f"{len(rows)} trajectories, {sum(sum(row.started) for row in rows):,} rollouts")
+
+
+if __name__ == "__main__":
+    main()
