@@ -85,8 +85,8 @@ def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
         if name in old and name in new
     ]
     return Comparison(
-        before=str(before.files.path),
-        after=str(after.files.path),
+        before=before.files.path.resolve().name,
+        after=after.files.path.resolve().name,
         difference=paired_difference([before.success(q) for q in common], [after.success(q) for q in common]),
         questions=len(common),
         changed=tuple(sorted(changed, key=lambda row: row.before - row.after)),
