@@ -11,6 +11,7 @@ from tiny_policy import EOS, completion_logps, make_model, make_tokenizer, same,
 
 from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, DataError
+from gpo.estimators.critic import Critic
 from gpo.methods.grpo import GRPO
 from gpo.methods.losses import gae
 from gpo.methods.online import Online
@@ -239,6 +240,26 @@ def test_the_critic_learns_and_gives_values_at_boundaries() -> None:
     assert values[0][4] > 0.5 > values[1][1]
     failed = trajectory(good.start, [5, 6], None)
     assert math.isnan(method.values([failed])[0][-1])
+
+
+def test_the_critic_of_ppo_serves_as_an_estimator(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "start")
+    make_tokenizer().save_pretrained(tmp_path / "start")
+    method = PPO(tmp_path / "start", learning_rate=5e-3, value_coefficient=2.0)
+    for _ in range(20):
+        method.update(mixed_groups())
+    method.save(tmp_path / "trained")
+    trajectories = [t for g in mixed_groups() for t in g.trajectories]
+    scores = Critic(str(tmp_path / "trained"), trained=True)(trajectories, no_sampling)
+    for score, values in zip(scores, method.values(trajectories), strict=True):
+        assert score.values == pytest.approx([min(1.0, max(0.0, value)) for value in values], abs=1e-5)
+        assert score.tokens == 0
+    fitted = Critic(str(tmp_path / "start"), trained=True)(trajectories, no_sampling)  # no head there yet
+    assert fitted == Critic(str(tmp_path / "start"))(trajectories, no_sampling)
+
+
+def no_sampling(starts: Sequence[Start], n: int) -> list[Group]:
+    raise AssertionError("a critic samples nothing")
 
 
 class TwoSteps:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
-from math import isnan
+from math import isnan, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Critic:
     reset: Reset = "before"
     l2: float = 10.0
     folds: int = 5
+    trained: bool = False  # values of the critic that PPO keeps beside its model; where there is none, fitted as above
     confidence: float = 0.95  # of the interval of each value
     _seen: Examples = field(default_factory=Examples, repr=False)
 
@@ -83,7 +85,11 @@ class Critic:
         ]
 
     def judge(self, trajectories: Sequence[Trajectory], states: Sequence[Array]) -> list[tuple[Array, Array, Array]]:
-        """For each trajectory the head's values (K + 1,) and their intervals."""
+        """For each trajectory the head's values (K + 1,) and their intervals, NaN where PPO has trained the head."""
+        if self.trained and (found := trained_head(self.model)) is not None:
+            weights, bias = found
+            values = [np.clip(of @ weights + bias, 0, 1) for of in states]
+            return [(value, np.full(len(value), nan), np.full(len(value), nan)) for value in values]
         examples = replace(self._seen, **{name: list(each) for name, each in vars(self._seen).items()})
         for trajectory, of in zip(trajectories, states, strict=True):
             if trajectory.score.value is not None:
@@ -150,6 +156,17 @@ class Critic:
             critical_step=None if block is None else block[0],
             reset_boundary=reset_boundary(block, self.reset, len(values) - 1),
         )
+
+
+def trained_head(model: Any) -> tuple[Array, float] | None:
+    """Weights (H,) and bias of the critic in a directory that PPO has written; None if there is none."""
+    path = Path(model) / "training.pt" if isinstance(model, str | Path) else None
+    if path is None or not path.is_file():
+        return None
+    import torch
+
+    head = torch.load(path, weights_only=True, map_location="cpu").get("head")
+    return None if head is None else (head["weight"][0].double().numpy(), head["bias"].item())
 
 
 @dataclass(frozen=True)
