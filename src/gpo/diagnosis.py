@@ -8,7 +8,7 @@ from itertools import pairwise
 from gpo.errors import DataError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.sampling import Sampler, question_start
-from gpo.segment import pieces
+from gpo.segment import Newline, Segmenter, pieces
 from gpo.types import Engine, Estimator, Problem, StepScores, Task, Trajectory
 
 
@@ -30,14 +30,35 @@ class Diagnosis:
 
 
 def diagnose(
-    problem: Problem, task: Task, engine: Engine, estimator: Estimator | None = None, *, seed: int = 0
+    problem: Problem,
+    task: Task,
+    engine: Engine,
+    estimator: Estimator | None = None,
+    *,
+    seed: int = 0,
+    segmenter: Segmenter | None = None,
+    temperature: float = 1.0,
+    max_tokens: int = 512,
 ) -> Diagnosis:
     """Sample one trajectory of a problem and find its critical step, by default with the paper's Monte Carlo search.
+
+    Args:
+        segmenter: None takes lines as steps.
+        max_tokens: of a response.
 
     Raises:
         DataError: the prompt leaves no room for a response.
     """
-    sample = Sampler(engine, task, {problem.id: problem}, seed=seed)
+    sample = Sampler(
+        engine,
+        task,
+        {problem.id: problem},
+        segmenter=segmenter or Newline(),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        logprobs=True,  # some searches read them
+    )
     [group] = sample([question_start(problem, task, engine.tokenizer)], 1)
     if not group.trajectories:
         raise DataError(f"The prompt of problem {problem.id!r} leaves no room for a response; take a shorter one.")

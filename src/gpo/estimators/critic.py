@@ -90,12 +90,7 @@ class Critic:
             weights, bias = found
             values = [np.clip(of @ weights + bias, 0, 1) for of in states]
             return [(value, np.full(len(value), nan), np.full(len(value), nan)) for value in values]
-        examples = replace(self._seen, **{name: list(each) for name, each in vars(self._seen).items()})
-        for trajectory, of in zip(trajectories, states, strict=True):
-            if trajectory.score.value is not None:
-                for state in of[:-1]:
-                    # Boundaries of one trajectory share their outcome: together they count as one rollout.
-                    self._add(examples, trajectory, state, trajectory.score.value / (len(of) - 1), 1 / (len(of) - 1))
+        examples = self._with_rewards(trajectories, states)
         heads = {}
         judged = []
         for trajectory, of in zip(trajectories, states, strict=True):
@@ -110,6 +105,22 @@ class Critic:
                 )
             judged.append(heads[fold].values(of, self.confidence))
         return judged
+
+    def head(self, trajectories: Sequence[Trajectory]) -> Head:
+        """One head for texts of other questions: from these rewards, and all that `learn` was given."""
+        states = self.states(trajectories)
+        examples = self._with_rewards(trajectories, states)
+        right, counts = np.array(examples.right), np.array(examples.counts)
+        return Head.fit(np.array(examples.states), right, counts, self.l2)
+
+    def _with_rewards(self, trajectories: Sequence[Trajectory], states: Sequence[Array]) -> Examples:
+        examples = replace(self._seen, **{name: list(each) for name, each in vars(self._seen).items()})
+        for trajectory, of in zip(trajectories, states, strict=True):
+            if trajectory.score.value is not None:
+                for state in of[:-1]:
+                    # Boundaries of one trajectory share their outcome: together they count as one rollout.
+                    self._add(examples, trajectory, state, trajectory.score.value / (len(of) - 1), 1 / (len(of) - 1))
+        return examples
 
     def states(self, trajectories: Sequence[Trajectory]) -> list[Array]:
         """The hidden state (K + 1, H) at each boundary of each trajectory."""
