@@ -326,7 +326,7 @@ def test_models_that_cannot_be_loaded_are_explained(build: Any, word_tokenizer: 
     (tmp_path / "broken" / "config.json").write_text("{}")
     word_tokenizer.save_pretrained(tmp_path / "broken")
     build("qwen3").save_pretrained(tmp_path / "bare")
-    with pytest.raises(EngineError, match=r"No tokenizer in .*absent"):
+    with pytest.raises(EngineError, match=r"There is no model at .*absent.*: expected a directory with"):
         HFEngine(model=tmp_path / "absent")
     with pytest.raises(EngineError, match=r"No tokenizer in .*empty"):
         HFEngine(model=tmp_path / "empty")

@@ -206,6 +206,11 @@ def evaluating(model: Any) -> Iterator[None]:
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise EngineError(
+            f"There is no model at {name!r}: expected a directory with a Hugging Face model, "
+            "a hub id such as Qwen/Qwen3-0.6B, or reasoner, the embedded one."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
