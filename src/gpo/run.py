@@ -32,6 +32,7 @@ from gpo.stages import (
     tokens_of,
 )
 from gpo.store import Chunks, locked, to_json, write_json
+from gpo.trackers import check_trackers
 from gpo.types import Engine, Group, Problem, Split, Start, StepScores, Task
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
@@ -68,6 +69,7 @@ class Run:
         stored = self.files.config() if config is None else self.files.config_or_none()
         self.config = resolve({}, stored) if config is None else config
         self.described = json.loads(json.dumps(to_json(describe(self.config))))
+        check_trackers(self.described["method"].get("trackers") or ())
         if stored is None:
             write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         elif changed := differences(with_defaults(stored), self.described):

@@ -25,6 +25,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, quiet, save_policy
 from gpo.methods.trainers import MetricsCallback, Row, order_by_length
 from gpo.pairs import Pair, PrefixIn, Truncated, build_pairs
+from gpo.trackers import Trackers
 from gpo.types import Group
 
 
@@ -61,6 +62,7 @@ class Offline(ABC):
     work_dir: Path | None = None  # checkpoints of an unfinished update
     save_steps: int = 100
     metrics_path: Path | None = None  # JSON lines, one for each step
+    trackers: tuple[str, ...] = ()  # get the same: tensorboard, trackio, wandb
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the same, with `steps` to come in all
     updates: int = field(default=0, init=False)
 
@@ -72,6 +74,7 @@ class Offline(ABC):
                 raise ConfigError(f"{name} must be greater than 0, got {getattr(self, name)}.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps: expected 0 <= warmup < 1, got {self.warmup}.")
+        self._trackers = Trackers(self.trackers, self.metrics_path)
 
     @cached_property
     def policy(self) -> tuple[Any, Any]:
@@ -115,7 +118,7 @@ class Offline(ABC):
         rows, too_long = self._usable(pairs)
         order = self._order(rows)
         with quiet(), self._directory(rows) as (directory, offset):
-            metrics = MetricsCallback(self.updates, self.metrics_path, offset, self.on_step)
+            metrics = MetricsCallback(self.updates, self.metrics_path, offset, self._row_is_written)
             trainer = self._trainer(
                 self._arguments(directory),
                 model=self.policy[0],
@@ -145,6 +148,12 @@ class Offline(ABC):
         save_policy(*self.policy, path, merge=self.merge)
         if self.work_dir is not None:
             _clear(self.work_dir)
+        self._trackers.close()
+
+    def _row_is_written(self, row: dict[str, float], steps: int) -> None:
+        self._trackers.log(row)
+        if self.on_step is not None:
+            self.on_step({**row, "steps": steps})
 
     @abstractmethod
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
@@ -227,7 +236,7 @@ class Offline(ABC):
 
     def _fingerprint(self, rows: Sequence[Row]) -> str:
         """Tells this update from any other: settings, data and the weights it starts from."""
-        apart = {"model", "tokenizer", "work_dir", "save_steps", "metrics_path", "on_step"}
+        apart = {"model", "tokenizer", "work_dir", "save_steps", "metrics_path", "trackers", "on_step"}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         text = json.dumps([type(self).__name__, settings, rows, checksum(self.policy[0])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

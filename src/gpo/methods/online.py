@@ -1,7 +1,10 @@
 """What the online methods (PPO, GRPO, RLOO) share: groups of rollouts in, a few steps of policy gradient.
 
 Only sampled tokens carry loss; a prefix is context unless `train_prefix`. The behaviour log-probabilities are the
-engine's, and where it gave none the policy as it is before the update stands in. One process, one device.
+engine's, and where it gave none the policy as it is before the update stands in.
+
+Each process that accelerate has launched takes its part of the rows of every step, and their gradients are added up:
+the weights are those of one process, up to rounding. All are given the same groups.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from gpo.errors import ConfigError, DataError
@@ -27,6 +32,7 @@ from gpo.methods.losses import kl_estimate, policy_loss
 from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, save_policy
 from gpo.methods.progress import Progress
 from gpo.methods.rows import Batch, Row, group_by_start, pad_rows, sequence_outputs
+from gpo.trackers import Trackers
 from gpo.types import Group
 
 
@@ -65,6 +71,7 @@ class Online(ABC):
     work_dir: Path | None = None  # the checkpoint of an unfinished update; `save` clears it
     save_steps: int = 100
     metrics_path: Path | None = None  # JSON lines, one for each update
+    trackers: tuple[str, ...] = ()  # get the same: tensorboard, trackio, wandb
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all
     updates: int = field(default=0, init=False)
 
@@ -88,6 +95,12 @@ class Online(ABC):
                 raise ConfigError(f"{name} must be greater than 0, got {value}.")
         if self.beta < 0:
             raise ConfigError(f"beta must be at least 0, got {self.beta}.")
+        self._trackers = Trackers(self.trackers, self.metrics_path)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The device, and the other processes if there are any."""
+        return Accelerator()
 
     @cached_property
     def policy(self) -> tuple[Any, Any]:
@@ -95,9 +108,10 @@ class Online(ABC):
         model, tokenizer = load_policy(self.model, self.tokenizer, lora=self.lora, seed=self.seed)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()  # adapters behind frozen embeddings would get no gradient
         # Dropout would make the ratio of the first step differ from 1; checkpointing works in training mode only.
         model.train(self.gradient_checkpointing)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+        return model.to(self.accelerator.device), tokenizer
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -147,7 +161,7 @@ class Online(ABC):
         parts = list(self._parts(rows))
         for part in parts[len(steps) :]:
             steps.append(self._step(optimizer, part))
-            if len(steps) % self.save_steps == 0 or len(steps) == len(parts):
+            if self._writes and (len(steps) % self.save_steps == 0 or len(steps) == len(parts)):
                 progress.save(self._parameters(), optimizer, steps)
             if self.on_step is not None:
                 counts = {"update": self.updates, "step": len(steps), "steps": len(parts)}
@@ -162,20 +176,30 @@ class Online(ABC):
             **{key: fmean(step[key] for step in steps) for key in steps[0]},
             "ratio_error": steps[0]["ratio_error"],
         }
-        progress.write_metrics({"update": self.updates, **metrics})
+        if self._writes:
+            progress.write_metrics({"update": self.updates, **metrics})
+        self.accelerator.wait_for_everyone()
+        self._trackers.log({"update": self.updates, **metrics})
         self.updates += 1
         return metrics
 
     def save(self, path: Path) -> None:
         """Write the model, its tokenizer and the state of training to a directory."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, **self._extra_state()}
-        save_policy(*self.policy, path, merge=self.merge, state=state)
-        Progress(self.work_dir).clear()
+        if self._writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, **self._extra_state()}
+            save_policy(*self.policy, path, merge=self.merge, state=state)
+            Progress(self.work_dir).clear()
+        self.accelerator.wait_for_everyone()
+        self._trackers.close()
 
     @abstractmethod
     def _set_advantages(self, rows: Sequence[Row]) -> None:
         """Give every row its advantages, (T,) each."""
+
+    @property
+    def _writes(self) -> bool:
+        return bool(self.accelerator.is_main_process)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.policy[0].parameters() if parameter.requires_grad]
@@ -185,7 +209,7 @@ class Online(ABC):
 
     def _fingerprint(self, rows: Sequence[Row]) -> str:
         """Tells this update from any other: settings, data and the weights it starts from."""
-        apart = {"model", "tokenizer", "reference", "work_dir", "save_steps", "metrics_path", "on_step"}
+        apart = {"model", "tokenizer", "reference", "work_dir", "save_steps", "metrics_path", "trackers", "on_step"}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         data = [(row.ids, row.reward, row.group) for row in rows]
         text = json.dumps([type(self).__name__, settings, data, checksum(self.policy[0])], sort_keys=True)
@@ -249,7 +273,7 @@ class Online(ABC):
         optimizer.zero_grad()
         totals: dict[str, float] = {}
         tokens = sum(len(row.tokens) for row in rows)
-        for chunk in self._chunks(rows):
+        for chunk in self._chunks(rows[self.accelerator.process_index :: self.accelerator.num_processes]):
             weights = [1 / tokens if self.aggregate == "token" else 1 / (len(row.tokens) * len(rows)) for row in chunk]
             loss, metrics = self._loss(chunk, weights)
             if not math.isfinite(loss.item()):
@@ -257,13 +281,25 @@ class Online(ABC):
                     f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
                     f"{self.learning_rate:g}), train without bf16, or check the model's weights and log-probabilities."
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.accelerator.backward(loss)
             error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
             totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()} | {"ratio_error": error}
+        if self.accelerator.num_processes > 1:
+            totals = self._add_up(totals)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
         totals["grad_norm"] = norm.item()
         optimizer.step()
         return totals
+
+    def _add_up(self, totals: dict[str, float]) -> dict[str, float]:
+        """Gradients and metrics of all processes."""
+        for parameter in self._parameters():
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.accelerator.reduce(own, "sum")
+        every: list[dict[str, float]] = gather_object([totals])
+        keys = next(each for each in every if each)  # a process without rows has none
+        added = {key: sum(each.get(key, 0.0) for each in every) for key in keys}
+        return added | {"ratio_error": max(each.get("ratio_error", 0.0) for each in every)}
 
     def _loss(self, rows: Sequence[Row], weights: Sequence[float]) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the tokens' losses, and its metrics: sums of the same weights, so that chunks add up."""

@@ -173,9 +173,10 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     left_out = frozenset({"num_tokens", "epoch", "total_flos", "train_runtime", "train_loss"})
 
     def __init__(
-        self, update: int, path: Path | None, offset: int, on_step: Callable[[dict[str, float]], None] | None
+        self, update: int, path: Path | None, offset: int, on_row: Callable[[dict[str, float], int], None]
     ) -> None:
-        self.update, self.path, self.offset, self.on_step = update, path, offset, on_step
+        self.update, self.path, self.offset = update, path, offset
+        self.on_row = on_row  # gets each row that was written, and the number of steps in all
 
     def rows(self, history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         return [
@@ -206,5 +207,4 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                     file.write(json.dumps(row).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
-            if self.on_step is not None:
-                self.on_step({**row, "steps": state.max_steps})
+            self.on_row(row, state.max_steps)

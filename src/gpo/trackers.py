@@ -1,0 +1,115 @@
+"""Metrics to TensorBoard, Weights & Biases or trackio, beside the JSON lines that are always written."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from gpo.errors import ConfigError, MissingDependency, unknown
+
+PROJECT = "gpo"
+
+
+@dataclass
+class Trackers:
+    """Hands rows of metrics to trackers, each of which is opened at the first row.
+
+    A row's step is its line in the metrics file, so that training that goes on after a kill, or in another round,
+    goes on with the same curves. TensorBoard writes to `tensorboard` beside that file, Weights & Biases to `wandb`
+    beside it (offline unless WANDB_MODE says otherwise), and trackio to its own place (TRACKIO_DIR).
+
+    Raises:
+        ConfigError: an unknown name.
+        MissingDependency: a tracker that is not installed.
+    """
+
+    names: Sequence[str]
+    metrics_path: Path | None
+    _opened: list[Any] = field(default_factory=list, init=False, repr=False)
+    _step: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_trackers(self.names)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Hand over the row that was written to the metrics file last.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if not self.names:
+            return
+        if self.metrics_path is None:
+            raise ConfigError("trackers need metrics_path, the file beside which they write.")
+        with redirect_stdout(StringIO()):  # trackio prints into the progress display
+            if not self._opened:
+                with self.metrics_path.open("rb") as lines:
+                    self._step = sum(1 for _ in lines) - 1
+                self._opened = [KNOWN[name](self.metrics_path, self._step) for name in self.names]
+                for tracker in self._opened:
+                    tracker.start()
+            for tracker in self._opened:
+                tracker.log(dict(row), step=self._step)
+        self._step += 1
+
+    def close(self) -> None:
+        """Write what is left; a row that comes later opens them again."""
+        with redirect_stdout(StringIO()):
+            for tracker in self._opened:
+                tracker.finish()
+        self._opened = []
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises: ConfigError for an unknown name, MissingDependency for one that is not installed."""
+    for name in names:
+        if name not in KNOWN:
+            raise unknown("tracker", name, KNOWN)
+        if find_spec(name) is None:
+            raise MissingDependency(f"The tracker {name!r} is not installed: pip install 'gpo[{name}]'")
+
+
+def _identity(metrics_path: Path) -> str:
+    """A name for this training that later processes find again."""
+    file = metrics_path.with_name("tracker-id")
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    return file.read_text()
+
+
+def _tensorboard(metrics_path: Path, step: int) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+
+    # Of a training that was killed: what it had written of this step and later ones is not shown.
+    return TensorBoardTracker("tensorboard", metrics_path.parent, purge_step=step)
+
+
+def _wandb(metrics_path: Path, step: int) -> Any:
+    from accelerate.tracking import WandBTracker
+
+    return WandBTracker(
+        PROJECT,
+        name=str(metrics_path.parent),
+        id=_identity(metrics_path),
+        dir=str(metrics_path.parent),
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        resume="allow",
+        settings={"silent": True, "console": "off"},
+    )
+
+
+def _trackio(metrics_path: Path, step: int) -> Any:
+    from accelerate.tracking import TrackioTracker
+
+    name = f"{metrics_path.parent} {_identity(metrics_path)}"
+    return TrackioTracker(PROJECT, name=name, resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False)
+
+
+KNOWN: Mapping[str, Callable[[Path, int], Any]] = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
