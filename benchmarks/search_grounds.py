@@ -7,7 +7,7 @@ near_exact: right and wrong trajectories of the embedded reasoner for each of it
 human: traces of a larger model in BIG-Bench-Mistake, whose first mistake people marked (a program for Dyck). A trace is
 tokenised as it is, steps joined by newlines.
 
-At least N rollouts (512; 16 for human) pass every boundary but the last: those that start there, and those from before
+At least N rollouts (512; 32 for human) pass every boundary but the last: those that start there, and those from before
 it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and how they ended. A
 ground is one file with a trajectory a line; everything follows from the seed and the reasoner's weights. A command that
 was killed goes on where it was.
@@ -241,7 +241,7 @@ GROUNDS = {
             "tracking_shuffled_objects_seven_objects": 8,
         },
     ),
-    "human": Ground(human, 16, {"multistep_arithmetic": 60, "tracking_shuffled_objects": 60, "dyck_languages": 60}),
+    "human": Ground(human, 32, {"multistep_arithmetic": 60, "tracking_shuffled_objects": 60, "dyck_languages": 60}),
 }
 
 

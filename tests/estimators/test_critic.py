@@ -125,20 +125,23 @@ def test_leaning_on_a_critic_moves_the_prior_by_its_trust() -> None:
 
 
 def test_a_good_critic_saves_the_adaptive_search_tokens() -> None:
+    """At small budgets: with many rollouts both find every critical step, and the critic saves next to nothing."""
     trajectories = [t for t in first_rollouts(ENGINE, 6, logprobs=True) if not t.score.right]
+    truth = [np.diff(exact_values(ENGINE, t)).argmin() for t in trajectories]
 
     def found(**settings: Any) -> tuple[float, int]:
-        sample = make_sampler(ENGINE)
-        scores = Adaptive(rule="drop", rollouts=8, **settings)(trajectories, sample)
-        truth = [np.diff(exact_values(ENGINE, t)) for t in trajectories]
-        return float(
-            np.mean([s.critical_step == a.argmin() for s, a in zip(scores, truth, strict=True)])
-        ), sample.tokens
+        hits, tokens = [], 0
+        for seed in range(3):
+            sample = replace(make_sampler(ENGINE), seed=seed)
+            scores = Adaptive(rule="drop", seed=seed, **settings)(trajectories, sample)
+            hits += [score.critical_step == step for score, step in zip(scores, truth, strict=True)]
+            tokens += sample.tokens
+        return float(np.mean(hits)), tokens
 
-    plain, tokens = found()
-    hits, fewer = found(critic=Critic(Oracle(), l2=0.1), trust=5.0)
+    plain, tokens = found(rollouts=2)
+    hits, fewer = found(rollouts=1, critic=Critic(Oracle(), l2=0.1), trust=5.0)
     assert fewer < 0.9 * tokens
-    assert hits > plain - 0.1
+    assert hits >= plain
 
 
 @pytest.mark.parametrize("settings", [{"l2": 0.0}, {"folds": 1}, {"rule": "x"}, {"model": None}])

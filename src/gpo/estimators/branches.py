@@ -12,10 +12,9 @@ The prior says that another way to take a step usually leads about as far, and s
 
     U_k | V_{k+1} ~ (1 - surprise) Beta(c V_{k+1} + e, c (1 - V_{k+1}) + e) + surprise Beta(1/2, 1/2)
 
-Where a critic says that the values are v_k (`lean`), its last part is Beta(1/2 + t u, 1/2 + t (1 - u)), with u the U_k
-that fits v_k and v_{k+1}, and t the rollouts that the critic is trusted as. Given V_{k+1} the prior is conjugate, so
-that a particle filter from the last step to the first, whose proposal is exact, draws whole paths of values from the
-posterior.
+Where a critic says that the values are v_k (`lean`), it counts as t rollouts that left in step k, of which t u were
+right, with u the U_k that fits v_k and v_{k+1}. Given V_{k+1} the prior is conjugate, so that a particle filter from
+the last step to the first, whose proposal is exact, draws whole paths of values from the posterior.
 """
 
 from __future__ import annotations
@@ -55,9 +54,8 @@ class Branches:
         self.steps = np.array([len(e.trajectory.step_ends) for e in evidence])
         shape = (len(self.evidence), int(self.steps.max(initial=0)))
         self.follow: Array = np.ones(shape)
-        self.sums: Array = np.zeros(shape)  # rewards of the rollouts that left in a step
+        self.sums: Array = np.zeros(shape)  # rewards of the rollouts that left in a step, and what a critic counts as
         self.counts: Array = np.zeros(shape)
-        self.far: tuple[Array, Array] = (np.full(shape, 0.5), np.full(shape, 0.5))  # the prior's Beta of a surprise
         self.rewards: Array = np.full(len(self.evidence), nan)
         for row, e in enumerate(self.evidence):
             self.follow[row, : self.steps[row]] = follow_probabilities(e.trajectory)
@@ -83,8 +81,8 @@ class Branches:
         aside = 1 - self.follow[row, :steps]
         fits = (values[:-1] - (1 - aside) * values[1:]) / np.maximum(aside, 1e-9)
         weight = trust * aside
-        self.far[0][row, :steps] += weight * np.clip(fits, 0, 1)
-        self.far[1][row, :steps] += weight * (1 - np.clip(fits, 0, 1))
+        self.sums[row, :steps] += weight * np.clip(fits, 0, 1)
+        self.counts[row, :steps] += weight
 
     def bounds(self, row: int) -> tuple[Array, Array]:
         """(K + 1,) what the values of a row cannot be below and above, whatever is beside the trajectory."""
@@ -123,14 +121,13 @@ class Branches:
             seen = np.flatnonzero(self.counts[rows, step])
             if len(seen):
                 # The weight of a particle does not depend on its draw of U: resample first, then draw.
-                far = (self.far[0][rows[seen], step, None], self.far[1][rows[seen], step, None])
-                near, total = _log_weights(values[step + 1, seen], good[seen], bad[seen], far, surprise, concentration)
+                near, total = _log_weights(values[step + 1, seen], good[seen], bad[seen], surprise, concentration)
                 order[step, seen] = _systematic(total, rng)
                 share[seen] = np.take_along_axis(np.exp(near - total), order[step, seen], axis=1)
             after = np.take_along_axis(values[step + 1], order[step], axis=1)
             is_near = rng.random(shape) < share
-            alpha = np.where(is_near, concentration * after + FLOOR, self.far[0][rows, step, None]) + good
-            beta = np.where(is_near, concentration * (1 - after) + FLOOR, self.far[1][rows, step, None]) + bad
+            alpha = np.where(is_near, concentration * after + FLOOR, 0.5) + good
+            beta = np.where(is_near, concentration * (1 - after) + FLOOR, 0.5) + bad
             branch[step] = rng.beta(alpha, beta)
             p = self.follow[rows, step, None]
             values[step] = p * after + (1 - p) * branch[step]
@@ -144,15 +141,13 @@ class Branches:
         return np.moveaxis(values, 0, 2), np.moveaxis(branch, 0, 2)
 
 
-def _log_weights(
-    after: Array, good: Array, bad: Array, prior: tuple[Array, Array], surprise: float, concentration: float
-) -> tuple[Array, Array]:
+def _log_weights(after: Array, good: Array, bad: Array, surprise: float, concentration: float) -> tuple[Array, Array]:
     """Log-probability of the outcomes at one step given V_{k+1}: with the first part of the prior, and in all."""
     a, b = concentration * after + FLOOR, concentration * (1 - after) + FLOOR
     gain = gammaln(a + good) - gammaln(a) + gammaln(b + bad) - gammaln(b)
     both = concentration + 2 * FLOOR
     near = np.log1p(-surprise) + gain + gammaln(both) - gammaln(both + good + bad)
-    far = np.log(surprise) + betaln(prior[0] + good, prior[1] + bad) - betaln(*prior)
+    far = np.log(surprise) + betaln(0.5 + good, 0.5 + bad) - betaln(0.5, 0.5)
     return near, np.logaddexp(near, far)
 
 
