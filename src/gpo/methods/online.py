@@ -107,7 +107,7 @@ class Online(ABC):
         """The model in training and its tokenizer."""
         model, tokenizer = load_policy(self.model, self.tokenizer, lora=self.lora, seed=self.seed)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             model.enable_input_require_grads()  # adapters behind frozen embeddings would get no gradient
         # Dropout would make the ratio of the first step differ from 1; checkpointing works in training mode only.
         model.train(self.gradient_checkpointing)
