@@ -53,7 +53,7 @@ class Valued:
     problem: Problem
     trajectory: Trajectory
     started: tuple[int, ...]  # (K,) rollouts from each boundary
-    left: tuple[int, ...]  # (K,) of them all, those that left within each step
+    departed: tuple[int, ...]  # (K,) of them all, those that left the trajectory within each step
     right: tuple[int, ...]  # (K,) of these, the right ones
     tokens: tuple[float, ...]  # (K,) their mean tokens, counted from the step's beginning; 0 where none left
     passed: tuple[int, ...]  # (K,) rollouts that passed each boundary, and how many of these were right
@@ -81,7 +81,7 @@ class Valued:
         values, beside = np.zeros(len(follow) + 1), np.zeros(len(follow))
         values[-1] = self.reward
         for k in reversed(range(len(follow))):
-            beside[k] = self.right[k] / self.left[k] if self.left[k] else values[k + 1]
+            beside[k] = self.right[k] / self.departed[k] if self.departed[k] else values[k + 1]
             values[k] = follow[k] * values[k + 1] + (1 - follow[k]) * beside[k]
         return values, beside
 
@@ -149,7 +149,7 @@ class Tally:
         self.problem, self.trajectory, self.marked = row
         self.follow = follow_probabilities(self.trajectory)
         steps = len(self.follow)
-        self.started, self.left, self.right, self.tokens, self.passed, self.passed_right = np.zeros((6, steps), int)
+        self.started, self.departed, self.right, self.tokens, self.passed, self.passed_right = np.zeros((6, steps), int)
 
     def missing(self, n: int) -> list[tuple[int, int]]:
         """(boundary, rollouts) so that each is expected to be passed by n, given those that started before it."""
@@ -177,7 +177,7 @@ class Tally:
             self.passed[boundary : step + 1] += times
             self.passed_right[boundary : step + 1] += times * right
             if step < len(self.follow):
-                self.left[step] += times
+                self.departed[step] += times
                 self.right[step] += times * right
                 self.tokens[step] += times * (len(whole) - start[step])
 
@@ -188,9 +188,9 @@ class Tally:
             problem=self.problem,
             trajectory=replace(self.trajectory, completion=replace(completion, logprobs=rounded)),
             started=tuple(self.started.tolist()),
-            left=tuple(self.left.tolist()),
+            departed=tuple(self.departed.tolist()),
             right=tuple(self.right.tolist()),
-            tokens=tuple((self.tokens / np.maximum(self.left, 1)).round(1).tolist()),
+            tokens=tuple((self.tokens / np.maximum(self.departed, 1)).round(1).tolist()),
             passed=tuple(self.passed.tolist()),
             passed_right=tuple(self.passed_right.tolist()),
             marked=self.marked,
@@ -241,7 +241,7 @@ GROUNDS = {
             "tracking_shuffled_objects_seven_objects": 8,
         },
     ),
-    "human": Ground(human, 32, {"multistep_arithmetic": 60, "tracking_shuffled_objects": 60, "dyck_languages": 60}),
+    "human": Ground(human, 32, {"dyck_languages": 60, "tracking_shuffled_objects": 60, "multistep_arithmetic": 40}),
 }
 
 
