@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,11 @@ def test_accumulated_batches_are_one_step_of_the_whole(kind: type[Offline]) -> N
     assert sum((m > 1e-5).sum().item() for m in moved) / sum(m.numel() for m in moved) < 0.01
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_checkpointing_of_activations_changes_nothing(kind: type[Offline]) -> None:
+@pytest.mark.parametrize(("kind", "lora"), [*((kind, None) for kind in METHODS), (DPO, 2)])
+def test_checkpointing_of_activations_changes_nothing(kind: type[Offline], lora: int | None) -> None:
     weights = []
     for checkpointing in (False, True):
-        trained = method(kind, gradient_checkpointing=checkpointing)
+        trained = method(kind, gradient_checkpointing=checkpointing, lora=lora)
         trained.update_pairs(make_pairs(4))
         weights.append(state(trained.policy[0]))
     for plain, saved in zip(*weights, strict=True):
@@ -171,3 +172,14 @@ def test_a_vocabulary_that_does_not_fit_is_an_error(kind: type[Offline]) -> None
 def test_no_pair_is_an_error_that_says_what_to_change(kind: type[Offline]) -> None:
     with pytest.raises(DataError, match=r"No usable pair: 0 trajectories.*Sample more from each start"):
         method(kind).update([])
+
+
+def test_the_metrics_tell_of_resets_and_of_the_search() -> None:
+    told = {"parent": "t", "critical_step": 1, "values": [0.5, 0.25, 1.0]}
+    unknown = {"parent": "u", "critical_step": 0, "values": [0.5, None]}
+    pairs = [replace(pair, provenance=told) for pair in make_pairs(3)]
+    pairs[2] = replace(pairs[2], prefix_ids=(), provenance=unknown)
+    metrics = method(DPO).update_pairs(pairs)
+    assert metrics["reset_share"] == pytest.approx(2 / 3)
+    assert metrics["critical_advantage"] == 0.75
+    assert "critical_advantage" not in method(DPO).update_pairs(make_pairs(2))

@@ -88,6 +88,24 @@ def test_orpo_loss_equals_an_independent_computation(monkeypatch) -> None:  # ty
         assert step.loss == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_entropy_of_a_step_is_the_mean_over_completion_tokens(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    spy = Spy().watch(monkeypatch, ReferenceFreeTrainer)
+    rows: list[dict[str, float]] = []
+    ORPO(make_model(), make_tokenizer(), on_step=rows.append, **SETTINGS).update_pairs(make_pairs(6))
+    for step, row in zip(spy.steps, rows, strict=True):
+        model = make_model()
+        model.load_state_dict(step.weights)
+        total, count = 0.0, 0
+        keys = ("input_ids", "attention_mask", "completion_mask")
+        for ids, attended, trained in zip(*(step.batch[key] for key in keys), strict=True):
+            end, size = sum(attended), sum(trained)
+            with torch.no_grad():
+                logps = model(torch.tensor([ids[:end]])).logits[0].log_softmax(dim=-1)[end - size - 1 : end - 1]
+            total -= (logps.exp() * logps).sum().item()
+            count += size
+        assert row["entropy"] == pytest.approx(total / count, abs=1e-5)
+
+
 def test_orpo_is_finite_for_a_certain_completion() -> None:
     certain = torch.zeros(1, requires_grad=True)
     loss = ORPO(None).loss(certain, torch.tensor([-1.0]))

@@ -109,8 +109,9 @@ class Offline(ABC):
         """Train on these pairs.
 
         Returns:
-            pairs, pairs_too_long (left out), steps, trained_tokens, and the mean of each step metric over the last
-            tenth of the steps.
+            pairs, pairs_too_long (left out), reset_share (of pairs behind a prefix), critical_advantage (mean over the
+            searched parents that the data tell of), steps, trained_tokens, and the mean of each step metric over the
+            last tenth of the steps.
 
         Raises:
             DataError: no pair, none short enough, token ids outside the vocabulary, or a loss that is no number.
@@ -140,6 +141,9 @@ class Offline(ABC):
         means = {key: fmean(row[key] for row in last if key in row) for key in keys}
         trained = float(sum(rows[i]["length"] for i in order))
         counts = {"pairs": float(len(pairs) - too_long), "pairs_too_long": float(too_long), "steps": float(len(steps))}
+        counts["reset_share"] = fmean(bool(pair.prefix_ids) for pair in pairs)
+        if advantages := critical_advantages(pairs):
+            counts["critical_advantage"] = fmean(advantages)
         return counts | {"trained_tokens": trained} | means
 
     def save(self, path: Path) -> None:
@@ -240,6 +244,17 @@ class Offline(ABC):
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         text = json.dumps([type(self).__name__, settings, rows, checksum(self.policy[0])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def critical_advantages(pairs: Sequence[Pair]) -> list[float]:
+    """The estimated advantage at the critical step of each searched parent; it is the largest of noisy ones."""
+    parents = {pair.provenance.get("parent"): pair.provenance for pair in pairs}
+    found = []
+    for provenance in parents.values():
+        step, values = provenance.get("critical_step"), provenance.get("values")
+        if step is not None and values is not None and None not in (before_after := values[step : step + 2]):
+            found.append(before_after[1] - before_after[0])
+    return found
 
 
 def pair_row(pair: Pair, prefix_in: PrefixIn) -> Row:

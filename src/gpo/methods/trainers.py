@@ -53,12 +53,16 @@ class OnTokenIds:
         """Columns of (B,) numbers that the model at the start adds to the rows of this batch."""
         raise NotImplementedError
 
-    def sequence_logps(self, model: Any, batch: Mapping[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
-        """(B,) log-probability in nats of each completion."""
+    def outputs(self, model: Any, batch: Mapping[str, torch.Tensor], prefix: str = "") -> Any:
+        """`log_probs` and `entropy` of the next tokens, (B, L - 1) nats; `log_probs` is 0 outside completions."""
         ids = batch[f"{prefix}input_ids"]
         labels = ids.masked_fill(batch[f"{prefix}completion_mask"] == 0, -100)
         inputs = {"input_ids": ids, "attention_mask": batch[f"{prefix}attention_mask"]}
-        logps: torch.Tensor = model(**inputs, labels=labels, fused_lm_head=True).log_probs.sum(dim=1)
+        return model(**inputs, labels=labels, fused_lm_head=True)
+
+    def sequence_logps(self, model: Any, batch: Mapping[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
+        """(B,) log-probability in nats of each completion."""
+        logps: torch.Tensor = self.outputs(model, batch, prefix).log_probs.sum(dim=1)
         return logps
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -124,10 +128,11 @@ class ReferenceFreeTrainer(PairTrainer):
         return {}
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
-        lengths = inputs["completion_mask"].sum(dim=1)
-        chosen, rejected = (self.sequence_logps(model, inputs) / lengths).chunk(2)
+        outputs, mask = self.outputs(model, inputs), inputs["completion_mask"][:, 1:]
+        chosen, rejected = (outputs.log_probs.sum(dim=1) / mask.sum(dim=1)).chunk(2)
         margins = (chosen - rejected).detach()
         metrics = {
+            "entropy": (outputs.entropy.detach() * mask).sum() / mask.sum(),
             "logps_per_token/chosen": chosen.detach().mean(),
             "logps_per_token/rejected": rejected.detach().mean(),
             "logps_per_token/margins": margins.mean(),

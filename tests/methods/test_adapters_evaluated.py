@@ -1,0 +1,58 @@
+"""Adapters from training to the command line: the embedded reasoner with its adapters, and with them merged."""
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import PeftConfig
+
+import gpo
+from gpo.cli import main
+from gpo.config import model_path
+from gpo.methods.simpo import SimPO
+from gpo.pairs import Pair
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    method = SimPO(model_path("reasoner"), lora=4, learning_rate=5e-2, epochs=10, warmup=0.0)
+    tokenizer = method.policy[1]
+    prompt = tuple(tokenizer.encode("<|user|>not ( True ) is<|assistant|>"))
+    chosen, rejected = (tuple(tokenizer.encode(f"So the answer is {word}")) for word in ("False", "True"))
+    method.update_pairs([Pair("p", prompt, (), chosen, rejected, "", "", "", "")])
+    method.save(folder / "adapters")
+    method.merge = True
+    method.save(folder / "merged")
+    return {"base": "reasoner", **{name: str(folder / name) for name in ("adapters", "merged")}}
+
+
+def test_adapters_name_their_base_model(models: dict[str, str]) -> None:
+    assert PeftConfig.from_pretrained(models["adapters"]).base_model_name_or_path == model_path("reasoner")
+    assert not (Path(models["merged"]) / "adapter_config.json").exists()
+
+
+def test_evaluate_takes_adapters_and_answers_as_the_merged_model_does(models: dict[str, str], tmp_path: Path) -> None:
+    named = ",".join(f"{name}={path}" for name, path in models.items())
+    options = ("--limit", "6", "--samples", "1", "--temperature", "0", "--max_tokens", "40", "--split", "dev")
+    assert main(["evaluate", str(tmp_path / "out"), "--models", named, *options]) == 0
+    texts = {
+        name: [
+            [t["completion"]["token_ids"] for t in json.loads(line)["trajectories"]]
+            for line in (tmp_path / "out" / "evaluation" / f"{name}.jsonl").read_text().splitlines()
+        ]
+        for name in models
+    }
+    assert len(texts["base"]) == 6
+    assert texts["adapters"] == texts["merged"]
+    assert texts["adapters"] != texts["base"]
+
+
+def test_the_engine_samples_from_adapters(models: dict[str, str]) -> None:
+    request = gpo.types.Request((1, 422, 2), n=1, max_tokens=8, seed=0)  # type: ignore[attr-defined]
+    drawn = []
+    for name in ("adapters", "merged"):
+        engine = gpo.make("engine", "hf", model=model_path("reasoner"))
+        engine.load(Path(models[name]))
+        drawn.append(engine.generate([request], temperature=0.0)[0][0].token_ids)
+    assert drawn[0] == drawn[1]
