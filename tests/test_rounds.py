@@ -253,3 +253,26 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
         assert losses[0] == pytest.approx(0.6931, abs=1e-4)
         assert losses[-1] < 0.68
     assert run.files.pairs("gpo", 2).exists()
+
+
+def test_adapters_go_on_over_rounds_and_are_merged_at_the_end(tmp_path: Path, letters: Path) -> None:
+    from gpo.config import resolve
+
+    options = {**LETTER_OPTIONS, "method": "grpo", "method.lora": "2", "method.merge": "true", "arms": "gpo"}
+    run = Run(tmp_path, resolve({**options, "model": str(letters), "method.learning_rate": "2e-2"}))
+    model = run.train("gpo")
+    rows = [json.loads(line) for line in (run.files.arm("gpo") / "rounds.jsonl").read_text().splitlines()]
+    assert all(row["training"]["ratio_error"] < 1e-4 for row in rows)  # the engine samples with the adapters
+    assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.1
+    assert not (model / "adapter_config.json").exists()
+    assert (model / "model.safetensors").exists()
+
+
+def test_a_run_in_which_all_rewards_are_equal_says_what_to_change(tmp_path: Path, letters: Path) -> None:
+    command = [sys.executable, "-m", "gpo", "train", str(tmp_path), "--task", "toy:EveryLetterIsRight"]
+    command += ["--model", str(letters), "--method", "ppo", "--arms", "plain", "--max_tokens", "4", "--rollouts", "4"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Nothing to learn: the rewards of all" in done.stderr
+    assert "raise the temperature" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -76,6 +76,14 @@ class LetterTask:
         return Score(float(right), "right" if right else "wrong", text[:1])
 
 
+@dataclass(frozen=True)
+class EveryLetterIsRight(LetterTask):
+    """Nothing can be learned from it."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        return Score(1.0, "right", text[:1])
+
+
 def toy_config(**changes: Any) -> RunConfig:
     settings: dict[str, Any] = {
         "task": Spec("task", "toy:ToyTask"),

@@ -303,6 +303,8 @@ class Run:
             metrics = method.update_pairs(pairs) if on_pairs else method.update(groups)
             write_json(self.files.arm(arm, number) / "training.json", metrics)
             last = number == self.config.rounds
+            if not last and hasattr(method, "merge"):
+                method.merge = False  # the next round goes on with the adapters
             method.save(self.files.model(arm) if last else self.files.checkpoint(arm, number))
             # A later checkpoint stands for the earlier ones, which would fill the disk.
             shutil.rmtree(self.files.checkpoint(arm, number - 1), ignore_errors=True)

@@ -397,7 +397,7 @@ def test_adapters_alone_are_trained(kind: type[Online]) -> None:
     assert any(p.abs().sum() > 0 for name, p in method.policy[0].named_parameters() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("kind", [GRPO, RLOO])
+@pytest.mark.parametrize("kind", METHODS)
 def test_equal_rewards_are_an_error_that_says_what_to_change(kind: type[Online]) -> None:
     with pytest.raises(DataError, match=r"Nothing to learn: the rewards of all 2 .* raise the temperature"):
         run(kind, make_model(), [group([1], [], ([3], 1.0), ([4], 1.0))])

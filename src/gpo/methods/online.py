@@ -151,7 +151,10 @@ class Online(ABC):
         rows, left_out = self._rows(groups)
         self._look_up(rows)
         self._set_advantages(rows)
-        if all(row.advantages.abs().max() < 1e-6 for row in rows):
+        unrewarded = (
+            self.beta == 0 and len({row.reward for row in rows}) == 1
+        )  # a critic's errors would be all there is
+        if unrewarded or all(row.advantages.abs().max() < 1e-6 for row in rows):
             raise DataError(
                 f"Nothing to learn: the rewards of all {len(rows)} trajectories equal those of their group. Sample "
                 "more from each start, raise the temperature, or choose starts that succeed sometimes."
