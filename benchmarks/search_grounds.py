@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from os import environ
 from pathlib import Path
 from random import Random
@@ -100,7 +101,7 @@ def near_exact(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Ta
             found = [t for t in group.trajectories if t.score.right == right and len(t.step_ends) > 1]
             if found and len(rows) < each:
                 rows.append((problem, found[0], None))
-    return task, [row for rows in kinds.values() for row in rows]
+    return task, [row for pair in zip_longest(*kinds.values()) for row in pair if row is not None]
 
 
 def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, list[Row]]:
@@ -222,6 +223,7 @@ class Ground:
 
     rows: Maker
     rollouts: int
+    outcomes: int  # that are told apart: right and wrong, or one
     each: dict[str, int]
 
 
@@ -229,19 +231,20 @@ GROUNDS = {
     "near_exact": Ground(
         near_exact,
         512,
+        2,
         {
             "boolean_expressions": 23,
             "web_of_lies": 23,
             "tracking_shuffled_objects_three_objects": 22,
             "navigate": 22,
             "multistep_arithmetic_two": 22,
-            "temporal_sequences": 12,
-            "tracking_shuffled_objects_five_objects": 12,
-            "dyck_languages": 8,
-            "tracking_shuffled_objects_seven_objects": 8,
+            "temporal_sequences": 7,
+            "tracking_shuffled_objects_five_objects": 6,
+            "dyck_languages": 6,
+            "tracking_shuffled_objects_seven_objects": 4,
         },
     ),
-    "human": Ground(human, 32, {"dyck_languages": 60, "tracking_shuffled_objects": 60, "multistep_arithmetic": 40}),
+    "human": Ground(human, 32, 1, {"dyck_languages": 60, "tracking_shuffled_objects": 60, "multistep_arithmetic": 40}),
 }
 
 
@@ -255,15 +258,16 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) 
     file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
     for subtask, each in plan.each.items():
-        have = sum(row.problem.metadata["subtask"] == subtask for row in done)
-        if have and subtask != done[-1].problem.metadata["subtask"]:
+        if sum(row.problem.metadata["subtask"] == subtask for row in done) >= each * plan.outcomes:
             continue
         task, rows = plan.rows(engine, subtask, each, seed)
-        for begin in range(have, len(rows), CHUNK):
+        known = {row.trajectory.id for row in done}
+        rows = [row for row in rows if row[1].id not in known]
+        for begin in range(0, len(rows), CHUNK):
             new = value(engine, task, rows[begin : begin + CHUNK], rollouts or plan.rollouts, seed)
             file.append(new)
             done += new
-            print(f"{ground}: {subtask} {begin + len(new)} of {len(rows)}", flush=True)
+            print(f"{ground}: {subtask}, {len(rows) - begin - len(new)} more, {len(done)} in all", flush=True)
     with gzip.open(packed, "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(to_json(row)) + "\n" for row in done)
     return done
