@@ -43,6 +43,7 @@ PROGRAMS = {
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
     "report": ("gpo.report.command:main", "everything that a run found as one HTML file, and plots"),
+    "traces": ("gpo.traces:main", "solutions that somebody else wrote, as the trajectories of a run to be searched"),
 }
 
 EVALUATE_HELP = f"""\
@@ -151,6 +152,10 @@ def command(arguments: Sequence[str]) -> int:
         os.environ["GPO_DATA"] = str(Path(data).resolve())
     if name == "evaluate" and (options.keys() & {"models", "harness"} or (rest and holds_evaluation(Path(rest[0])))):
         evaluate_models(Path(rest[0] if rest else DEFAULT_EVALUATION), options)
+    elif name == "locate" and options.keys() & {"show", "question", "watch"}:
+        from gpo.closeup import close_up
+
+        close_up(Path(rest[0]) if rest else None, options)
     else:
         work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
     return 0
@@ -273,6 +278,10 @@ def help_text(name: str, options: dict[str, str]) -> str:
     parts.append("  --arms               names of arms, or --arms.NAME ESTIMATOR; --estimator is --arms.gpo")
     if name == "evaluate":
         parts += ["", EVALUATE_HELP]
+    if name == "locate":
+        from gpo.closeup import HELP
+
+        parts += ["", HELP]
     for kind in (*COMPONENTS, *SHORT):
         if kind in options:
             component = Spec(kind, options[kind]).component_class()
