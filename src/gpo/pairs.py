@@ -48,7 +48,7 @@ def build_pairs(
     tokenizer: Tokenizer,
     *,
     scores: Iterable[StepScores] = (),
-    pairs_per_start: int = 4,
+    pairs_per_start: int = 16,
     pairs_per_problem: int | None = 16,
     max_pairs: int | None = None,
     truncated: Truncated = "rejected",

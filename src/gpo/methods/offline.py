@@ -55,7 +55,7 @@ class Offline(ABC):
     merge: bool = False  # `save` writes whole weights in place of adapters
     prefix_in: PrefixIn = "prompt"
     max_length: int | None = None  # longer pairs are left out, in tokens; None: what the model takes
-    pairs_per_start: int = 4
+    pairs_per_start: int = 16  # as many as of a problem, so that an arm of one start a problem is not short of pairs
     pairs_per_problem: int | None = 16
     max_pairs: int | None = None
     truncated: Truncated = "rejected"
