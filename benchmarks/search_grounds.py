@@ -42,6 +42,7 @@ from gpo.types import Completion, Problem, Request, Task, Trajectory
 
 WEIGHTS = Path(__file__).parents[1] / "src/gpo/reasoner/weights"
 MAX_TOKENS = 900  # of a response
+ROOM = 32  # tokens in which a rollout may be longer than a trace
 QUESTIONS = 4  # questions for each trajectory of a kind, 4 samples each
 CHUNK = 4  # trajectories valued between two writes
 Row = tuple[Problem, Trajectory, int | None]
@@ -105,21 +106,26 @@ def near_exact(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Ta
 
 
 def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, list[Row]]:
-    """Traces of a sub-task, in an order drawn from `seed`."""
+    """Traces of a sub-task that the reasoner's context holds, in an order drawn from `seed`."""
     task = Generated()
     folder = Path(environ.get("GPO_DATA", Path(__file__).parents[2] / "shared/data")) / "big_bench_mistake"
     lines = (folder / f"{subtask}.jsonl").read_text().splitlines()
     traces: list[Row] = []
-    for number in Random(seed).sample(range(len(lines)), len(lines))[:each]:
+    for number in Random(seed).sample(range(len(lines)), len(lines)):
         row = json.loads(lines[number])
         question = QUESTION + row["input"] if subtask == "dyck_languages" else row["input"]
         problem = Problem(f"{subtask}/{number}", question, row["target"], {"subtask": subtask})
-        traces.append((problem, as_trajectory(engine, task, problem, row["steps"]), row["mistake_index"]))
+        trace = as_trajectory(engine, task, problem, row["steps"]) if len(traces) < each else None
+        if trace is not None:
+            traces.append((problem, trace, row["mistake_index"]))
     return task, traces
 
 
-def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequence[str]) -> Trajectory:
-    """A written solution as if the reasoner had sampled it, with the log-probabilities that it gives to it."""
+def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequence[str]) -> Trajectory | None:
+    """A written solution as if the reasoner had sampled it, with the log-probabilities that it gives to it.
+
+    None if the context does not hold it with room for other solutions.
+    """
     start = question_start(problem, task, engine.tokenizer)
     ids: list[int] = []
     ends: list[int] = []
@@ -128,6 +134,8 @@ def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequenc
         ends.append(len(ids))
     ids.append(engine.tokenizer.eos_token_id)
     ends[-1] += 1
+    if len(ids) > MAX_TOKENS or len(start.prompt_ids) + len(ids) + ROOM > engine.context_length:
+        return None
     whole = torch.tensor([[*start.prompt_ids, *ids]])
     with torch.no_grad():
         logits = engine.model(input_ids=whole).logits[0, len(start.prompt_ids) - 1 : -1].float()
