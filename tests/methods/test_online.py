@@ -104,7 +104,7 @@ def expected_loss(kind: type[Online], now: Any, before: Any, reference: Any, bet
             tokens += len(logps)
             if kind is GRPO:
                 advantage = (reward - mean) / (deviation + 1e-4)
-                kl = (ref - logps).exp() - (ref - logps) - 1
+                kl = (logps - old).exp() * ((ref - logps).exp() - (ref - logps) - 1)
                 total += (-(logps - old).exp() * advantage + beta * kl).sum().item()
             else:
                 penalised = [
@@ -320,7 +320,8 @@ def test_each_method_learns_a_two_step_toy_problem(kind: type[Online]) -> None:
     pytest.fail("reward stayed below 0.9")
 
 
-def test_grpo_loss_equals_the_one_of_trl(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.3, True), (0.3, False)])
+def test_grpo_loss_equals_the_one_of_trl(tmp_path: Path, beta: float, unbiased: bool) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -355,11 +356,18 @@ def test_grpo_loss_equals_the_one_of_trl(tmp_path: Path) -> None:
         "old_per_token_logps": old,
         "num_items_in_batch": mask.sum(),
     }
+    reference = make_model(seed=1)
+    trainer.args.use_bias_correction_kl = unbiased
+    trainer.beta = beta  # set beforehand, TRL would load the reference from the model's path
+    with torch.no_grad():
+        known = [completion_logps(reference, (1, 2), row).tolist() for row in ids]
+    inputs["ref_per_token_logps"] = torch.tensor([row + [0.0] * (width - len(row)) for row in known])
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation
     theirs = trainer._compute_loss(trainer.model, inputs)
-    _, metrics = run(GRPO, model, [ours])
+    _, metrics = run(GRPO, model, [ours], beta=beta, reference=reference, unbiased_kl=unbiased)
     assert metrics["loss"] == pytest.approx(theirs.item(), abs=1e-6)
+    assert (metrics.get("kl", 0.0) > 0.01) == (beta > 0)
     assert metrics["ratio_error"] > 0.01
 
 

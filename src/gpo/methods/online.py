@@ -56,6 +56,7 @@ class Online(ABC):
     clip_high: float | None = None  # upwards; None: the same
     beta: float = 0.0  # weight of the KL to the reference
     kl_in: Literal["loss", "reward"] = "loss"
+    unbiased_kl: bool = True  # in the loss, weighed by the token's ratio, which makes its gradient that of the KL
     aggregate: Literal["token", "sequence"] = "token"  # what counts alike in the mean of a step
     temperature: float | None = None  # at which the rollouts were sampled; None: the run's, or 1
     max_grad_norm: float = 1.0
@@ -310,6 +311,7 @@ class Online(ABC):
         weight = out.mask * torch.tensor(weights, device=out.mask.device)[:, None]
         placed = pad_rows(rows, out, "old", "advantages")
         log_ratio = (out.logps - placed["old"]) * out.mask
+        of_token = log_ratio
         if self.ratio_of == "sequence":
             log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
         high = self.clip if self.clip_high is None else self.clip_high
@@ -323,7 +325,7 @@ class Online(ABC):
             kl = kl_estimate(out.logps, pad_rows(rows, out, "reference")["reference"])
             metrics["kl"] = (kl.detach() * weight).sum().item()
             if self.kl_in == "loss":
-                per_token = per_token + self.beta * kl
+                per_token = per_token + self.beta * (of_token.exp() * kl if self.unbiased_kl else kl)
         loss = (per_token * weight).sum()
         extra, more = self._extra_loss(rows, out, weight)
         loss = loss + extra
