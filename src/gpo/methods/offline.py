@@ -28,6 +28,8 @@ from gpo.pairs import Pair, PrefixIn, Truncated, build_pairs
 from gpo.trackers import Trackers
 from gpo.types import Group
 
+MORE_PAIRS = "Sample more from each start, raise the temperature, or choose problems that the model solves sometimes."
+
 
 @dataclass
 class Offline(ABC):
@@ -100,8 +102,7 @@ class Offline(ABC):
             verdicts = [trajectory.score.verdict for group in groups for trajectory in group.trajectories]
             raise DataError(
                 f"No usable pair: {len(verdicts)} trajectories from {len(groups)} starts, {verdicts.count('right')} of "
-                "them right, and no start has both a right and a wrong one. Sample more from each start, raise the "
-                "temperature, or choose problems that the model solves sometimes."
+                f"them right, and no start has both a right and a wrong one. {MORE_PAIRS}"
             )
         return self.update_pairs(pairs)
 
@@ -173,7 +174,7 @@ class Offline(ABC):
 
     def _usable(self, pairs: Sequence[Pair]) -> tuple[list[Row], int]:
         if not pairs:
-            raise DataError("No pair to train on. Build pairs from starts that have right and wrong continuations.")
+            raise DataError(f"No pair to train on: no start has both a right and a wrong continuation. {MORE_PAIRS}")
         model = self.policy[0]
         check_token_ids(
             model, (ids for p in pairs for ids in (p.prompt_ids, p.prefix_ids, p.chosen_ids, p.rejected_ids))

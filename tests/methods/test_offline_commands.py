@@ -1,4 +1,4 @@
-"""Adapters from training to the command line: the embedded reasoner with its adapters, and with them merged."""
+"""Offline methods at the command line: adapters are evaluated, and bad pairs are one line."""
 
 import json
 from pathlib import Path
@@ -56,3 +56,36 @@ def test_the_engine_samples_from_adapters(models: dict[str, str]) -> None:
         engine.load(Path(models[name]))
         drawn.append(engine.generate([request], temperature=0.0)[0][0].token_ids)
     assert drawn[0] == drawn[1]
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of toy processes up to its pairs, to be trained with DPO on the embedded reasoner."""
+    monkeypatch.setenv("GPO_DEBUG", "")
+    toy = ("--task", "chain", "--task.size", "2", "--engine", "chain", "--method", "dpo", "--rollouts", "4")
+    assert main(["build", str(tmp_path / "run"), *toy, "--arms", "plain", "--budget", "3"]) == 0
+    return tmp_path / "run"
+
+
+def fails(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["train", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gpo: ")
+    assert error.count("\n") == 1
+    assert not (run / "arms" / "plain" / "model").exists()
+    return error
+
+
+def test_no_pair_at_the_command_line(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (built / "arms/plain/pairs.jsonl").write_text("")
+    error = fails(built, capsys)
+    assert "No pair to train on: no start has both a right and a wrong continuation. Sample more" in error
+
+
+def test_a_vocabulary_that_does_not_fit_at_the_command_line(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = built / "arms/plain/pairs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["chosen_ids"][0] = 1_000_000
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "Token id 1000000 is outside the model's vocabulary of" in fails(built, capsys)
