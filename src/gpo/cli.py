@@ -127,6 +127,8 @@ def command(arguments: Sequence[str]) -> int:
         module, _, function = PROGRAMS[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
         return code
+    from gpo.config import split
+
     names, options = split(arguments)
     if "version" in options:
         from gpo import __version__
@@ -189,31 +191,6 @@ def evaluate_models(directory: Path, options: dict[str, str]) -> None:
         console.print()
         console.print(rich_table(header, rows))
     console.print(f"\nEverything is in {directory}: table.md, results.json", highlight=False, soft_wrap=True)
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Names and options of a command line; an option without a value is "true".
-
-    Raises:
-        ConfigError: an option is given twice.
-    """
-    names: list[str] = []
-    options: dict[str, str] = {}
-    left = list(arguments)
-    while left:
-        word = left.pop(0)
-        if word == "-h":
-            word = "--help"
-        if not word.startswith("--"):
-            names.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = left.pop(0) if left and not left[0].startswith("--") and name not in ("help", "version") else "true"
-        if name in options:
-            raise ConfigError(f"--{name} is given twice.")
-        options[name] = value
-    return names, options
 
 
 def work(name: str, directory: Path, options: dict[str, str]) -> None:

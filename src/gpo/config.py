@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -219,6 +219,31 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Names and options of a command line; an option without a value is "true".
+
+    Raises:
+        ConfigError: an option is given twice.
+    """
+    names: list[str] = []
+    options: dict[str, str] = {}
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if word == "-h":
+            word = "--help"
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = left.pop(0) if left and not left[0].startswith("--") and name not in ("help", "version") else "true"
+        if name in options:
+            raise ConfigError(f"--{name} is given twice.")
+        options[name] = value
+    return names, options
 
 
 def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None) -> RunConfig:
