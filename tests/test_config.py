@@ -9,7 +9,12 @@ from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.segment import Newline
 
-TOY = {"task": "toy:ToyTask", "engine": "gpo.engines.chain:ChainEngine", "method": "toy:ToyMethod"}
+TOY = {
+    "estimator": "monte_carlo",
+    "task": "toy:ToyTask",
+    "engine": "gpo.engines.chain:ChainEngine",
+    "method": "toy:ToyMethod",
+}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,11 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
         ConfigError, match=r"Unknown preset of estimator 'monte_carlo' 'autors'.*'authors'\? Known: authors, paper"
     ):
         resolve({**TOY, "estimator.preset": "autors"})
+    with pytest.raises(
+        ConfigError,
+        match=r"'adaptive' has no presets, got 'paper'. That is one of monte_carlo: --estimator monte_carlo",
+    ):
+        resolve({**TOY, "estimator": "adaptive", "estimator.preset": "paper"})
 
 
 @pytest.mark.parametrize(

@@ -312,11 +312,19 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
 def _preset(spec: Spec, name: str) -> dict[str, Any]:
     """All settings of a preset: a class method without arguments that makes the component."""
     component = spec.component_class()
-    known = [key for key, value in vars(component).items() if isinstance(value, classmethod)]
+    known = _presets(component)
+    if not known:
+        others = [other for other in REGISTRIES[spec.kind] if name in _presets(lookup(spec.kind, other))]
+        advice = f" That is one of {', '.join(others)}: --{spec.kind} {others[0]}." if others else ""
+        raise ConfigError(f"The {spec.kind} {spec.name!r} has no presets, got {name!r}.{advice}")
     if name not in known:
         raise unknown(f"preset of {spec.kind} {spec.name!r}", name, known)
     instance = getattr(component, name)()
     return {key: getattr(instance, key) for key in setting_types(component)}
+
+
+def _presets(component: Any) -> list[str]:
+    return [key for key, value in vars(component).items() if isinstance(value, classmethod)]
 
 
 def parse(kind: Any, text: str, where: str) -> Any:
