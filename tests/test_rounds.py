@@ -276,3 +276,29 @@ def test_a_run_in_which_all_rewards_are_equal_says_what_to_change(tmp_path: Path
     assert "Nothing to learn: the rewards of all" in done.stderr
     assert "raise the temperature" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path: Path, letters: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gpo.engines.hf import HFEngine
+    from gpo.methods.grpo import GRPO
+    from toy import LetterTask
+
+    model = AutoModelForCausalLM.from_pretrained(letters)
+    engine = HFEngine(model, AutoTokenizer.from_pretrained(letters))
+    method = GRPO(None, learning_rate=3e-3, beta=0.01)
+    config = RunConfig(
+        LetterTask(), engine=engine, method=method, segmenter=Spec("segmenter", "fixed_tokens", {"size": 2}),
+        arms={"plain": "none"}, rollouts=8, max_tokens=6, rounds=3, temperature=0.7,
+    )  # fmt: skip
+    run = Run(tmp_path, config)
+    run.train("plain")
+    rows = [json.loads(line) for line in (run.files.arm("plain") / "rounds.jsonl").read_text().splitlines()]
+    assert all(row["training"]["ratio_error"] < 1e-4 for row in rows)  # at the run's temperature
+    kl = [row["training"]["kl"] for row in rows]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert 1e-4 < kl[1] < kl[2]
+    assert engine.model is model
+    before = AutoModelForCausalLM.from_pretrained(letters).state_dict()
+    assert all((before[name] == weights).all() for name, weights in model.state_dict().items())
