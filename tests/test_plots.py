@@ -9,6 +9,8 @@ from gpo.plots import (
     STEP_WIDTH,
     budget_figure,
     choose_curves,
+    round_curves,
+    rounds_figure,
     save,
     shorten,
     step_texts,
@@ -18,6 +20,7 @@ from gpo.plots import (
 )
 from gpo.results import summarize
 from gpo.run import Run
+from gpo.store import write_rows
 from gpo.types import Completion, Score, Start, StepScores, Trajectory
 from toy import toy_config
 
@@ -43,7 +46,7 @@ def test_every_plot_is_a_picture_that_is_not_blank(run: Run) -> None:
 def test_the_curves_are_of_different_problems_and_the_largest_advantage_is_first(run: Run) -> None:
     curves = choose_curves(run.files)
     assert len({trajectory.start.problem_id for trajectory, _ in curves}) == len(curves) > 1
-    gains = [scores.advantages[scores.critical_step or 0] for _, scores in curves]
+    gains = [abs(scores.advantages[scores.critical_step or 0]) for _, scores in curves]
     assert gains == sorted(gains, reverse=True)
     assert all(scores.trajectory_id == trajectory.id for trajectory, scores in curves)
 
@@ -99,6 +102,17 @@ def test_training_is_drawn_by_the_first_reward_that_is_reported_and_a_cut_line_i
     assert found is not None
     assert found[0] == "reward"
     assert found[1]["plain"] == [0.25, 0.75]
+
+
+def test_the_reward_of_each_round_stands_over_the_tokens_sampled_before_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"plain": "none", "gpo": "monte_carlo"}))
+    rewards = (0.25, None, 0.5)
+    rows = [{"accuracy": r, "tokens": {"rollout": 10, "locate": 5, "reset": k}} for k, r in enumerate(rewards)]
+    write_rows(run.files.arm("gpo") / "rounds.jsonl", rows)
+    write_rows(run.files.arm("plain") / "rounds.jsonl", rows[:1])
+    assert round_curves(run.files) == {"gpo": [(0, 0.25), (31, 0.5)]}
+    [line] = rounds_figure(round_curves(run.files)).axes[0].lines
+    assert list(line.get_xdata()) == [0, 31]
 
 
 def test_accuracy_stands_over_the_tokens_of_its_arm_and_the_base_model_over_none(run: Run) -> None:

@@ -47,6 +47,8 @@ def run_figures(files: RunDirectory, results: Results) -> dict[str, Figure]:
         figures["budget"] = budget_figure(results)
     if curves := training_curves(files):
         figures["training"] = training_figure(*curves)
+    if rounds := round_curves(files):
+        figures["rounds"] = rounds_figure(rounds)
     return figures
 
 
@@ -152,21 +154,25 @@ def budget_figure(results: Results) -> Figure:
 
 def training_curves(files: RunDirectory) -> tuple[str, dict[str, list[float]]] | None:
     """The reward that training reported at each step, by arm, and its name; None if there is none."""
-    rows = {arm: _metrics(files.arm(arm) / "training.jsonl") for arm in files.arms()}
+    rows = {arm: read_rows(files.arm(arm) / "training.jsonl") for arm in files.arms()}
     for name in REWARDS:
-        curves = {arm: [row[name] for row in found if name in row] for arm, found in rows.items()}
+        curves = {arm: [float(row[name]) for row in found if _number(row.get(name))] for arm, found in rows.items()}
         if curves := {arm: values for arm, values in curves.items() if values}:
             return name, curves
     return None
 
 
-def _metrics(file: Path) -> list[dict[str, float]]:
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; none if there is no file."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         with suppress(ValueError):  # cut by a kill
-            row = json.loads(line)
-            rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})
+            rows.append(json.loads(line))
     return rows
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def training_figure(name: str, curves: dict[str, list[float]]) -> Figure:
@@ -180,6 +186,38 @@ def training_figure(name: str, curves: dict[str, list[float]]) -> Figure:
         axes.plot(range(1, len(means) + 1), means, color=color, marker=marker, markevery=0.12, ms=4, lw=1.3, label=arm)
     axes.set_xlabel("step of training")
     axes.set_ylabel(f"{name}, mean of {width} steps" if width > 1 else name)
+    axes.grid(color="#80808055", lw=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _bare(axes)
+    return figure
+
+
+def round_curves(files: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+    """By arm the tokens sampled before each round and the mean reward of its first rollouts, if there are several."""
+    curves = {}
+    for arm in files.arms():
+        spent, points = 0, []
+        for row in read_rows(files.arm(arm) / "rounds.jsonl"):
+            if row.get("accuracy") is not None:
+                points.append((spent, float(row["accuracy"])))
+            spent += sum(row["tokens"].values())
+        if len(points) > 1:
+            curves[arm] = points
+    return curves
+
+
+def rounds_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
+    """Reward on the training questions, round after round, by the model that each round began with."""
+    figure = Figure(figsize=(8, 3.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for i, (arm, points) in enumerate(curves.items(), 1):  # colours and markers as in the other plots
+        tokens, rewards = zip(*points, strict=True)
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        axes.plot(tokens, rewards, color=color, marker=marker, ms=4, lw=1.3, label=arm)
+    axes.set_xlabel("tokens sampled before the round")
+    axes.set_ylabel("mean reward of first rollouts")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(color="#80808055", lw=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from written_run import NAN, Written, write_run
 
 from gpo.cli import main
+from gpo.config import Spec
 from gpo.directory import RunDirectory
 from gpo.errors import ConfigError
 from gpo.report import command
@@ -16,8 +17,10 @@ from gpo.report.command import write_report
 from gpo.report.page import percent, points
 from gpo.report.reading import Searched, read_run
 from gpo.report.show import STEPS, level_lengths, show, signed, tone
+from gpo.run import Run
 from gpo.statistics import Interval
 from gpo.types import Verdict
+from toy import toy_config
 
 STYLE = Path(command.__file__).parent / "pages" / "report.css"
 
@@ -108,6 +111,26 @@ def test_a_run_is_shown_however_far_it_is(tmp_path: Path) -> None:
     assert "No model has been evaluated yet" in page
     assert "No arm has searched yet" in page
     assert "There is nothing to diagnose before a search" in page
+
+
+def test_the_last_round_is_shown_beside_the_first(tmp_path: Path) -> None:
+    task = Spec("task", "toy:ToyTask", {"size": 4})
+    run = Run(tmp_path / "run", toy_config(task=task, rounds=2, arms={"plain": "none", "gpo": "monte_carlo"}))
+    run.train("gpo")
+    files = run.files
+    reading = read_run(files)
+    first = read_run(files, number=1)
+    assert (reading.number, first.number) == (2, 1)
+    searched = {score.trajectory_id for score in files.scores("gpo", 2).read()}
+    assert {item.trajectory.id for item in reading.searched} == searched
+    assert searched.isdisjoint(item.trajectory.id for item in first.searched)
+    with pytest.raises(ConfigError, match="has no search in round 3"):
+        read_run(files, number=3)
+    page = write_report(files.path).read_text()
+    assert "<title>run, round 2 – GPO report</title>" in page
+    assert "Two rounds side by side" in page
+    assert "Plot: Mean reward of the first rollouts of each round" in page
+    assert "Two rounds side by side" not in write_report(files.path, number=1).read_text()
 
 
 def test_only_the_largest_advantages_are_shown_where_there_are_too_many(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Comparison:
 
     before: str
     after: str
+    rounds: bool  # whether both are rounds of one run
     difference: Interval  # of success in first rollouts, over all questions in common
     questions: int
     changed: tuple[Changed, ...]
@@ -59,12 +60,7 @@ def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
     Raises:
         DataError: the runs have no sampled question in common.
     """
-    common = [
-        name
-        for name, problem in after.problems.items()
-        if name in before.problems and before.problems[name].question == problem.question
-        if before.success(name) and after.success(name)
-    ]
+    common = in_common(before, after)
     if not common:
         raise DataError(
             f"{before.files.path} and {after.files.path} have no sampled question in common. "
@@ -85,12 +81,23 @@ def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
         if name in old and name in new
     ]
     return Comparison(
-        before=before.files.path.resolve().name,
-        after=after.files.path.resolve().name,
+        before=before.name,
+        after=after.name,
+        rounds=before.files.path == after.files.path,
         difference=paired_difference([before.success(q) for q in common], [after.success(q) for q in common]),
         questions=len(common),
         changed=tuple(sorted(changed, key=lambda row: row.before - row.after)),
     )
+
+
+def in_common(before: Reading, after: Reading) -> list[str]:
+    """The ids of questions that both runs have graded first rollouts of."""
+    return [
+        name
+        for name, problem in after.problems.items()
+        if name in before.problems and before.problems[name].question == problem.question
+        if before.success(name) and after.success(name)
+    ]
 
 
 def critical_kinds(searched: Sequence[Searched], kinds: Kinds) -> dict[str, dict[str, Critical]]:

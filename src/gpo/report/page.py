@@ -47,7 +47,7 @@ def render(
     )
     environment.filters |= {"percent": percent, "points": points, "line": one_line, "signed": signed}
     return environment.get_template("report.html").render(
-        title=reading.files.path.resolve().name,
+        title=reading.name,
         script=Markup(script),
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         style=Markup(style),

@@ -63,9 +63,16 @@ class Reading:
     files: RunDirectory
     config: dict[str, Any]
     arm: str | None  # whose search is shown; None where no arm has searched
+    number: int  # the round that is shown
     problems: dict[str, Problem]
     first: list[Group]  # rollouts from the questions, which no search has chosen
     searched: list[Searched]
+
+    @property
+    def name(self) -> str:
+        """Such as "mine", or "mine, round 3"."""
+        name = self.files.path.resolve().name
+        return name if self.arm is None or len(self.files.rounds(self.arm)) == 1 else f"{name}, round {self.number}"
 
     def success(self, problem_id: str) -> list[float]:
         """Rewards of the first rollouts of a question."""
@@ -79,24 +86,25 @@ class Reading:
         }
 
 
-def read_run(files: RunDirectory, arm: str | None = None) -> Reading:
+def read_run(files: RunDirectory, arm: str | None = None, number: int | None = None) -> Reading:
     """Read the trajectories that an arm has searched; where none has, the first one of each question.
 
     Args:
         arm: None takes the first arm whose search has values, `gpo` before the others.
+        number: the round, from 1; None takes the last one that the arm has searched in.
 
     Raises:
-        ConfigError: this is no run directory, or it has no such arm.
+        ConfigError: this is no run directory, or it has no such arm or round.
         DataError: nothing was sampled yet, or a file cannot be used.
     """
     config = files.config()
-    first = files.rollouts.read()
+    name, number, scores = choose_search(files, arm, number)
+    first = files.rollouts.read() if name is None else files.fresh(name, number).read()
     problems = {problem.id: problem for problem in files.problems("train") or ()}
     if not first:
         raise DataError(f"{files.path} has no trajectories yet. Sample some: gpo rollout {files.path}")
     if missing := {group.start.problem_id for group in first} - problems.keys():
         raise DataError(f"{files.path}: problem {min(missing)!r} of rollouts.jsonl is not in problems.jsonl.")
-    name, scores = choose_arm(files, arm)
     texts = Texts(files)
     if name is None:
         rest = [group.trajectories[0] for group in first if group.trajectories]
@@ -104,12 +112,15 @@ def read_run(files: RunDirectory, arm: str | None = None) -> Reading:
             files,
             config,
             None,
+            1,
             problems,
             first,
             [Searched(problems[t.start.problem_id], t, texts(t), None) for t in rest],
         )
     trajectories = {t.id: t for group in first for t in group.trajectories}
-    fresh = rollouts_by_start(group for each in files.arms() for group in files.resets(each).read())
+    # The first rollouts of the first round are those of all arms, and so are rollouts from their prefixes.
+    arms = files.arms() if number == 1 else [name]
+    fresh = rollouts_by_start(group for each in arms for group in files.resets(each, number).read())
     searched = []
     for score in scores:
         if score.trajectory_id not in trajectories:
@@ -127,23 +138,28 @@ def read_run(files: RunDirectory, arm: str | None = None) -> Reading:
                 {k: fresh[start] for k, start in enumerate(starts) if start in fresh},
             )
         )
-    return Reading(files, config, name, problems, first, searched)
+    return Reading(files, config, name, number, problems, first, searched)
 
 
-def choose_arm(files: RunDirectory, arm: str | None = None) -> tuple[str | None, list[StepScores]]:
-    """The arm whose search is shown, with its scores.
+def choose_search(
+    files: RunDirectory, arm: str | None = None, number: int | None = None
+) -> tuple[str | None, int, list[StepScores]]:
+    """The arm and the round whose search is shown, with its scores; no arm where none has values.
 
     Raises:
-        ConfigError: the run has no such arm.
+        ConfigError: the run has no such arm, or the arm has not searched in that round.
     """
     known = files.arms()
     if arm is not None and arm not in known:
         raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(known)}.")
     for name in [arm] if arm is not None else sorted(known, key=lambda name: name != "gpo"):
-        scores = files.scores(name).read()
-        if any(not isnan(value) for score in scores for value in score.values[:-1]):
-            return name, scores
-    return None, []
+        for each in reversed(files.rounds(name)) if number is None else [number]:
+            scores = files.scores(name, each).read()
+            if any(not isnan(value) for score in scores for value in score.values[:-1]):
+                return name, each, scores
+    if number is not None and number != 1:
+        raise ConfigError(f"{files.path} has no search in round {number}.")
+    return None, 1, []
 
 
 def rollouts_by_start(groups: Iterable[Group]) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:
