@@ -3,11 +3,11 @@
     python benchmarks/search_grounds.py near_exact|human [--rollouts N] [--out benchmarks/results]
 
 near_exact: right and wrong trajectories of the embedded reasoner for each of its nine sub-tasks, as many of each as
-`GROUNDS` says: fewer where they take long.
+`GROUNDS` says: fewer where they take long. It says in which order too, so that an unfinished ground has all sub-tasks.
 human: traces of a larger model in BIG-Bench-Mistake, whose first mistake people marked (a program for Dyck). A trace is
 tokenised as it is, steps joined by newlines.
 
-At least N rollouts (512; 32 for human) pass every boundary but the last: those that start there, and those from before
+At least N rollouts (512; 16 for human) pass every boundary but the last: those that start there, and those from before
 it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and how they ended. A
 ground is one file with a trajectory a line; everything follows from the seed and the reasoner's weights. A command that
 was killed goes on where it was.
@@ -227,12 +227,12 @@ Maker = Callable[[HFEngine, str, int, int], tuple[Task, list[Row]]]
 
 @dataclass(frozen=True)
 class Ground:
-    """How it is made, rollouts for each boundary, and for each sub-task the traces, or trajectories of each outcome."""
+    """How it is made, and how many rollouts pass each boundary."""
 
     rows: Maker
     rollouts: int
     outcomes: int  # that are told apart: right and wrong, or one
-    each: dict[str, int]
+    plan: tuple[tuple[str, int], ...]  # sub-tasks in order, and how many of each outcome there are then
 
 
 GROUNDS = {
@@ -240,19 +240,43 @@ GROUNDS = {
         near_exact,
         512,
         2,
-        {
-            "boolean_expressions": 23,
-            "web_of_lies": 23,
-            "tracking_shuffled_objects_three_objects": 22,
-            "navigate": 22,
-            "multistep_arithmetic_two": 22,
-            "temporal_sequences": 7,
-            "tracking_shuffled_objects_five_objects": 6,
-            "dyck_languages": 6,
-            "tracking_shuffled_objects_seven_objects": 4,
-        },
+        (
+            ("boolean_expressions", 23),
+            ("web_of_lies", 23),
+            ("tracking_shuffled_objects_three_objects", 22),
+            ("navigate", 22),
+            ("multistep_arithmetic_two", 4),
+            ("temporal_sequences", 2),
+            ("tracking_shuffled_objects_five_objects", 2),
+            ("dyck_languages", 2),
+            ("tracking_shuffled_objects_seven_objects", 1),
+            ("multistep_arithmetic_two", 12),
+            ("boolean_expressions", 31),
+            ("web_of_lies", 31),
+            ("tracking_shuffled_objects_three_objects", 30),
+            ("navigate", 30),
+            ("temporal_sequences", 5),
+            ("tracking_shuffled_objects_five_objects", 5),
+            ("dyck_languages", 5),
+            ("multistep_arithmetic_two", 20),
+            ("tracking_shuffled_objects_seven_objects", 4),
+        ),
     ),
-    "human": Ground(human, 32, 1, {"dyck_languages": 60, "tracking_shuffled_objects": 60, "multistep_arithmetic": 40}),
+    "human": Ground(
+        human,
+        16,
+        1,
+        (
+            ("dyck_languages", 12),
+            ("tracking_shuffled_objects", 20),
+            ("multistep_arithmetic", 16),
+            ("dyck_languages", 40),
+            ("tracking_shuffled_objects", 40),
+            ("dyck_languages", 60),
+            ("tracking_shuffled_objects", 60),
+            ("multistep_arithmetic", 40),
+        ),
+    ),
 }
 
 
@@ -265,7 +289,7 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) 
     plan = GROUNDS[ground]
     file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
-    for subtask, each in plan.each.items():
+    for subtask, each in plan.plan:
         if sum(row.problem.metadata["subtask"] == subtask for row in done) >= each * plan.outcomes:
             continue
         task, rows = plan.rows(engine, subtask, each, seed)
