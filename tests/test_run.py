@@ -27,7 +27,18 @@ from toy import toy_config
 HERE = Path(__file__).parent
 RUN_OPTIONS = (
     *("--task", "toy:ToyTask", "--engine", "gpo.engines.chain:ChainEngine", "--engine.padding", "2"),
-    *("--method", "toy:ToyMethod", "--rollouts", "4", "--budget", "6", "--locate_per_problem", "2"),
+    *(
+        "--estimator",
+        "monte_carlo",
+        "--method",
+        "toy:ToyMethod",
+        "--rollouts",
+        "4",
+        "--budget",
+        "6",
+        "--locate_per_problem",
+        "2",
+    ),
     *("--reset_rollouts", "4", "--test_samples", "8", "--chunk", "16"),
 )  # toy_config
 
@@ -147,7 +158,7 @@ def test_another_configuration_is_refused_by_name(finished: Run) -> None:
 
 
 def gpo_arm(**settings: Any) -> Spec:
-    return Spec("estimator", "monte_carlo", settings)
+    return Spec("estimator", "adaptive", {"rule": "drop", **settings})
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
