@@ -158,7 +158,7 @@ def test_another_configuration_is_refused_by_name(finished: Run) -> None:
 
 
 def gpo_arm(**settings: Any) -> Spec:
-    return Spec("estimator", "adaptive", {"rule": "drop", **settings})
+    return Spec("estimator", "monte_carlo", settings)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
