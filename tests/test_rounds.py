@@ -30,8 +30,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def rounds_config(**changes: Any) -> RunConfig:
-    arms = {"plain": "none", "random": "random", "gpo": "monte_carlo"}
-    return toy_config(**{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, "arms": arms, **changes})
+    return toy_config(**{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ PLAIN_SECONDS = 10.0  # between two lines of the same stage where there is no te
 class _Stage:
     """What this process saw of a stage."""
 
+    name: str
     first: int  # done when it began
     began: float
     tokens: int = 0
@@ -35,7 +36,7 @@ class ProgressDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.stages: dict[tuple[str, str | None], _Stage] = {}
+        self.stages: dict[tuple[str, str], _Stage] = {}
         self.bars = Bars(
             TextColumn("{task.description:<17}"),
             BarColumn(bar_width=16),
@@ -57,11 +58,14 @@ class ProgressDisplay:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        stage = self.stages.setdefault((progress.stage, progress.arm), _Stage(progress.done, now))
+        name = progress.stage if progress.arm is None else f"{progress.stage} {progress.arm}"
+        key = progress.stage, (progress.arm or "").partition(" ")[0]  # an arm's rounds ("gpo 2") share a bar
+        stage = self.stages.get(key)
+        if stage is None or stage.name != name:
+            stage = self.stages[key] = _Stage(name, progress.done, now, bar=None if stage is None else stage.bar)
         stage.tokens += progress.tokens
         stage.seconds += progress.seconds
         done, total = progress.done, progress.total
-        name = progress.stage if progress.arm is None else f"{progress.stage} {progress.arm}"
         amount = f"{short(done)}/{short(total)} {progress.unit}"
         speed = f"{short(stage.tokens / stage.seconds)} tok/s" if stage.tokens and stage.seconds else ""
         new = done - stage.first
@@ -74,7 +78,9 @@ class ProgressDisplay:
             return
         if stage.bar is None:
             stage.bar = self.bars.add_task(name, amount=amount, speed=speed, left=left)
-        self.bars.update(stage.bar, completed=done, total=max(1, total), amount=amount, speed=speed, left=left)
+        self.bars.update(
+            stage.bar, description=name, completed=done, total=max(1, total), amount=amount, speed=speed, left=left
+        )
 
 
 def short(number: float) -> str:

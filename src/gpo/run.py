@@ -122,7 +122,8 @@ class Run:
             else:
                 file, checkpoint = self.files.fresh(arm, number), self._sampled_by(arm, number)
             problems = questions_of(self.problems("train"), self.config.round_problems, number)
-            return self._ask(_stream("rollout", number), file, problems, self.config.rollouts, arm, checkpoint)
+            stream, n = _stream("rollout", number), self.config.rollouts
+            return self._ask(stream, file, problems, n, arm if number > 1 else None, checkpoint, number)
 
     def locate(self, arm: str, number: int = 1) -> list[StepScores]:
         """Search trajectories for their critical steps until the search's share of the budget is spent."""
@@ -290,12 +291,13 @@ class Run:
         self.reset(arm, number)
         with self._piece("train", arm, number) as report:
             self._engine = None  # makes room
+            name = _name(arm, number)
             method = training_start(
                 self.config,
                 self._sampled_by(arm, number),
                 work_dir=self.files.arm(arm) / "unfinished",
                 metrics_path=self.files.arm(arm) / "training.jsonl",
-                on_step=lambda row: self._tell("train", arm, round(row["step"]), round(row["steps"]), "steps"),
+                on_step=lambda row: self._tell("train", name, round(row["step"]), round(row["steps"]), "steps"),
             )
             if hasattr(method, "updates"):
                 method.updates = number - 1  # counts over rounds; a method's random numbers may depend on it
@@ -380,12 +382,13 @@ class Run:
         n: int,
         arm: str | None,
         checkpoint: Path | None,
+        number: int = 1,
     ) -> list[Group]:
         """n rollouts from every question."""
         groups, size = file.read(), max(1, self.config.chunk // n)
         stage = stream.rpartition("/")[2]
         while len(groups) < len(problems):
-            with self._piece(stage, arm) as report:
+            with self._piece(stage, arm, number) as report:
                 # No arm in the stream: all models are asked on the same random numbers.
                 split: Split = "test" if stage == "evaluate" else "train"
                 sampler = self._sampler(f"{stream}/{len(groups)}", split, checkpoint)
@@ -406,8 +409,9 @@ class Run:
         began = time.monotonic()
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
-            name = arm if number == 1 else f"{arm} {number}"
-            progress = Progress(stage, name, done, total, unit, tokens, round(time.monotonic() - began, 3))
+            progress = Progress(
+                stage, arm and _name(arm, number), done, total, unit, tokens, round(time.monotonic() - began, 3)
+            )
             self.files.log(progress)
             if self.on_progress is not None:
                 self.on_progress(progress)
@@ -426,6 +430,11 @@ class Run:
                 yield
             finally:
                 self._holding = False
+
+
+def _name(arm: str, number: int) -> str:
+    """What progress and events call an arm in a round."""
+    return arm if number == 1 else f"{arm} {number}"
 
 
 def _stream(stage: str, number: int) -> str:
