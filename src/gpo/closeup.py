@@ -83,7 +83,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     print_question(console, problem)
     console.print(table(rows_of(found.steps, found.scores)))
     print_verdict(console, found.trajectory.score)
-    console.print(f"{found.scores.tokens:,} tokens were sampled to search it.", highlight=False)
+    console.print(f"{found.scores.tokens:,} tokens were sampled to search it. {found.remark}".strip(), highlight=False)
 
 
 def chosen_estimator(config: RunConfig, arm: str | None, options: dict[str, str]) -> Estimator | None:
