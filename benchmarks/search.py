@@ -1,6 +1,6 @@
 """Ranks every critical-step search on the near-exact and on the human ground: one table and one plot.
 
-    python benchmarks/search.py [--results benchmarks/results] [--repeats 4] [--only WORD] [--ground NAME]
+    python benchmarks/search.py [--results benchmarks/results] [--repeats 2] [--only WORD] [--ground NAME]
 
 For every search: sampled tokens a trajectory, the share of trajectories whose critical step was found, and the regret
 (merit of the best step minus that of the found one; no step found counts as 0), averaged over repeats, with 95%
@@ -65,15 +65,15 @@ def searches(rule: Rule) -> Iterator[Search]:
     yield "critic, taught", LESSONS, Taught(critic)
     for n in BUDGETS:
         yield "monte_carlo", n, MonteCarlo(rollouts=n, rule=rule)
-    for n in BUDGETS:
+    for n in BUDGETS[:6]:
         yield "monte_carlo, shared path", n, MonteCarlo(rollouts=n, rule=rule, share_path=True)
-    for n in BUDGETS[1:]:
+    for n in BUDGETS[2:5]:
         yield "authors", n, MonteCarlo(rollouts=n, rule="authors", early_stop=True)
     for n in BUDGETS:
         yield "bisect", n, Bisect(rollouts=n, rule=rule, share_path=True)
-    for n in BUDGETS:
+    for n in BUDGETS[:5]:
         yield "adaptive", n, Adaptive(rollouts=n, rule=rule)
-    for n in BUDGETS:
+    for n in BUDGETS[:5]:
         yield "adaptive, certainty 0.99", n, Adaptive(rollouts=n, rule=rule, certainty=0.99, smallest=WORTH)
     for n in BUDGETS[:5]:
         yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, critic=critic, trust=1.0)
@@ -117,7 +117,7 @@ def summary(rows: Sequence[Valued], columns: dict[str, list[float]]) -> dict[str
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", default="", help="only searches whose name holds this")
     parser.add_argument("--ground", default="", help="only this ground")
     options = parser.parse_args(arguments)
@@ -141,11 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             columns = rank(rows, rule, estimator, options.repeats)
             found = summary(rows, columns)
-            _write(
-                ranks,
-                key,
-                {**found, "each": {name: [round(x, 3) for x in columns[name]] for name in ("tokens", "hit")}},
-            )
+            each = {name: [round(x, 2) for x in columns[name]] for name in ("tokens", "hit")}
+            _write(ranks, key, {**found, "each": each, "questions": [row.problem.id for row in rows]})
             print(f"{search:<28}{budget:>4}" + "".join(f"  {name} {x}" for name, x in found.items()), flush=True)
 
 

@@ -1,0 +1,160 @@
+"""The table and the plot of `search.py`'s results, and how many times fewer tokens adaptive search needs.
+
+python benchmarks/search_plot.py [--results benchmarks/results] [--plot docs/images/search.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gpo.plots import COLORS, save
+
+PANELS = (("near_exact", "advantage"), ("near_exact", "drop"), ("human", "drop"))
+TITLES = {"near_exact": "the reasoner's own trajectories", "human": "BIG-Bench-Mistake"}
+LINES = {
+    "monte_carlo": (COLORS[0], "o-"),
+    "monte_carlo, shared path": (COLORS[0], "o:"),
+    "authors": (COLORS[5], "v-"),
+    "bisect": (COLORS[2], "s-"),
+    "adaptive": (COLORS[1], "D-"),
+    "adaptive, certainty 0.99": (COLORS[6], "D-"),
+    "adaptive, critic": (COLORS[4], "P-"),
+    "told which two": ("black", "--"),
+}
+POINTS = {
+    "random": (COLORS[0], "x"),
+    "entropy": (COLORS[2], "+"),
+    "gradient": (COLORS[3], "^"),
+    "gradient, deletion": (COLORS[3], "v"),
+    "critic": (COLORS[4], "P"),
+    "critic, taught": (COLORS[4], "*"),
+}
+UNIFORM = ("monte_carlo", 32)
+
+Results = list[dict[str, Any]]
+
+
+def panel(results: Results, ground: str, rule: str) -> dict[str, Results]:
+    """The results of one panel by search, in order of budget."""
+    found: dict[str, Results] = {}
+    for result in sorted(results, key=lambda r: r["budget"]):
+        if (result["ground"], result["rule"]) == (ground, rule):
+            found.setdefault(result["search"], []).append(result)
+    return found
+
+
+def draw(axes: Axes, lines: dict[str, Results], column: str) -> None:
+    for name, (color, style) in LINES.items():
+        rows = [row for row in lines.get(name, []) if column in row]
+        if rows:
+            x = [row["tokens"][0] for row in rows]
+            middle, lower, upper = np.array([row[column] for row in rows]).T
+            axes.plot(x, middle, style, color=color, ms=4, lw=1.3, label=name)
+            if name != "told which two":
+                axes.fill_between(x, lower, upper, color=color, alpha=0.1, lw=0)
+    for name, (color, marker) in POINTS.items():
+        for row in lines.get(name, []):
+            middle, lower, upper = row[column]
+            errors = [[middle - lower], [upper - middle]]
+            place = max(row["tokens"][0], 8 * (1 + 0.13 * list(POINTS).index(name)))
+            axes.errorbar([place], [middle], errors, fmt=marker, color=color, ms=6, lw=0.8, label=name)
+    axes.set_xscale("log")
+    axes.grid(color="#80808040", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def figure(results: Results) -> Figure:
+    shown = [(ground, rule, lines) for ground, rule in PANELS if (lines := panel(results, ground, rule))]
+    whole = Figure(figsize=(4.4 * len(shown), 8.2), dpi=120, layout="constrained")
+    grid = whole.subplots(2, len(shown), squeeze=False)
+    for column, (ground, rule, lines) in enumerate(shown):
+        for row, (name, label) in enumerate((("hit", "hit rate"), ("regret", "regret"))):
+            axes = grid[row][column]
+            draw(axes, lines, name)
+            axes.set_ylim((0, 1.02) if name == "hit" else (0, None))
+            if column == 0:
+                axes.set_ylabel(label)
+        grid[0][column].set_title(f"{TITLES[ground]}\nrule {rule}", fontsize=10)
+        grid[1][column].set_xlabel("sampled tokens a trajectory (no tokens: at the left edge)", fontsize=9)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    whole.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    return whole
+
+
+def needed(curve: Sequence[tuple[float, float]], hit: float) -> float:
+    """Tokens at which a curve of (tokens, hit rate) reaches `hit`, straight in log tokens; NaN if it never does."""
+    for (t0, h0), (t1, h1) in pairwise(curve):
+        if h0 >= hit:
+            return t0
+        if h1 >= hit:
+            return float(np.exp(np.interp(hit, [h0, h1], np.log([t0, t1]))))
+    return float("nan")
+
+
+def saving(lines: dict[str, Results], search: str, resamples: int = 2000) -> tuple[float, float, float]:
+    """How many times fewer tokens `search` needs for the hit rate of uniform N=32, with a 95% bootstrap interval."""
+    [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
+    rows = [uniform, *lines[search]]
+    table = np.array([[row["each"]["tokens"], row["each"]["hit"]] for row in rows])  # (searches, 2, trajectories)
+    questions = np.unique(uniform["questions"], return_inverse=True)[1]
+    count = questions.max() + 1
+    columns = [np.ones(len(questions)), *table.reshape(-1, table.shape[-1])]
+    sums = np.stack([np.bincount(questions, column, count) for column in columns])
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(resamples + 1):
+        weights = np.ones(count) if i == 0 else np.bincount(rng.integers(count, size=count), minlength=count)
+        total = sums @ weights
+        (tokens, hit), *curve = (total[1:] / total[0]).reshape(-1, 2).tolist()
+        found.append(tokens / needed(curve, hit))
+    worst = np.nan_to_num(found[1:], nan=0.0)  # never reached: nothing is saved
+    return found[0], float(np.quantile(worst, 0.025)), float(np.quantile(worst, 0.975))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs/images/search.png")
+    options = parser.parse_args(arguments)
+    results = [json.loads(line) for line in (options.results / "search_ranks.jsonl").read_text().splitlines()]
+    for ground, rule in PANELS:
+        lines = panel(results, ground, rule)
+        if not lines:
+            continue
+        print(f"\n{TITLES[ground]}, rule `{rule}`\n")
+        print("| search | budget | tokens | hit rate | regret |\n|---|---|---|---|---|")
+        for name, rows in lines.items():
+            for row in rows:
+                hit, lower, upper = row["hit"]
+                cells = f"{hit:.2f} | "
+                if "regret" in row:
+                    regret, least, most = row["regret"]
+                    cells = f"{hit:.2f} [{lower:.2f}, {upper:.2f}] | {regret:.3f} [{least:.3f}, {most:.3f}]"
+                print(f"| {name} | {row['budget'] or ''} | {row['tokens'][0]:,.0f} | {cells} |")
+        for search in (
+            "adaptive",
+            "adaptive, certainty 0.99",
+            "adaptive, critic",
+            "bisect",
+            "monte_carlo, shared path",
+        ):
+            if search in lines:
+                times, lower, upper = saving(lines, search)
+                print(f"\n{search}: {times:.1f} times fewer tokens than uniform N=32 [{lower:.1f}, {upper:.1f}]")
+        bound = [(row["tokens"][0], row["hit"][0]) for row in lines["told which two"]]
+        [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
+        print(f"told which two: {uniform['tokens'][0] / needed(bound, uniform['hit'][0]):.1f} times fewer")
+    save(figure(results), options.plot)
+
+
+if __name__ == "__main__":
+    main()
