@@ -248,7 +248,7 @@ class Offline(ABC):
 
 
 def critical_advantages(pairs: Sequence[Pair]) -> list[float]:
-    """The estimated advantage at the critical step of each searched parent; it is the largest of noisy ones."""
+    """The estimated advantage at the critical step of each searched parent; chosen as extreme among noisy ones."""
     parents = {pair.provenance.get("parent"): pair.provenance for pair in pairs}
     found = []
     for provenance in parents.values():

@@ -20,12 +20,13 @@ from gpo.errors import ConfigError, DataError, EngineError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, and without the warning of a name that peft still uses."""
+    """Without the progress bars of transformers, and without what peft warns of and does right itself."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
             yield
     finally:
         if shown:
@@ -34,7 +35,7 @@ def quiet() -> Iterator[None]:
 
 @quiet()
 def load_policy(model: Any, tokenizer: Any = None, *, lora: int | None = None, seed: int = 0) -> tuple[Any, Any]:
-    """Model (float32 weights) and tokenizer, ready to train.
+    """Model (float32 weights, no dropout) and tokenizer, ready to train.
 
     Args:
         model: a loaded causal language model, a hub id, or a directory of a model or of LoRA adapters.
@@ -65,7 +66,18 @@ def load_policy(model: Any, tokenizer: Any = None, *, lora: int | None = None, s
         torch.manual_seed(seed)
         adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, adapters)
+    without_dropout(model)
     return model, tokenizer
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Policy and reference shall differ in their weights only."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # a rate that the module hands to a function
+                setattr(module, name, 0.0)
 
 
 @quiet()
