@@ -1,7 +1,7 @@
-"""Make the pictures of the pages in docs/images: python docs/screenshots.py RUN [BEFORE].
+"""Make the pictures of the pages in docs/images: python docs/screenshots.py RUN [AFTER].
 
-RUN is a searched run directory, BEFORE another one on the same questions. Needs Playwright and Chromium (its path as
-GPO_CHROMIUM if it is not found).
+RUN is a searched run directory, AFTER a later one on the same questions to compare with it. Needs Playwright and
+Chromium (its path as GPO_CHROMIUM if it is not found).
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ def take_report(browser: Browser, address: str) -> None:
             page.evaluate("hash => document.querySelector(hash).scrollIntoView()", f"#{item.get_attribute('id')}")
     with window(browser, "report-diagnosis") as page:
         page.goto(f"{address}#diagnosis")
-    with window(browser, "report-compared") as page:
-        page.goto(f"{address}#compared")
 
 
 def take_annotate(browser: Browser, run: Path) -> None:
@@ -83,15 +81,18 @@ def take_annotate(browser: Browser, run: Path) -> None:
         server.wait()
 
 
-def main(run: str, before: str | None = None) -> None:
+def main(run: str, after: str | None = None) -> None:
     path = os.environ.get("GPO_CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         copy = Path(folder) / Path(run).resolve().name  # annotations are no part of the run
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model", "*.sqlite*"))
-        report = write_report(copy, before=None if before is None else Path(before))
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        take_report(browser, report.as_uri())
+        take_report(browser, write_report(copy).as_uri())
+        if after is not None:
+            compared = write_report(Path(after), Path(folder) / "compared.html", copy)
+            with window(browser, "report-compared") as page:
+                page.goto(f"{compared.as_uri()}#compared")
         take_annotate(browser, copy)
         browser.close()
 

@@ -87,26 +87,32 @@ def test_the_searchs_value_is_checked_by_rollouts_that_it_did_not_see(tmp_path: 
 
 
 def test_a_critical_step_is_mended_new_or_stays_by_its_kind(tmp_path: Path) -> None:
-    values = [0.5, 0.5, 0.75, 0.0]
+    values, flat = [0.5, 0.75, 1.0, 0.0], [0.5, 0.5, 0.5, 0.0]
     first = [
         Written("q", STEPS, values, critical=1),
         Written("r", STEPS, values, critical=0, others=["wrong"]),
+        Written("s", STEPS, values, critical=0),
+        Written("nothing critical", STEPS, flat, critical=0),
         Written("only before", STEPS, values, critical=0),
     ]
     second = [
         Written("q", ["Carry 9", "Halve 2", "So 4"], values, critical=0),
         Written("r", STEPS, values, critical=1, others=["right"]),
+        Written("s", STEPS, flat, critical=0),
+        Written("nothing critical", STEPS, flat, critical=0),
         Written("only after", STEPS, values, critical=0),
     ]
     found = compare(read(tmp_path / "a", *first), read(tmp_path / "b", *second), KINDS)
-    assert found.questions == 2
-    assert found.difference.estimate == 0.25
-    r, q = found.changed
+    assert found.questions == 4
+    assert found.difference.estimate == 0.125
+    r, q, s = found.changed
     assert (r.problem_id, r.before, r.after) == ("p1", 0.0, 0.5)
     assert [step.text for step in r.mended] == ["Add 1 and 2"]
     assert [step.text for step in r.new] == ["Carry 3"]
     assert ([step.text for step in q.kept], q.mended, q.new) == (["Carry 9"], (), ())
-    assert [found.count(what) for what in ("mended", "new", "kept")] == [1, 1, 1]
+    assert ([step.text for step in s.mended], s.new, s.kept) == (["Add 1 and 2"], (), ())
+    assert [found.count(what) for what in ("mended", "new", "kept")] == [2, 1, 1]
+    assert (found.before, found.after, found.rounds) == ("a", "b", False)
 
 
 def test_runs_without_a_question_in_common_are_not_compared(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from gpo.errors import DataError
 from gpo.report.kinds import Kinds
 from gpo.report.reading import Reading, Searched
+from gpo.report.show import LEVELS
 from gpo.statistics import Interval, paired_difference
 
 
@@ -27,7 +28,7 @@ class Critical:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A question in which both runs found critical steps."""
+    """A question that both runs have searched, and at least one found a critical step in."""
 
     problem_id: str
     question: str
@@ -78,7 +79,7 @@ def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
             kept=tuple(step for kind, step in new[name].items() if kind in old[name]),
         )
         for name in common
-        if name in old and name in new
+        if name in old and name in new and (old[name] or new[name])
     ]
     return Comparison(
         before=before.name,
@@ -101,12 +102,12 @@ def in_common(before: Reading, after: Reading) -> list[str]:
 
 
 def critical_kinds(searched: Sequence[Searched], kinds: Kinds) -> dict[str, dict[str, Critical]]:
-    """For each question its critical steps by kind."""
+    """For each searched question its critical steps by kind. A step that changes next to nothing is none."""
     found: dict[str, dict[str, Critical]] = {}
     for item in sorted(searched, key=lambda item: -abs(item.gain or 0.0)):
-        if item.critical is not None:
+        of_question = found.setdefault(item.problem.id, {})
+        if item.critical is not None and (item.gain is None or abs(item.gain) >= LEVELS[0]):
             kind = kinds(item.steps[item.critical])
-            of_question = found.setdefault(item.problem.id, {})
             known = of_question.get(kind)
             of_question[kind] = Critical(kind, known.item if known else item, known.trajectories + 1 if known else 1)
     return found
