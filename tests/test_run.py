@@ -27,18 +27,8 @@ from toy import toy_config
 HERE = Path(__file__).parent
 RUN_OPTIONS = (
     *("--task", "toy:ToyTask", "--engine", "gpo.engines.chain:ChainEngine", "--engine.padding", "2"),
-    *(
-        "--estimator",
-        "monte_carlo",
-        "--method",
-        "toy:ToyMethod",
-        "--rollouts",
-        "4",
-        "--budget",
-        "6",
-        "--locate_per_problem",
-        "2",
-    ),
+    *("--estimator", "monte_carlo", "--method", "toy:ToyMethod"),
+    *("--rollouts", "4", "--budget", "6", "--locate_per_problem", "2"),
     *("--reset_rollouts", "4", "--test_samples", "8", "--chunk", "16"),
 )  # toy_config
 
