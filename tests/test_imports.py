@@ -12,7 +12,7 @@ SOURCE = Path(gpo.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers"}
 MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "estimators/critic", "estimators/gradient")
 PACKAGES = ("tasks", "engines", "estimators", "methods")
-READS_RUNS_ONLY = ("results", "plots", "directory", "report", "annotate")
+READS_RUNS_ONLY = ("results", "plots", "directory", "dataset", "trackers", "report", "annotate")
 
 
 def modules() -> list[Path]:

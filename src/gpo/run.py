@@ -237,7 +237,8 @@ class Run:
             path, dataset = self.files.pairs(arm, number), self.files.dataset(arm, number)
             if path.exists() and dataset.exists():
                 return read_pairs(path)
-            self.reset(arm, number)
+            if not path.exists():
+                self.reset(arm, number)
             with self._piece("build", arm, number) as report:
                 method = self.described["method"]
                 settings = {key: method[key] for key in PAIR_SETTINGS if key in method}
