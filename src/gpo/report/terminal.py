@@ -73,7 +73,7 @@ def table(rows: Sequence[Row], first: int = 0) -> Table:
     if first:
         columns.add_row("", "", Text(f"… {first} rows before", style="dim"), "", "", "")
     for number, row in enumerate(rows[first:], first):
-        change = signed(row.advantage) if number else ""
+        change = "" if isnan(row.advantage) else signed(row.advantage)
         columns.add_row(
             Text("◆" if row.critical else ""),
             Text(str(number) if number else ""),
