@@ -36,6 +36,7 @@ from search_replay import Replay, batches, best_spending, told_which_two
 
 WORTH = 0.02
 RANKS: tuple[tuple[str, Rule], ...] = (("near_exact", "advantage"), ("near_exact", "drop"), ("human", "drop"))
+SIGNS = {"advantage": 1, "drop": -1}
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 LESSONS = 8  # rollouts for each boundary that teach the critic
 
@@ -81,8 +82,8 @@ def searches(rule: Rule) -> Iterator[Search]:
 
 def merit(row: Valued, rule: Rule) -> np.ndarray:
     """(K,) what the rule maximises."""
-    advantages = np.diff(row.values)
-    return {"advantage": advantages, "drop": -advantages}[rule]
+    worth: np.ndarray = SIGNS[rule] * np.diff(row.values)
+    return worth
 
 
 def rank(rows: Sequence[Valued], rule: Rule, estimator: Estimator, repeats: int) -> dict[str, list[float]]:
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         rows = [row for row in load(options.results / f"search_{ground}.jsonl.gz") if merit(row, rule).max() > WORTH]
         print(f"\n{ground}, rule {rule}: {len(rows)} trajectories with a critical step", flush=True)
-        effects = np.array([told_which_two(row, merit(row, rule)) for row in rows])
+        effects = np.array([told_which_two(row, SIGNS[rule]) for row in rows])
         for tokens in (30, 100, 300, 1000, 3000, 10_000):
             key = (ground, rule, "told which two", tokens)
             if key not in known:

@@ -71,12 +71,13 @@ def batches(rows: Sequence[Valued]) -> list[list[Valued]]:
     return parts
 
 
-def told_which_two(row: Valued, merit: np.ndarray) -> float:
+def told_which_two(row: Valued, sign: int) -> float:
     """The effect s of a token: T tokens tell the two best steps of a row apart with probability Phi(sqrt(T s)).
 
-    The search is told which two steps compete and in which proportions to roll out, and only decides on the sign of
-    D = merit_1 - merit_2 = sum_k c_k U_k + constant. Let law[b, k] be the chance that a token spent on rollouts from b
-    gives a sample of U_k, and w_b the shares of the tokens: Var(D) T = sum_k c_k^2 U_k (1 - U_k) / sum_b w_b law[b, k].
+    The merit of a step is its advantage times `sign`. The search is told which two steps compete and in which
+    proportions to roll out, and only decides on the sign of D = merit_1 - merit_2 = sum_k c_k U_k + constant. Let
+    law[b, k] be the chance that a token spent on rollouts from b gives a sample of U_k, and w_b the shares of the
+    tokens: Var(D) T = sum_k c_k^2 U_k (1 - U_k) / sum_b w_b law[b, k].
     The normal distribution is an approximation. Infinite where D does not vary.
     """
     follow = np.array(follow_probabilities(row.trajectory))
@@ -95,10 +96,9 @@ def told_which_two(row: Valued, merit: np.ndarray) -> float:
         gradient[k] = follow[k] * gradient[k + 1]
         gradient[k, k] += 1 - follow[k]
     change = np.diff(gradient, axis=0)
-    advantages = np.diff(row.values)
-    signs = np.sign(merit * advantages)  # what the rule does to an advantage
+    merit = sign * np.diff(row.values)
     second, first = np.argsort(merit, kind="stable")[-2:]
-    weight = (signs[first] * change[first] - signs[second] * change[second]) ** 2 * row.beside * (1 - row.beside)
+    weight = (change[first] - change[second]) ** 2 * row.beside * (1 - row.beside)
     if not (weight > 1e-12).any():
         return np.inf
     shares = np.full(steps, 1 / steps)

@@ -1,6 +1,6 @@
 """Adaptive search: rollouts go where they best tell the two leading steps apart, until one is surely the best.
 
-Rounds of all trajectories run together. In each round and for each trajectory that is still open:
+Rounds of all trajectories run together, and grow, so that an engine's batches stay full. In each round and for each trajectory that is still open:
 
 1. Draw paths of values from the posterior of `gpo.estimators.branches`, which uses every rollout of every trajectory of
    the question that fits, in all the steps that it passes through.
@@ -17,6 +17,7 @@ log-probabilities on the trajectories the sharing along a path is lost, the rest
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,7 @@ class Adaptive:
     """
 
     rollouts: int = 4  # for each step on average, at most
-    batch: int = 8  # rollouts of a trajectory in one round
+    batch: int = 8  # rollouts of a trajectory in the first round; a later one takes as many as all before it
     rule: Rule = "advantage"
     reset: Reset = "before"
     certainty: float = 0.9  # posterior probability of the best step at which the search stops
@@ -89,6 +90,7 @@ class Adaptive:
         leave = branches.leave()
         budgets = branches.steps * self.rollouts
         live: Indices = np.flatnonzero(budgets > 0)
+        spent: Counter[int] = Counter()
         results: dict[int, tuple[Array, Block | None]] = {}
         while len(live):
             values, branch = self._draw(branches, live, rng)
@@ -101,7 +103,8 @@ class Adaptive:
                 if share < self.certainty and budgets[row] > 0:
                     cost = len(trajectories[row].response_ids) - np.array(trajectories[row].boundaries[:-1])
                     law = leave[row, :steps, :steps] / np.maximum(cost, 1)[:, None]
-                    slots = min(self.batch, int(budgets[row]))
+                    slots = min(max(self.batch, spent[row]), int(budgets[row]))
+                    spent[row] += slots
                     budgets[row] -= slots
                     asks += [(row, b) for b in _allocate(merit, branch[place, :, :steps], law, slots, rng)]
             live = np.array(sorted({row for row, _ in asks}), dtype=int)
