@@ -1,6 +1,7 @@
 """Adaptive search: rollouts go where they best tell the two leading steps apart, until one is surely the best.
 
-Rounds of all trajectories run together, and grow, so that an engine's batches stay full. In each round and for each trajectory that is still open:
+Rounds of all trajectories run together, and grow, so that an engine's batches stay full. In each round and for each
+trajectory that is still open:
 
 1. Draw paths of values from the posterior of `gpo.estimators.branches`, which uses every rollout of every trajectory of
    the question that fits, in all the steps that it passes through.
