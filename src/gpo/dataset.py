@@ -33,10 +33,7 @@ PROVENANCE = {  # Arrow types: a column that is null in every row of one arm mus
 
 
 def unpaired_rows(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", seed: int = 0) -> list[dict[str, Any]]:
-    """Two labelled rows of each pair, those of a problem spread out, those of one start never side by side.
-
-    Never: unless one start has more than half of all rows.
-    """
+    """Two labelled rows of each pair, in the order of `interleave`."""
     rows = []
     for pair in pairs:
         row = to_row(pair, prefix_in)
@@ -58,8 +55,11 @@ def unpaired_rows(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", seed: i
 def interleave(
     rows: Sequence[Item], random: Random, *, problem: Callable[[Item], Any], start: Callable[[Item], Any]
 ) -> list[Item]:
-    """The rows in a random order in which those of one problem are about evenly far apart, and no two of one start
-    are neighbours, as long as no start has more than half of the rows (rounded up)."""
+    """The rows in a random order that keeps siblings apart.
+
+    Those of one problem are about evenly far from each other, and no two of one start are neighbours, unless a start
+    has more than half of all rows.
+    """
     by_problem: dict[Any, list[Item]] = {}
     for row in random.sample(rows, len(rows)):
         by_problem.setdefault(problem(row), []).append(row)
