@@ -289,7 +289,8 @@ def test_pairs_that_are_too_long_are_counted_or_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"beta": 0}, {"learning_rate": 0.0}, {"epochs": 0}, {"warmup": 3}, {"batch_size": -1}]
+    "settings",
+    [{"beta": 0}, {"learning_rate": 0.0}, {"epochs": 0}, {"warmup": 3}, {"batch_size": -1}, {"schedule": "liner"}],
 )
 def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

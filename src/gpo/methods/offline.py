@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PrinterCallback
+from transformers import PrinterCallback, SchedulerType
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, quiet, save_policy
 from gpo.methods.trainers import MetricsCallback, Row, order_by_length
 from gpo.pairs import Pair, PrefixIn, Truncated, build_pairs
@@ -76,6 +76,8 @@ class Offline(ABC):
                 raise ConfigError(f"{name} must be greater than 0, got {getattr(self, name)}.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps: expected 0 <= warmup < 1, got {self.warmup}.")
+        if self.schedule not in (schedules := [kind.value for kind in SchedulerType]):
+            raise unknown("schedule", self.schedule, schedules)
         self._trackers = Trackers(self.trackers, self.metrics_path)
 
     @cached_property
