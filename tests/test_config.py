@@ -150,3 +150,15 @@ def test_an_instance_is_copied_and_described() -> None:
     described = describe(config)
     assert described["engine"] == {"name": "test_config:Needy", "model": "<object>", "size": 1}
     assert described["segmenter"]["name"] == "newline"
+
+
+def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
+    def method(**options: str) -> dict[str, Any]:
+        described: dict[str, Any] = describe(resolve(options))["method"]
+        return described
+
+    assert method(method="ppo")["learning_rate"] == 3e-4
+    assert method(method="grpo")["minibatches"] == 4
+    assert method(method="ppo", **{"method.learning_rate": "1e-6"})["learning_rate"] == 1e-6
+    assert method(method="ppo", model="another")["learning_rate"] == 1e-5
+    assert method() == method(method="dpo")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,16 @@ def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path
     assert engine.model is model
     before = AutoModelForCausalLM.from_pretrained(letters).state_dict()
     assert all((before[name] == weights).all() for name, weights in model.state_dict().items())
+
+
+def test_the_critic_of_ppo_searches_from_the_second_round_on(tmp_path: Path, letters: Path) -> None:
+    from gpo.config import resolve
+
+    options = {**LETTER_OPTIONS, "method": "ppo", "arms": "gpo", "arms.gpo": "critic", "arms.gpo.trained": "true"}
+    run = Run(tmp_path, resolve({**options, "model": str(letters), "rounds": "2"}))
+    run.train("gpo")
+    first, second = run.files.scores("gpo", 1).read(), run.files.scores("gpo", 2).read()
+    assert not any(isnan(bound) for score in first for bound in score.lower)  # no critic yet: one is fitted
+    assert all(isnan(score.lower[0]) and not isnan(score.values[0]) for score in second)
+    assert sum(score.tokens for score in (*first, *second)) == 0
+    assert any(group.start.prefix_ids for group in run.files.resets("gpo", 2).read())

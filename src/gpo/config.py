@@ -18,8 +18,15 @@ from gpo.store import from_json, to_json
 from gpo.types import Engine, Estimator, Method, Task
 
 EMBEDDED = "reasoner"  # the model that ships with the package
-# Of DPO, found on development questions (docs/lab-notes.md): a million parameters take larger steps than the defaults.
-EMBEDDED_DPO = {"learning_rate": "3e-4", "beta": "1.0", "epochs": "2"}
+# Of methods on it, found on development questions (docs/lab-notes.md): a million parameters take larger steps than the
+# defaults.
+EMBEDDED_ONLINE = {"learning_rate": "3e-4", "minibatches": "4"}
+EMBEDDED_SETTINGS = {
+    "dpo": {"learning_rate": "3e-4", "beta": "1.0", "epochs": "2"},
+    "ppo": EMBEDDED_ONLINE,
+    "grpo": EMBEDDED_ONLINE,
+    "rloo": EMBEDDED_ONLINE,
+}
 ARMS = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": {"name": "adaptive", "rule": "drop"}}
 COMPONENTS = ("task", "engine", "method", "segmenter")
 SHORT = {"estimator": "arms.gpo"}
@@ -256,8 +263,9 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     """
     base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
-    if stored is None and left.get("model", EMBEDDED) == EMBEDDED and "method" not in left:
-        left = {f"method.{name}": text for name, text in EMBEDDED_DPO.items()} | left
+    if stored is None and left.get("model", EMBEDDED) == EMBEDDED:
+        settings = EMBEDDED_SETTINGS.get(left.get("method", str(RunConfig.method)), {})
+        left = {f"method.{name}": text for name, text in settings.items()} | left
     values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:

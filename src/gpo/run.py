@@ -117,13 +117,12 @@ class Run:
     def rollout(self, arm: str | None = None, number: int = 1) -> list[Group]:
         """Rollouts from the questions of a round; those of the first round are the same for all arms."""
         with self._held():
-            if arm is None or number == 1:
-                file, checkpoint = self.files.rollouts, None
-            else:
-                file, checkpoint = self.files.fresh(arm, number), self._sampled_by(arm, number)
             problems = questions_of(self.problems("train"), self.config.round_problems, number)
             stream, n = _stream("rollout", number), self.config.rollouts
-            return self._ask(stream, file, problems, n, arm if number > 1 else None, checkpoint, number)
+            if arm is None or number == 1:
+                return self._ask(stream, self.files.rollouts, problems, n, None, None)
+            file, checkpoint = self.files.fresh(arm, number), self._sampled_by(arm, number)
+            return self._ask(stream, file, problems, n, arm, checkpoint, number)
 
     def locate(self, arm: str, number: int = 1) -> list[StepScores]:
         """Search trajectories for their critical steps until the search's share of the budget is spent."""
