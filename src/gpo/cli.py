@@ -233,7 +233,7 @@ def print_places(console: Console, run: Run) -> None:
         "tables": ("table.md", "results.json"),
         "plots": tuple(f"plots/{plot.name}" for plot in sorted(run.files.plots.glob("*.png"))),
         "sampled": ("rollouts.jsonl", "arms/*/scores.jsonl", "arms/*/resets.jsonl", "evaluation/*.jsonl"),
-        "trained": ("arms/*/pairs.jsonl", "arms/*/model/", "arms/*/training.jsonl"),
+        "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
         "settings": ("config.json",),
     }
     console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True)
