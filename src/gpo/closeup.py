@@ -127,10 +127,10 @@ def find(searched: Sequence[Searched], name: str) -> Searched:
 
 
 def print_searched(console: Console, item: Searched) -> None:
-    print_question(console, item.problem)
-    console.print(f"trajectory {one_line(item.trajectory.id, 120)}", highlight=False, markup=False, style="dim")
     if item.scores is None:
         raise DataError("No arm of this run has searched a trajectory yet. gpo locate RUN does.")
+    print_question(console, item.problem)
+    console.print(f"trajectory {one_line(item.trajectory.id, 120)}", highlight=False, markup=False, style="dim")
     console.print(table(rows_of(item.steps, item.scores)))
     print_verdict(console, item.trajectory.score)
     if item.critical is not None and (fresh := success(item.fresh.get(item.critical, ()))).n:

@@ -15,6 +15,7 @@ from gpo.report.terminal import BAR, Row, bar, rows_between, table
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}
 
+CHAIN = ("--task", "toy:ToyTask", "--engine", "chain", "--method", "toy:ToyMethod")
 REAL = {"task": "reasoner", "model": "reasoner"}
 
 

@@ -64,7 +64,8 @@ def write_report(
     reading = read_run(files, arm, number)
     earlier = None
     if before is not None:
-        earlier = read_run(RunDirectory(before))
+        other = RunDirectory(before)
+        earlier = read_run(other, arm if arm in other.arms() else None)
     elif reading.number > 1 and in_common(first := read_run(files, reading.arm, 1), reading):
         earlier = first
     kinds = kinds_of(reading, *([] if earlier is None else [earlier]))
