@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpo.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def quiet() -> None:
-    """Keep the messages of libraries off the progress display."""
+    """Keep the messages of libraries off the progress display, and freed memory with the process."""
+    keep_freed_memory()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
