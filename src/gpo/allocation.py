@@ -20,4 +20,4 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, LARGE), (TOP_PAD, 2**28))
-    return min(mallopt(name, value) for name, value in settings) == 1
+    return bool(min(mallopt(name, value) for name, value in settings) == 1)
