@@ -47,6 +47,13 @@ PROGRAMS = {
     "traces": ("gpo.traces:main", "solutions that somebody else wrote, as the trajectories of a run to be searched"),
 }
 
+LOCATE_HELP = """\
+One trajectory in place of a run's search:
+  --show ID              a searched trajectory of the run, by its id or a part of it
+  --question TEXT        sample an answer to a question and search it; TEXT may be the id of a question of the run
+  --answer TEXT          the right answer; without it, what most of 16 samples say
+  --estimator NAME       how to search it; the paper's Monte Carlo search if none is given
+  --watch                show values while the model writes, from a critic that the run's rollouts teach: no sampling"""
 EVALUATE_HELP = f"""\
 gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on the same questions with the same seeds;
 DIRECTORY is {DEFAULT_EVALUATION} if none is given.
@@ -259,9 +266,7 @@ def help_text(name: str, options: dict[str, str]) -> str:
     if name == "evaluate":
         parts += ["", EVALUATE_HELP]
     if name == "locate":
-        from gpo.closeup import HELP
-
-        parts += ["", HELP]
+        parts += ["", LOCATE_HELP]
     for kind in (*COMPONENTS, *SHORT):
         if kind in options:
             component = Spec(kind, options[kind]).component_class()

@@ -22,13 +22,6 @@ from gpo.report.terminal import print_question, print_verdict, rows_of, table
 from gpo.sampling import Sampler
 from gpo.types import Engine, Estimator, Problem, Task
 
-HELP = """\
-One trajectory in place of a run's search:
-  --show ID              a searched trajectory of the run, by its id or a part of it
-  --question TEXT        sample an answer to a question and search it; TEXT may be the id of a question of the run
-  --answer TEXT          the right answer; without it, what most of 16 samples say
-  --estimator NAME       how to search it; the paper's Monte Carlo search if none is given
-  --watch                show values while the model writes, from a critic that the run's rollouts teach: no sampling"""
 VOTES = 16  # samples that stand in for a reference
 
 

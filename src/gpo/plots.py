@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from gpo.directory import BASE, RunDirectory
 from gpo.results import STAGES, ModelResults, Results
 from gpo.store import replacing
+from gpo.texts import text_lines
 from gpo.types import StepScores, Trajectory
 
 COLORS = ("#7F7F7F", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito
@@ -282,12 +283,6 @@ def _draw_curve(axes: Any, trajectory: Trajectory, score: StepScores) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=7)
     _bare(axes)
-
-
-def text_lines(trajectory: Trajectory) -> list[str] | None:
-    """The lines of a response from the question; None where they are not its steps."""
-    lines = [line for line in trajectory.completion.text.split("\n") if line.strip()]
-    return lines if len(lines) == len(trajectory.step_ends) else None
 
 
 def step_texts(trajectory: Trajectory) -> list[str]:

@@ -35,3 +35,9 @@ class StepTexts:
         """(K,) the text of each step; joined they are the response, special tokens left out."""
         texts = pieces(trajectory.response_ids, self.tokenizer)
         return tuple("".join(texts[begin:end]) for begin, end in pairwise(trajectory.boundaries))
+
+
+def text_lines(trajectory: Trajectory) -> list[str] | None:
+    """The lines of a response from the question; None where they are not its steps."""
+    lines = [line for line in trajectory.completion.text.split("\n") if line.strip()]
+    return lines if len(lines) == len(trajectory.step_ends) else None

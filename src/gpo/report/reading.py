@@ -12,8 +12,8 @@ from typing import Any
 
 from gpo.directory import RunDirectory
 from gpo.errors import ConfigError, DataError, GPOError
-from gpo.plots import text_lines
 from gpo.statistics import Interval, exact
+from gpo.texts import StepTexts, text_lines
 from gpo.types import Group, Problem, StepScores, Trajectory
 
 Block = tuple[int, int]  # two boundaries between which no value is known
@@ -186,8 +186,6 @@ class Texts:
         return tuple(texts)
 
     def _cutter(self) -> Any:
-        from gpo.texts import StepTexts
-
         cutter = StepTexts(self.files)
         try:
             cutter.tokenizer  # noqa: B018
