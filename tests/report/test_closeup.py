@@ -14,7 +14,6 @@ from gpo.errors import ConfigError, DataError
 from gpo.report.terminal import BAR, Row, bar, rows_between, table
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}
-
 CHAIN = ("--task", "toy:ToyTask", "--engine", "chain", "--method", "toy:ToyMethod")
 REAL = {"task": "reasoner", "model": "reasoner"}
 
@@ -85,9 +84,9 @@ def test_a_trajectory_that_is_not_there_is_named_with_some_that_are(searched: Pa
         (["--watch"], "need a question"),
         (["--watch", "--question", "q"], "Name one"),
         (["--question", " ", "--task", "chain"], "--question is empty"),
-        (["--question", "q", "--task", "chain", "--engine", "chain", "--nonsense", "1"], "--nonsense"),
+        (["--question", "q", *CHAIN, "--nonsense", "1"], "--nonsense"),
         (
-            ["--question", "0", "--task", "chain", "--engine", "chain", "--answer", "Y", "--arm", "nobody"],
+            ["--question", "0", *CHAIN, "--answer", "Y", "--arm", "nobody"],
             "There is no arm 'nobody'. Arms: plain, random, gpo",
         ),
     ],
