@@ -11,7 +11,7 @@ def show(*, terminal: bool) -> str:
     console = Console(file=text, width=80, force_terminal=terminal)
     with ProgressDisplay(console) as display:
         display(Progress("evaluate", "random", 0, 40_000, "trajectories", 0, 0.0))
-        for done in (100, 200, 40_000):
+        for done in (100, 200, 40_000, 40_000):
             display(Progress("evaluate", "random", done, 40_000, "trajectories", 300_000, 10.0))
     return text.getvalue()
 

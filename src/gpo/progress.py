@@ -28,6 +28,7 @@ class _Stage:
     tokens: int = 0
     seconds: float = 0.0  # of sampling
     printed: float = float("-inf")
+    finished: str = ""  # the amount that was printed as all
     bar: TaskID | None = None
 
 
@@ -72,8 +73,8 @@ class ProgressDisplay:
         seconds = now - stage.began
         left = clock(seconds) if done >= total else f"{clock(seconds / new * (total - done))} left" if new > 0 else ""
         if not self.console.is_terminal:
-            if done >= total or now - stage.printed >= PLAIN_SECONDS:
-                stage.printed = now
+            if amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
+                stage.printed, stage.finished = now, amount if done >= total else ""
                 self.console.print(f"{name}: {amount} {speed} {left}".rstrip(), highlight=False)
             return
         if stage.bar is None:
