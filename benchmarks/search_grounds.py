@@ -271,10 +271,6 @@ GROUNDS = {
             ("tracking_shuffled_objects", 20),
             ("multistep_arithmetic", 16),
             ("dyck_languages", 40),
-            ("tracking_shuffled_objects", 40),
-            ("dyck_languages", 60),
-            ("tracking_shuffled_objects", 60),
-            ("multistep_arithmetic", 40),
         ),
     ),
 }
