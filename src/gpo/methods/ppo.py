@@ -34,7 +34,7 @@ class PPO(Online):
 
     kl_in: Literal["loss", "reward"] = "reward"
     discount: float = 1.0
-    trace: float = 0.95  # lambda of GAE
+    trace: float = 1.0  # lambda of GAE; below 1 a late reward fades along a long response
     value_clip: float = 0.2
     value_coefficient: float = 0.5
     whiten: bool = True  # advantages to mean 0 and deviation 1 over the update
