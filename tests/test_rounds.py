@@ -179,7 +179,7 @@ LETTER_OPTIONS = {
     "rounds": "3",
     "method.epochs": "2",
     "method.minibatches": "2",
-    "method.learning_rate": "3e-3",
+    "method.learning_rate": "1e-2",
 }
 
 
