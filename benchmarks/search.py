@@ -66,18 +66,18 @@ def searches(rule: Rule) -> Iterator[Search]:
     yield "critic, taught", LESSONS, Taught(critic)
     for n in BUDGETS:
         yield "monte_carlo", n, MonteCarlo(rollouts=n, rule=rule)
+    for n in BUDGETS[:5]:
+        yield "adaptive", n, Adaptive(rollouts=n, rule=rule)
+    for n in BUDGETS:
+        yield "bisect", n, Bisect(rollouts=n, rule=rule, share_path=True)
+    for n in BUDGETS[:5]:
+        yield "adaptive, certainty 0.99", n, Adaptive(rollouts=n, rule=rule, certainty=0.99, smallest=WORTH)
+    for n in BUDGETS[:4]:
+        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, critic=critic, trust=1.0)
     for n in BUDGETS[:6]:
         yield "monte_carlo, shared path", n, MonteCarlo(rollouts=n, rule=rule, share_path=True)
     for n in BUDGETS[2:5]:
         yield "authors", n, MonteCarlo(rollouts=n, rule="authors", early_stop=True)
-    for n in BUDGETS:
-        yield "bisect", n, Bisect(rollouts=n, rule=rule, share_path=True)
-    for n in BUDGETS[:5]:
-        yield "adaptive", n, Adaptive(rollouts=n, rule=rule)
-    for n in BUDGETS[:5]:
-        yield "adaptive, certainty 0.99", n, Adaptive(rollouts=n, rule=rule, certainty=0.99, smallest=WORTH)
-    for n in BUDGETS[:5]:
-        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, critic=critic, trust=1.0)
 
 
 def merit(row: Valued, rule: Rule) -> np.ndarray:
