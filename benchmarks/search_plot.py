@@ -84,7 +84,7 @@ def figure(results: Results) -> Figure:
             if column == 0:
                 axes.set_ylabel(label)
         grid[0][column].set_title(f"{TITLES[ground]}\nrule {rule}", fontsize=10)
-        grid[1][column].set_xlabel("sampled tokens a trajectory (no tokens: at the left edge)", fontsize=9)
+        grid[1][column].set_xlabel("sampled tokens a trajectory (those without at the left)", fontsize=9)
     handles, labels = grid[0][0].get_legend_handles_labels()
     whole.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return whole
@@ -128,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [json.loads(line) for line in (options.results / "search_ranks.jsonl").read_text().splitlines()]
     for ground, rule in PANELS:
         lines = panel(results, ground, rule)
-        if not lines:
-            continue
+        if not any(row["budget"] == UNIFORM[1] for row in lines.get(UNIFORM[0], [])):
+            continue  # not ranked so far
         print(f"\n{TITLES[ground]}, rule `{rule}`\n")
         print("| search | budget | tokens | hit rate | regret |\n|---|---|---|---|---|")
         for name, rows in lines.items():
