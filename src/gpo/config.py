@@ -23,6 +23,7 @@ EMBEDDED = "reasoner"  # the model that ships with the package
 EMBEDDED_ONLINE = {"learning_rate": "3e-4", "minibatches": "4"}
 EMBEDDED_SETTINGS = {
     "dpo": {"learning_rate": "3e-4", "beta": "1.0", "epochs": "2"},
+    **{method: {"learning_rate": "3e-4"} for method in ("kto", "simpo", "orpo")},
     "ppo": EMBEDDED_ONLINE,
     "grpo": EMBEDDED_ONLINE,
     "rloo": EMBEDDED_ONLINE,
