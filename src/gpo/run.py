@@ -36,7 +36,7 @@ from gpo.trackers import check_trackers
 from gpo.types import Engine, Group, Problem, Split, Start, StepScores, Task
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
-SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs
+SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
 PAIR_SETTINGS = ("pairs_per_start", "pairs_per_problem", "max_pairs", "truncated", "prefix_in")
 
 
@@ -142,7 +142,7 @@ class Run:
                     spent=sum(score.tokens for score in found),
                     left=limit - sum(score.tokens for score in found),
                     first=SEARCH_FIRST,
-                    most=SEARCH_CHUNK,
+                    most=max(SEARCH_FIRST, min(SEARCH_CHUNK, len(found))),
                 )
                 if not batch:
                     break

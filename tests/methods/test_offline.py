@@ -91,6 +91,14 @@ def test_the_reference_is_the_model_at_the_start_of_the_round(seen: list[dict[st
             assert told == pytest.approx(own, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_one_step_trains_although_a_warm_up_begins_at_nothing(kind: type[Offline]) -> None:
+    trained = method(kind, batch_size=8, warmup=0.1)
+    start = state(copy.deepcopy(trained.policy[0]))
+    trained.update_pairs(make_pairs(4))
+    assert not same(start, state(trained.policy[0]))
+
+
 @pytest.mark.parametrize("kind", [DPO, SimPO, ORPO])
 def test_accumulated_batches_are_one_step_of_the_whole(kind: type[Offline]) -> None:
     pairs = make_pairs(8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -124,7 +125,7 @@ class Offline(ABC):
         with quiet(), self._directory(rows) as (directory, offset):
             metrics = MetricsCallback(self.updates, self.metrics_path, offset, self._row_is_written)
             trainer = self._trainer(
-                self._arguments(directory),
+                self._arguments(directory, len(order)),
                 model=self.policy[0],
                 processing_class=self.policy[1],
                 train_dataset=Dataset.from_list(rows),
@@ -190,7 +191,8 @@ class Offline(ABC):
             )
         return self._rows(fitting), len(pairs) - len(fitting)
 
-    def _arguments(self, directory: Path) -> dict[str, Any]:
+    def _arguments(self, directory: Path, rows: int) -> dict[str, Any]:
+        steps = math.ceil(rows / (self.batch_size * self.gradient_accumulation))
         return {
             "output_dir": str(directory),
             "per_device_train_batch_size": self.batch_size,
@@ -198,7 +200,8 @@ class Offline(ABC):
             "num_train_epochs": 1,  # the order holds all epochs
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": self.schedule,
-            "warmup_steps": self.warmup,
+            # The first step of a warm-up has a learning rate of 0: with one step nothing would be trained.
+            "warmup_steps": min(math.ceil(self.warmup * steps), steps - 1),
             "max_grad_norm": self.max_grad_norm,
             "weight_decay": self.weight_decay,
             "seed": self.seed,
