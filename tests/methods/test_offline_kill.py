@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def alike(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked process has none of the OpenMP threads that its parent has begun, and would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("kind", "at", "more"),
     [
@@ -105,7 +115,7 @@ def test_a_kill_changes_nothing(
         target=train_and_die, args=(kind, tmp_path / "killed", at, more)
     )
     process.start()
-    process.join()
+    process.join(120)
     assert process.exitcode == -signal.SIGKILL
     checkpoint = last_checkpoint(tmp_path / "killed" / "work")
     assert checkpoint is not None
