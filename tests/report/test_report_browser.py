@@ -50,10 +50,11 @@ def shown(page: Any) -> list[str]:
 def test_one_page_is_shown_at_a_time(opened: Any) -> None:
     for view in VIEWS:
         opened.get_by_role("link", name=view.capitalize(), exact=True).click()
+        opened.locator(f"#{view}").wait_for()
         assert opened.locator("main > section:visible").evaluate_all("all => all.map(one => one.id)") == [view]
         assert opened.locator("nav [aria-current]").inner_text().lower() == view
     opened.go_back()
-    assert opened.locator("#trajectories").is_visible()
+    opened.locator("#trajectories").wait_for()
 
 
 def test_filters_and_search_leave_what_matches(opened: Any) -> None:
@@ -65,6 +66,7 @@ def test_filters_and_search_leave_what_matches(opened: Any) -> None:
     assert opened.locator(".trajectory:visible .brief").inner_text() == "How many pears?"
     assert opened.locator("#count").inner_text() == "1 of 8 trajectories"
     opened.get_by_role("button", name="Clear").click()
+    opened.get_by_text("8 trajectories", exact=True).wait_for()
     assert len(shown(opened)) == 8
     opened.get_by_role("searchbox", name="Text").fill("APPLES two")
     assert opened.locator(".trajectory:visible .brief").inner_text() == "How many apples?"
@@ -125,7 +127,7 @@ def test_every_control_has_a_label_and_every_step_more_than_a_color(opened: Any)
 
 def test_two_runs_stand_side_by_side(opened: Any, report: Path) -> None:
     opened.goto(report.as_uri() + "#compared")
-    assert opened.locator("#compared").is_visible()
+    opened.locator("#compared").wait_for()
     row = opened.locator(".runs tr", has_text="How many apples?")
     assert "− mended Otherwise" in row.inner_text()
     assert "+ new Two apples" in row.inner_text()
