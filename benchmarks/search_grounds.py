@@ -29,7 +29,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
 
 from gpo.engines.hf import HFEngine
 from gpo.estimators.branches import follow_probabilities
@@ -38,6 +37,7 @@ from gpo.reasoner.dyck import QUESTION
 from gpo.sampling import Sampler, request_seed
 from gpo.store import Chunks, from_json, to_json
 from gpo.tasks.generated import Generated
+from gpo.traces import as_trajectory
 from gpo.types import Completion, Problem, Request, Task, Trajectory
 
 WEIGHTS = Path(__file__).parents[1] / "src/gpo/reasoner/weights"
@@ -115,39 +115,10 @@ def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, l
         row = json.loads(lines[number])
         question = QUESTION + row["input"] if subtask == "dyck_languages" else row["input"]
         problem = Problem(f"{subtask}/{number}", question, row["target"], {"subtask": subtask})
-        trace = as_trajectory(engine, task, problem, row["steps"]) if len(traces) < each else None
-        if trace is not None:
+        trace = as_trajectory(problem, row["steps"], task, engine, room=ROOM) if len(traces) < each else None
+        if trace is not None and len(trace.response_ids) <= MAX_TOKENS:
             traces.append((problem, trace, row["mistake_index"]))
     return task, traces
-
-
-def as_trajectory(engine: HFEngine, task: Task, problem: Problem, steps: Sequence[str]) -> Trajectory | None:
-    """A written solution as if the reasoner had sampled it, with the log-probabilities that it gives to it.
-
-    None if the context does not hold it with room for other solutions.
-    """
-    start = question_start(problem, task, engine.tokenizer)
-    ids: list[int] = []
-    ends: list[int] = []
-    for index, step in enumerate(steps):
-        ids += engine.tokenizer.encode(step + "\n" * (index + 1 < len(steps)), add_special_tokens=False)
-        ends.append(len(ids))
-    ids.append(engine.tokenizer.eos_token_id)
-    ends[-1] += 1
-    if len(ids) > MAX_TOKENS or len(start.prompt_ids) + len(ids) + ROOM > engine.context_length:
-        return None
-    whole = torch.tensor([[*start.prompt_ids, *ids]])
-    with torch.no_grad():
-        logits = engine.model(input_ids=whole).logits[0, len(start.prompt_ids) - 1 : -1].float()
-    logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
-    text = "\n".join(steps)
-    return Trajectory(
-        id=problem.id,
-        start=start,
-        completion=Completion(tuple(ids), text, "stop", tuple(logprobs.tolist())),
-        score=task.score(problem, text),
-        step_ends=tuple(ends),
-    )
 
 
 class Tally:

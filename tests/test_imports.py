@@ -88,3 +88,9 @@ def test_the_public_names_are_these() -> None:
         assert getattr(gpo, name) is not None
     with pytest.raises(AttributeError, match="module 'gpo' has no attribute 'nothing'"):
         gpo.nothing  # noqa: B018
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {f"{path.name}/" if path.is_dir() else path.name for path in SOURCE.iterdir() if path.name[0] not in "_."}
+    assert {name for name in named if f"`{name}`" not in page} <= {"py.typed"}

@@ -10,7 +10,8 @@ from gpo.errors import ConfigError, DataError
 from gpo.run import Run
 from gpo.segment import Newline
 from gpo.tasks.data import read_rows
-from gpo.traces import main, take
+from gpo.traces import log_probabilities, main, take
+from gpo.types import Request
 
 STEPS = [
     "[ ; stack: [",
@@ -48,6 +49,12 @@ def test_traces_are_the_trajectories_of_a_run(tmp_path: Path, file: Path, capsys
     assert first.response_ids[-1] == tokenizer.eos_token_id
     assert Newline()(first.response_ids, tokenizer) == first.step_ends
     assert tokenizer.decode(first.response_ids[: first.step_ends[0]]) == STEPS[0] + "\n"
+    # The log-probabilities are the model's own, as those of what it has sampled.
+    [[sampled]] = run.engine().generate([Request(second.start.token_ids, 1, 60, 0)], logprobs=True)
+    given = log_probabilities(run.engine().model, second.start.prompt_ids, sampled.token_ids, 1.0)
+    assert given == pytest.approx(sampled.logprobs, abs=1e-3)
+    assert second.completion.logprobs is not None
+    assert len(second.completion.logprobs) == len(second.completion.token_ids)
     marks = read_mistakes(file, [first, second])
     assert [(mark.item, mark.step) for mark in marks] == [("dyck_languages/0", 3), ("dyck_languages/1", None)]
 
@@ -67,6 +74,9 @@ def test_what_cannot_be_taken_is_said(tmp_path: Path, file: Path) -> None:
     file.write_text('{"input": "1", "steps": ["a"]}\n')
     with pytest.raises(DataError, match=r"line 1: expected a column target or answer, got input, steps"):
         take(tmp_path / "other", read_rows(file), "x")
+    file.write_text(json.dumps({"input": "1", "target": "1", "steps": ["word " * 2000]}))
+    with pytest.raises(DataError, match="context of 1024 tokens holds none of the 1 traces"):
+        take(tmp_path / "long", read_rows(file), "x")
     with pytest.raises(ConfigError, match="takes one directory; more is too much"):
         main([str(tmp_path / "third"), "--file", str(file), "more"])
 

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = BEFORE.get(known.file.stem, "") if known.before is None else known.before
     trajectories = take(known.run, rows, known.file.stem, options, before)
     right = sum(t.score.right for t in trajectories)
-    print(f"{len(trajectories)} traces, {right} right. Search them: gpo locate {known.run}")
+    left_out = f", {more} longer than the model's context left out" if (more := len(rows) - len(trajectories)) else ""
+    print(f"{len(trajectories)} traces, {right} right{left_out}. Search them: gpo locate {known.run}")
     return 0
 
 
@@ -67,7 +68,7 @@ def take(
 
     Raises:
         ConfigError: the directory is that of another run.
-        DataError: a row is of another form.
+        DataError: a row is of another form, or the model's context holds none of the traces.
     """
     given = {"arms": "gpo", "rollouts": "1"} | (options or {})
     config = resolve(given)
@@ -83,12 +84,16 @@ def take(
         )
         for number, row in enumerate(rows)
     ]
-    tokenizer = run.engine().tokenizer
-    trajectories = [
-        as_trajectory(problem, row.texts("steps"), run.task, tokenizer)
+    engine = run.engine()
+    made = [
+        as_trajectory(problem, row.texts("steps"), run.task, engine, temperature=config.temperature)
         for problem, row in zip(problems, rows, strict=True)
     ]
-    run.files.write_problems({"train": problems, "test": []})
+    trajectories = [trajectory for trajectory in made if trajectory is not None]
+    if not trajectories:
+        raise DataError(f"The model's context of {engine.context_length} tokens holds none of the {len(rows)} traces.")
+    kept = {trajectory.id for trajectory in trajectories}
+    run.files.write_problems({"train": [problem for problem in problems if problem.id in kept], "test": []})
     run.files.rollouts.append([Group(t.start, (t,)) for t in trajectories])
     return trajectories
 
@@ -105,8 +110,21 @@ def column(row: Row, *names: str) -> str:
     raise DataError(f"{row.where}: expected a column {' or '.join(names)}, got {', '.join(map(str, row.fields))}.")
 
 
-def as_trajectory(problem: Problem, steps: Sequence[str], task: Task, tokenizer: Any) -> Trajectory:
-    """A written solution as if the model had sampled it: its steps are lines, and it ends where they end."""
+def as_trajectory(
+    problem: Problem, steps: Sequence[str], task: Task, engine: Any, *, temperature: float = 1.0, room: int = 0
+) -> Trajectory | None:
+    """A written solution as if the model had sampled it: its steps are lines, and it ends where they end.
+
+    The log-probabilities are those that the model gives to it; None of an engine that holds no model.
+
+    Args:
+        room: tokens of the context that must be left beside it, for other solutions.
+
+    Returns:
+        None if the context does not hold it.
+    """
+    tokenizer = engine.tokenizer
+    start = question_start(problem, task, tokenizer)
     ids: list[int] = []
     ends: list[int] = []
     for number, step in enumerate(steps, 1):
@@ -114,11 +132,28 @@ def as_trajectory(problem: Problem, steps: Sequence[str], task: Task, tokenizer:
         ends.append(len(ids))
     ids.append(tokenizer.eos_token_id)
     ends[-1] += 1
+    if len(start.prompt_ids) + len(ids) + room > engine.context_length:
+        return None
     text = "\n".join(steps)
+    model = getattr(engine, "model", None)
+    logprobs = None if model is None else log_probabilities(model, start.prompt_ids, ids, temperature)
     return Trajectory(
         id=problem.id,
-        start=question_start(problem, task, tokenizer),
-        completion=Completion(tuple(ids), text, "stop"),
+        start=start,
+        completion=Completion(tuple(ids), text, "stop", logprobs=logprobs),
         score=task.score(problem, text),
         step_ends=tuple(ends),
     )
+
+
+def log_probabilities(
+    model: Any, prompt_ids: Sequence[int], ids: Sequence[int], temperature: float
+) -> tuple[float, ...]:
+    """(T,) nats: what a causal language model gives to the tokens `ids` after a prompt."""
+    import torch
+
+    whole = torch.tensor([[*prompt_ids, *ids]], device=model.device)
+    with torch.no_grad():
+        logits = model(input_ids=whole).logits[0, len(prompt_ids) - 1 : -1].float() / temperature
+    found = logits.log_softmax(-1).gather(-1, whole[0, len(prompt_ids) :, None])
+    return tuple(found[:, 0].tolist())
