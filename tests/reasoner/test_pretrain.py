@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import count, repeat
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from gpo.reasoner import pretrain
-from gpo.reasoner.pretrain import LETTERS, Decoder, Pretraining, Settings, Shape, library_model, pool, steps
+from gpo.reasoner.example import Example
+from gpo.reasoner.pretrain import LETTERS, Decoder, Pretraining, Settings, Shape, family, library_model, pool, steps
 from gpo.reasoner.tokenizer import build
 
 TINY = Shape(width=32, layers=2, heads=1, hidden=32)
@@ -30,7 +33,8 @@ def test_the_forward_pass_equals_the_library() -> None:
 def test_the_loss_weights_questions_less_letters_more_and_padding_not_at_all() -> None:
     tokenizer = build(examples=40)
     letters = set(tokenizer.convert_tokens_to_ids(LETTERS))
-    batches = pool(tokenizer, seed=0, number=1, progress=0.5, tokens=4000, micro=512)
+    rng = Random(0)
+    batches = pool(tokenizer, (family(rng, 0.5) for _ in count()), rng, tokens=4000, micro=512)
     for ids, weights in batches:
         assert ids.shape == weights.shape
         assert set(weights.unique().tolist()) <= {0.0, pretrain.PROMPT_WEIGHT, 1.0, pretrain.LETTER_WEIGHT}
@@ -40,6 +44,14 @@ def test_the_loss_weights_questions_less_letters_more_and_padding_not_at_all() -
             assert text.endswith("<|end|>")
             assert "<|assistant|>" in tokenizer.decode(row[weight == pretrain.PROMPT_WEIGHT])
             assert not row[weight == 0].any()
+
+
+def test_what_somebody_else_wrote_has_no_loss() -> None:
+    tokenizer = build(examples=40)
+    example = Example("1 + 1 =", "So the answer is 2", "2", given="One and one.\n")
+    ((ids, weights),) = pool(tokenizer, repeat(example), Random(0), tokens=5, micro=64)
+    assert tokenizer.decode(ids[0][weights[0] == 0]).replace("<|pad|>", "") == "One and one.\n"
+    assert tokenizer.decode(ids[0][weights[0] == 1]) == "So the answer is 2<|end|>"
 
 
 def test_a_step_gathers_batches_up_to_its_size() -> None:

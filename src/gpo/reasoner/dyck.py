@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from gpo.reasoner.example import Example, Slips
@@ -52,14 +53,20 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
         lines.append(f"{symbol} ; stack: {' '.join(stack) or 'empty'}")
     question = QUESTION + " ".join(symbols)
     answer = " ".join(PAIRS[symbol] for symbol in reversed(true_stack))
+    lines += closing(stack)
+    return Example(question, "\n".join(lines), answer)
+
+
+def closing(stack: Sequence[str]) -> list[str]:
+    """The last lines: the stack, and what closes it."""
+    if not stack:
+        return ["Now, we have reached the end. The final stack is empty.", "So, we need nothing. So the answer is"]
     pops = [f'"{symbol}"' for symbol in reversed(stack)]
     closes = [PAIRS[symbol] for symbol in reversed(stack)]
-    final = f'is "{" ".join(stack)}"' if stack else "is empty"
-    lines.append(f"Now, we have reached the end. The final stack {final}.")
-    if stack:
-        lines.append(f"We will need to pop out {', '.join(pops)} one by one in that order.")
-        needs = ", ".join(f'"{close}"' for close in closes)
-        lines.append(f"So, we need {needs}. So the answer is {' '.join(closes)}")
-    else:
-        lines.append("So, we need nothing. So the answer is")
-    return Example(question, "\n".join(lines), answer)
+    left = " ".join(stack)
+    needs = ", ".join(f'"{close}"' for close in closes)
+    return [
+        f'Now, we have reached the end. The final stack is "{left}".',
+        f"We will need to pop out {', '.join(pops)} one by one in that order.",
+        f"So, we need {needs}. So the answer is {' '.join(closes)}",
+    ]

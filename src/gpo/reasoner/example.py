@@ -12,11 +12,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A generated question with a newline-separated solution that ends in "So the answer is ANSWER"."""
+    """A generated question with a newline-separated solution that ends in "So the answer is ANSWER".
+
+    `given` is the beginning of the solution, if somebody else wrote it: whole lines, nothing to learn to write.
+    """
 
     question: str
     solution: str
     answer: str
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)

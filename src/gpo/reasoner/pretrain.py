@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpo.reasoner import lookups
-from gpo.reasoner.example import NO_SLIPS, Slips
+from gpo.reasoner import foreign, lookups
+from gpo.reasoner.example import NO_SLIPS, Example, Slips
 from gpo.reasoner.families import FAMILIES, generate
 from gpo.reasoner.tokenizer import build
 
@@ -175,44 +176,49 @@ class Decoder(nn.Module):
 Batch = tuple[Tensor, Tensor]
 
 
-def pool(tokenizer: Any, seed: int, number: int, progress: float, tokens: int, micro: int) -> list[Batch]:
-    """About `tokens` tokens of fresh examples as shuffled batches of near-equal length, `micro` tokens each.
-
-    The rare example that is longer than `CONTEXT` (a deep bracket stack) is left out.
-    """
-    rng = Random(f"{seed}/{number}")
+def family(rng: Random, progress: float) -> Example:
+    """A problem of one of the families that have started, at its size at this share of the training."""
     slips = SLIPS if progress >= SLIPS_FROM else NO_SLIPS
     names = [name for name, (_, start) in MIXTURE.items() if progress >= start]
-    shares = [MIXTURE[name][0] for name in names]
-    real = min(0.8, 1.6 * progress)
-    questions, solutions, total = [], [], 0
+    name = rng.choices(names, [MIXTURE[name][0] for name in names])[0]
+    top = min(1.0, 0.15 + 4 * (progress - MIXTURE[name][1]))
+    level = None if rng.random() < min(0.8, 1.6 * progress) else top * (1 - rng.random())
+    return lookups.make(rng, level, slips) if name == DRILL else generate(name, rng, level, slips)
+
+
+def pool(tokenizer: Any, examples: Iterator[Example], rng: Random, tokens: int, micro: int) -> list[Batch]:
+    """About `tokens` tokens of examples as shuffled batches of near-equal length, `micro` tokens each.
+
+    The rare example that is longer than `CONTEXT` (a deep bracket stack) is left out. What somebody else wrote carries
+    no loss.
+    """
+    parts: tuple[list[str], list[str], list[str]] = ([], [], [])  # questions, beginnings, solutions
+    total = 0
     while total < tokens:
-        name = rng.choices(names, shares)[0]
-        started = MIXTURE[name][1]
-        top = min(1.0, 0.15 + 4 * (progress - started))
-        level = None if rng.random() < real else top * (1 - rng.random())
-        example = lookups.make(rng, level, slips) if name == DRILL else generate(name, rng, level, slips)
-        questions.append(f"<|user|>{example.question}<|assistant|>")
-        solutions.append(f"{example.solution}<|end|>")
-        total += (len(example.question) + len(example.solution)) // 4
-    prompts = tokenizer(questions, add_special_tokens=False)["input_ids"]
-    answers = tokenizer(solutions, add_special_tokens=False)["input_ids"]
-    fitting = [row for row in zip(prompts, answers, strict=True) if len(row[0]) + len(row[1]) <= CONTEXT]
-    rows = sorted(fitting, key=lambda row: len(row[0]) + len(row[1]))
+        example = next(examples)
+        for texts, text in zip(parts, (example.question, example.given, example.solution), strict=True):
+            texts.append(text)
+            total += len(text) // 4
+    questions = [f"<|user|>{question}<|assistant|>" for question in parts[0]]
+    solutions = [f"{solution}<|end|>" for solution in parts[2]]
+    tokenised = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (questions, parts[1], solutions)]
+    fitting = [row for row in zip(*tokenised, strict=True) if sum(map(len, row)) <= CONTEXT]
+    rows = sorted(fitting, key=lambda row: sum(map(len, row)))
     letters = torch.tensor(tokenizer.convert_tokens_to_ids(LETTERS))
     batches: list[Batch] = []
     while rows:
-        length = -(-(len(rows[-1][0]) + len(rows[-1][1])) // 16) * 16
+        length = -(-sum(map(len, rows[-1])) // 16) * 16
         size = max(1, micro // length)
         chosen, rows = rows[-size:], rows[:-size]
         ids = torch.zeros(len(chosen), length, dtype=torch.long)
         weights = torch.zeros(len(chosen), length)
-        for i, (prompt, answer) in enumerate(chosen):
-            end = len(prompt) + len(answer)
-            ids[i, :end] = torch.tensor(prompt + answer)
+        for i, (prompt, given, answer) in enumerate(chosen):
+            begin = len(prompt) + len(given)
+            end = begin + len(answer)
+            ids[i, :end] = torch.tensor(prompt + given + answer)
             weights[i, : len(prompt)] = PROMPT_WEIGHT
-            answered = torch.isin(ids[i, len(prompt) : end], letters)
-            weights[i, len(prompt) : end] = 1.0 + (LETTER_WEIGHT - 1.0) * answered
+            answered = torch.isin(ids[i, begin:end], letters)
+            weights[i, begin:end] = 1.0 + (LETTER_WEIGHT - 1.0) * answered
         batches.append((ids, weights))
     rng.shuffle(batches)
     return batches
@@ -231,6 +237,7 @@ class Settings:
     checkpoint_seconds: float = 180.0
     compile: bool = True
     init: str = ""  # directory of a reasoner to go on from, past the curriculum, instead of from scratch
+    foreign: bool = False  # solutions that somebody else began (foreign.py), for a reasoner that judges traces
 
 
 class Pretraining:
@@ -327,9 +334,9 @@ class Pretraining:
     def next_pool(self, progress: float) -> list[Batch]:
         self.pools += 1
         settings = self.settings
-        return pool(
-            self.tokenizer, settings.seed, self.pools, progress, 40 * settings.step_tokens, settings.micro_tokens
-        )
+        rng = Random(f"{settings.seed}/{self.pools}")
+        examples = (foreign.make(rng) if settings.foreign else family(rng, progress) for _ in count())
+        return pool(self.tokenizer, examples, rng, 40 * settings.step_tokens, settings.micro_tokens)
 
     def export(self, path: Path) -> None:
         """Write the model in bf16 with its tokenizer, as transformers loads them."""

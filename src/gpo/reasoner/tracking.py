@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -128,6 +129,20 @@ def swapped(state: dict[str, str], one: str, other: str, repeated: bool, rng: Ra
     return new
 
 
+def asks(
+    theme: Theme, people: Sequence[str], items: Sequence[str], pairs: Sequence[Sequence[str]], asked: str, stop: str
+) -> str:
+    """The question; `stop` ends each option."""
+    holds = listed([f"{person} {theme.holds} {theme.called(item)}" for person, item in zip(people, items, strict=True)])
+    order = ["First, "] + ["Then, "] * (len(pairs) - 2) + ["Finally, "] * (len(pairs) > 1)
+    swaps = " ".join(f"{word}{a} and {b} {theme.swap}." for word, (a, b) in zip(order, pairs, strict=True))
+    return (
+        f"{listed(people)} are {theme.people} {theme.setting} {holds}.\n"
+        f"{theme.story} {swaps} At the end of the {theme.ends.format(asked)}\n"
+        + options([theme.called(item) for item in items], stop)
+    )
+
+
 def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Example:
     theme = rng.choice(THEMES)
     people = NAMES[:objects]
@@ -135,15 +150,8 @@ def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Exa
     count = objects if level is None else between(rng, 1, objects, level)
     pairs = [tuple(rng.sample(people, 2)) for _ in range(count)]
     asked = rng.choice(people)
-    holds = listed([f"{person} {theme.holds} {theme.called(item)}" for person, item in zip(people, items, strict=True)])
-    order = ["First, "] + ["Then, "] * (count - 2) + ["Finally, "] * (count > 1)
-    swaps = " ".join(f"{word}{a} and {b} {theme.swap}." for word, (a, b) in zip(order, pairs, strict=True))
     stop = "." if level is not None and rng.random() < 0.15 else ""
-    question = (
-        f"{listed(people)} are {theme.people} {theme.setting} {holds}.\n"
-        f"{theme.story} {swaps} At the end of the {theme.ends.format(asked)}\n"
-        + options([theme.called(item) for item in items], stop)
-    )
+    question = asks(theme, people, items, pairs, asked, stop)
     shortened = rng.random() < 0.4
     swap = theme.short if rng.random() < 0.4 else theme.swap
     brief = rng.random() < 0.1
