@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
-from gpo.config import RunConfig, Spec, describe, differences, made, parse, resolve
+from gpo.config import RunConfig, Spec, describe, differences, made
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.options import parse, resolve
 from gpo.segment import Newline
 
 TOY = {

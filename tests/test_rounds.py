@@ -184,7 +184,7 @@ LETTER_OPTIONS = {
 
 
 def letter_run(path: Path, letters: Path, method: str, **more: Any) -> Run:
-    from gpo.config import resolve
+    from gpo.options import resolve
 
     config = resolve({**LETTER_OPTIONS, "model": str(letters), "method": method})
     return Run(path, config, **more)
@@ -241,7 +241,7 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
     tmp_path: Path, letters: Path
 ) -> None:
     """The first step's loss is log 2 in both rounds only if policy and reference are one model."""
-    from gpo.config import resolve
+    from gpo.options import resolve
 
     options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
     options |= {"method": "dpo", "method.batch_size": "4", "rounds": "2", "arms": "gpo"}
@@ -256,7 +256,7 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
 
 
 def test_adapters_go_on_over_rounds_and_are_merged_at_the_end(tmp_path: Path, letters: Path) -> None:
-    from gpo.config import resolve
+    from gpo.options import resolve
 
     options = {**LETTER_OPTIONS, "method": "grpo", "method.lora": "2", "method.merge": "true", "arms": "gpo"}
     run = Run(tmp_path, resolve({**options, "model": str(letters), "method.learning_rate": "2e-2"}))
@@ -307,7 +307,7 @@ def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path
 
 
 def test_the_critic_of_ppo_searches_from_the_second_round_on(tmp_path: Path, letters: Path) -> None:
-    from gpo.config import resolve
+    from gpo.options import resolve
 
     options = {**LETTER_OPTIONS, "method": "ppo", "arms": "gpo", "arms.gpo": "critic", "arms.gpo.trained": "true"}
     run = Run(tmp_path, resolve({**options, "model": str(letters), "rounds": "2"}))

@@ -136,7 +136,7 @@ def command(arguments: Sequence[str]) -> int:
         module, _, function = PROGRAMS[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
         return code
-    from gpo.config import split
+    from gpo.options import split
 
     names, options = split(arguments)
     if "version" in options:
@@ -206,8 +206,8 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     """Do a command on a run directory and show what it does."""
     from rich.console import Console
 
-    from gpo.config import resolve
     from gpo.directory import RunDirectory
+    from gpo.options import resolve
     from gpo.progress import ProgressDisplay, print_results
     from gpo.run import Run
 
@@ -256,7 +256,8 @@ def print_places(console: Console, run: Run) -> None:
 
 def help_text(name: str, options: dict[str, str]) -> str:
     """All options of a command, and the settings of the components that are named in `options`."""
-    from gpo.config import COMPONENTS, SHORT, RunConfig, Spec
+    from gpo.config import COMPONENTS, RunConfig, Spec
+    from gpo.options import SHORT
     from gpo.registry import REGISTRIES
 
     parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", *field_lines(RunConfig, "--", skip=("arms", *COMPONENTS)), ""]

@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from gpo.config import RunConfig, made, model_path, resolve
+from gpo.config import RunConfig, made, model_path
 from gpo.diagnosis import diagnose
 from gpo.directory import RunDirectory
 from gpo.errors import ConfigError, DataError
+from gpo.options import resolve
 from gpo.prompting import question_start
 from gpo.report.clean import one_line
 from gpo.report.reading import Searched, read_run

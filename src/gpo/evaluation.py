@@ -18,19 +18,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gpo import __version__
-from gpo.config import (
-    EMBEDDED,
-    Spec,
-    describe_component,
-    differences,
-    made,
-    model_path,
-    parse,
-    setting_types,
-    spec_from_options,
-)
+from gpo.config import EMBEDDED, Spec, describe_component, differences, made, model_path, setting_types
 from gpo.directory import Progress, RunDirectory
 from gpo.errors import ConfigError, DataError, unknown
+from gpo.options import parse, spec_from_options
 from gpo.sampling import Sampler, question_start
 from gpo.scoreboard import Scoreboard, markdown, score_models
 from gpo.stages import evenly

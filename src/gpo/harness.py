@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from gpo.config import EMBEDDED, differences, model_path, parse
+from gpo.config import EMBEDDED, differences, model_path
 from gpo.errors import ConfigError, DataError, MissingDependency, unknown
 from gpo.evaluation import model_names
+from gpo.options import parse
 from gpo.scoreboard import markdown_table
 from gpo.store import locked, read_json, write_json, write_text
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.config import RunConfig, describe, differences, made, model_path, resolve, with_defaults
+from gpo.config import RunConfig, describe, differences, made, model_path
 from gpo.dataset import write_dataset
 from gpo.directory import BASE, Progress, RunDirectory
 from gpo.errors import ConfigError, DataError, EngineError
+from gpo.options import resolve, with_defaults
 from gpo.pairs import Pair, build_pairs, read_pairs, write_pairs
 from gpo.results import Results, summarize, write_results
 from gpo.rounds import questions_of, training_start, trains_on_pairs, write_rounds

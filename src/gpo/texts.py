@@ -7,8 +7,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from gpo.config import Spec, model_path, resolve
+from gpo.config import Spec, model_path
 from gpo.directory import RunDirectory
+from gpo.options import resolve
 from gpo.segment import pieces
 from gpo.types import Trajectory
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpo.config import resolve, split
 from gpo.errors import ConfigError, DataError
+from gpo.options import resolve, split
 from gpo.prompting import question_start
 from gpo.run import Run
 from gpo.tasks.data import Row, read_rows
