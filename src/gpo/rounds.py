@@ -7,7 +7,8 @@ sample as many tokens in each round as in the first one, whatever its model has 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 
 from gpo.config import RunConfig, Spec, made, model_path
 from gpo.directory import RunDirectory
+from gpo.pairs import Pair
 from gpo.stages import tokens_of
-from gpo.store import read_json, write_rows
-from gpo.types import Problem, StepScores
+from gpo.store import read_json, write_json, write_rows
+from gpo.types import Group, Problem, StepScores
 
 
 def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:
@@ -57,6 +59,44 @@ def training_start(config: RunConfig, checkpoint: Path | None, **more: Any) -> A
         method = replace(method, model=None, tokenizer=None)
     given = {"model": str(checkpoint), "reference": origin.get("model")}
     return made("method", method, **given, **more)
+
+
+def train_round(
+    config: RunConfig,
+    files: RunDirectory,
+    arm: str,
+    number: int,
+    data: Sequence[Pair] | Sequence[Group],
+    on_step: Callable[[dict[str, float]], None],
+) -> dict[str, float]:
+    """Train on what a round sampled, and write the model and `training.json`.
+
+    Args:
+        config: of the run.
+        files: of the run.
+        arm: whose model it is.
+        number: of the round, from 1.
+        data: pairs for an offline method, groups for an online one.
+        on_step: gets the metrics of every step.
+    """
+    method = training_start(
+        config,
+        files.checkpoint(arm, number - 1) if number > 1 else None,
+        work_dir=files.arm(arm) / "unfinished",
+        metrics_path=files.arm(arm) / "training.jsonl",
+        on_step=on_step,
+    )
+    if hasattr(method, "updates"):
+        method.updates = number - 1  # counts over rounds; a method's random numbers may depend on it
+    metrics: dict[str, float] = (method.update_pairs if trains_on_pairs(config.method) else method.update)(data)
+    write_json(files.arm(arm, number) / "training.json", metrics)
+    last = number == config.rounds
+    if not last and hasattr(method, "merge"):
+        method.merge = False  # the next round goes on with the adapters
+    method.save(files.model(arm) if last else files.checkpoint(arm, number))
+    # A later checkpoint stands for the earlier ones, which would fill the disk.
+    shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
+    return metrics
 
 
 def _origin(config: RunConfig) -> dict[str, Any]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.config import RunConfig, describe, differences, made, model_path
+from gpo.config import made, model_path
 from gpo.dataset import write_dataset
-from gpo.directory import BASE, Progress, RunDirectory
-from gpo.errors import ConfigError, DataError, EngineError
-from gpo.options import resolve, with_defaults
+from gpo.directory import BASE
+from gpo.errors import ConfigError, EngineError
 from gpo.pairs import Pair, build_pairs, read_pairs, write_pairs
+from gpo.resources import Resources, label
 from gpo.results import Results, summarize, write_results
-from gpo.rounds import questions_of, training_start, trains_on_pairs, write_rounds
-from gpo.sampling import Sampler, question_start
+from gpo.rounds import questions_of, train_round, trains_on_pairs, write_rounds
+from gpo.sampling import question_start
 from gpo.stages import (
-    evenly,
     expected_lengths,
     next_resets,
     next_searches,
@@ -32,52 +28,24 @@ from gpo.stages import (
     to_search,
     tokens_of,
 )
-from gpo.store import Chunks, locked, to_json, write_json
-from gpo.trackers import check_trackers
-from gpo.types import Engine, Group, Problem, Split, Start, StepScores, Task
+from gpo.store import Chunks
+from gpo.types import Group, Problem, Split, Start, StepScores
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
 SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
 PAIR_SETTINGS = ("pairs_per_start", "pairs_per_problem", "max_pairs", "truncated", "prefix_in")
 
 
-class Run:
+class Run(Resources):
     """The stages on one run directory. A stage does what is left of it, and what is missing before it.
 
     With several `rounds` each goes on with the model that the one before has trained; `train` goes through all of them.
-
-    Args:
-        directory: made if it is not there.
-        config: None takes that of the directory.
-        on_progress: called after every piece of work.
-
-    Raises:
-        ConfigError: the directory was made with another configuration, or has none and none is given.
     """
 
-    def __init__(
-        self,
-        directory: Path | str,
-        config: RunConfig | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> None:
-        self.files = RunDirectory(Path(directory))
-        self.on_progress = on_progress
-        self._problems: dict[Split, list[Problem]] = {}
-        self._engine: tuple[Path | None, Engine] | None = None
-        self._spent: dict[tuple[str, int], int] = {}  # tokens of rounds that are over
-        self._holding = False
-        stored = self.files.config() if config is None else self.files.config_or_none()
-        self.config = resolve({}, stored) if config is None else config
-        self.described = json.loads(json.dumps(to_json(describe(self.config))))
-        check_trackers(self.described["method"].get("trackers") or ())
-        if stored is None:
-            write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
-        elif changed := differences(with_defaults(stored), self.described):
-            raise ConfigError(
-                f"{self.files.path} was made with other settings: {'; '.join(changed[:3])}. "
-                "Leave these as they were, or choose another run directory."
-            )
+    @cached_property
+    def _spent(self) -> dict[tuple[str, int], int]:
+        """Tokens that an arm sampled in a round that is over."""
+        return {}
 
     def all(self) -> Results:
         """Every stage for every arm, then tables and plots."""
@@ -93,27 +61,6 @@ class Run:
     def models(self) -> list[str]:
         """What is evaluated: base and the arms."""
         return [BASE, *self.config.arms]
-
-    def problems(self, split: Split) -> list[Problem]:
-        """The training or test problems; chosen once, and read from the directory from then on."""
-        if split not in self._problems:
-            with self._held():
-                known = self.files.problems(split)
-                if known is None:
-                    self._choose_problems()
-                    known = self.files.problems(split)
-            self._problems[split] = known or []
-        return self._problems[split]
-
-    def _choose_problems(self) -> None:
-        chosen: dict[Split, list[Problem]] = {
-            "train": evenly(self.task.problems("train"), self.config.problems),
-            "test": evenly(self.task.problems(self.config.test_split), self.config.test_problems),
-        }
-        for name, problems in chosen.items():
-            if not problems:
-                raise DataError(f"The task has no {name} problems. Choose another task or another path.")
-        self.files.write_problems(chosen)
 
     def rollout(self, arm: str | None = None, number: int = 1) -> list[Group]:
         """Rollouts from the questions of a round; those of the first round are the same for all arms."""
@@ -292,25 +239,15 @@ class Run:
         self.reset(arm, number)
         with self._piece("train", arm, number) as report:
             self._engine = None  # makes room
-            name = _name(arm, number)
-            method = training_start(
+            name = label(arm, number)
+            metrics = train_round(
                 self.config,
-                self._sampled_by(arm, number),
-                work_dir=self.files.arm(arm) / "unfinished",
-                metrics_path=self.files.arm(arm) / "training.jsonl",
-                on_step=lambda row: self._tell("train", name, round(row["step"]), round(row["steps"]), "steps"),
+                self.files,
+                arm,
+                number,
+                pairs if on_pairs else self.files.groups(arm, number, search=self.config.reuse),
+                lambda row: self._tell("train", name, round(row["step"]), round(row["steps"]), "steps"),
             )
-            if hasattr(method, "updates"):
-                method.updates = number - 1  # counts over rounds; a method's random numbers may depend on it
-            groups = [] if on_pairs else self.files.groups(arm, number, search=self.config.reuse)
-            metrics = method.update_pairs(pairs) if on_pairs else method.update(groups)
-            write_json(self.files.arm(arm, number) / "training.json", metrics)
-            last = number == self.config.rounds
-            if not last and hasattr(method, "merge"):
-                method.merge = False  # the next round goes on with the adapters
-            method.save(self.files.model(arm) if last else self.files.checkpoint(arm, number))
-            # A later checkpoint stands for the earlier ones, which would fill the disk.
-            shutil.rmtree(self.files.checkpoint(arm, number - 1), ignore_errors=True)
             steps = round(metrics.get("steps", 1))
             report(steps, steps, "steps", 0)
 
@@ -335,21 +272,6 @@ class Run:
             report(1, 1, "report", 0)
         return results
 
-    @cached_property
-    def task(self) -> Task:
-        task: Task = made("task", self.config.task)
-        return task
-
-    def engine(self, checkpoint: Path | None = None) -> Engine:
-        """The engine with the weights of a checkpoint, or with those it begins with. One is kept at a time."""
-        if self._engine is None or self._engine[0] != checkpoint:
-            self._engine = None
-            engine = made("engine", self.config.engine, model=model_path(self.config.model))
-            if checkpoint is not None:
-                engine.load(checkpoint)
-            self._engine = (checkpoint, engine)
-        return self._engine[1]
-
     def _sampled_by(self, arm: str, number: int) -> Path | None:
         """The checkpoint that samples in a round; None for the model before training."""
         return None if number == 1 else self.files.checkpoint(arm, number - 1)
@@ -358,22 +280,6 @@ class Run:
         if arm not in self.config.arms:
             raise ConfigError(f"This run has no arm {arm!r}. Its arms: {', '.join(self.config.arms)}.")
         return self.config.arms[arm]
-
-    def _sampler(self, stream: str, split: Split, checkpoint: Path | None = None) -> Sampler:
-        # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it; those of all that
-        # is sampled are the behaviour policy's of an online method.
-        wanted = "rollout/" in stream or (split == "train" and not trains_on_pairs(self.config.method))
-        return Sampler(
-            self.engine(checkpoint),
-            self.task,
-            {problem.id: problem for problem in self.problems(split)},
-            segmenter=made("segmenter", self.config.segmenter),
-            temperature=self.config.temperature,
-            max_tokens=self.config.max_tokens,
-            seed=self.config.seed,
-            stream=stream,
-            logprobs=wanted,
-        )
 
     def _ask(
         self,
@@ -399,43 +305,6 @@ class Run:
                 groups += new
                 report(len(groups), len(problems), "problems", sampler.tokens)
         return groups
-
-    def _tell(self, stage: str, arm: str | None, done: int, total: int, unit: str) -> None:
-        if self.on_progress is not None:
-            self.on_progress(Progress(stage, arm, done, total, unit, 0, 0.0))
-
-    @contextmanager
-    def _piece(self, stage: str, arm: str | None, number: int = 1) -> Iterator[Callable[[int, int, str, int], None]]:
-        """Time a piece of work; the function says what came of it: done, total, unit, sampled tokens."""
-        began = time.monotonic()
-
-        def report(done: int, total: int, unit: str, tokens: int) -> None:
-            progress = Progress(
-                stage, arm and _name(arm, number), done, total, unit, tokens, round(time.monotonic() - began, 3)
-            )
-            self.files.log(progress)
-            if self.on_progress is not None:
-                self.on_progress(progress)
-
-        yield report
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the run directory; a stage that calls another holds it already."""
-        if self._holding:
-            yield
-            return
-        with locked(self.files.path):
-            self._holding = True
-            try:
-                yield
-            finally:
-                self._holding = False
-
-
-def _name(arm: str, number: int) -> str:
-    """What progress and events call an arm in a round."""
-    return arm if number == 1 else f"{arm} {number}"
 
 
 def _stream(stage: str, number: int) -> str:
