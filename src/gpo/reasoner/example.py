@@ -14,13 +14,14 @@ Item = TypeVar("Item")
 class Example:
     """A generated question with a newline-separated solution that ends in "So the answer is ANSWER".
 
-    `given` is the beginning of the solution, if somebody else wrote it: whole lines, nothing to learn to write.
+    `given` is the beginning of the solution, if somebody else wrote it: whole lines, to be learned at `given_weight`.
     """
 
     question: str
     solution: str
     answer: str
     given: str = ""
+    given_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

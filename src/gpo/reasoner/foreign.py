@@ -2,8 +2,8 @@
 
 To judge a trace of another model by rollouts, the reasoner must read what it would not have written: other ways to set
 out an equation, lines that skip what they computed, states that name only who swapped, mistakes. `Example.given` is
-such a beginning. It carries no loss, so that the reasoner learns to go on from it faithfully and never to write like
-it: what goes wrong in a rollout is then the fault of the beginning.
+such a beginning. With a mistake in it it carries no loss, so that the reasoner learns to go on from it faithfully and
+never to write it: what goes wrong in a rollout is then the fault of the beginning, and a mistake surprises.
 
 The wordings were read off every third trace of each file; no trace is copied.
 """
@@ -21,6 +21,8 @@ from gpo.reasoner.arithmetic import OPERATORS, apply
 from gpo.reasoner.example import Example, lettered, listed, named_option
 
 MISTAKEN = 0.35  # of the beginnings have a mistake
+GIVEN_WEIGHT = 0.25  # in the loss, of a beginning whose wording is worth knowing
+OTHER_ENDS = 0.15  # of solutions end in the words of others
 
 # Arithmetic: an expression is a number or a bracket, a list with operators between expressions.
 Expression = Any
@@ -167,14 +169,33 @@ def arithmetic(rng: Random) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How somebody else notes who holds what."""
+    """How somebody notes who holds what."""
 
-    letters: bool  # A, B, ... instead of names
-    only: str  # "all" people, those "seen" so far, or the "pair" that swapped
-    swapped: bool  # "Alice and Bob swap:" before the state
-    start: bool  # a first line with the state at the start
-    moved_first: bool  # the pair stands first
-    capital: bool
+    letters: bool = False  # A, B, ... instead of names
+    only: str = "all"  # "all" people, those "seen" so far, or the "pair" that swapped
+    swapped: bool = True  # "Alice and Bob swap:" before the state
+    start: bool = True  # a first line with the state at the start
+    moved_first: bool = False  # the pair stands first
+    capital: bool = False
+
+    def names(self, people: list[str], seen: list[str], pair: list[str]) -> list[str]:
+        """Of whom a line tells, in order."""
+        told = {"all": people, "seen": seen, "pair": pair}[self.only]
+        return [*pair, *(name for name in told if name not in pair)] if self.moved_first else told
+
+    def line(self, names: list[str], items: list[str], head: list[str], verb: str) -> str:
+        """ "Alice and Bob swap: Alice: red, Bob: blue." """
+
+        def called(name: str) -> str:
+            return name[0] if self.letters else name
+
+        shown = [item.capitalize() if self.capital else item for item in items]
+        body = ", ".join(f"{called(name)}: {item}" for name, item in zip(names, shown, strict=True))
+        front = f"{called(head[0])} and {called(head[1])} {verb}: " if head and self.swapped else ""
+        return front + body + ("" if self.letters else ".")
+
+
+OWN = Wording()
 
 
 def wording(rng: Random) -> Wording:
@@ -195,14 +216,14 @@ def shuffled(rng: Random) -> Example:
     objects = rng.choice((3, 3, 5, 5, 5, 7))
     theme = rng.choice(tracking.THEMES)
     people, items = tracking.NAMES[:objects], rng.sample(theme.items, objects)
-    pairs = [tuple(rng.sample(people, 2)) for _ in range(objects)]
+    pairs = [rng.sample(people, 2) for _ in range(objects)]
     asked = rng.choice(people)
     stop = "." if rng.random() < 0.5 else ""
     question = tracking.asks(theme, people, items, pairs, asked, stop)
     short = rng.random() < 0.4
     swap = theme.short if rng.random() < 0.5 else theme.swap
     given_lines = rng.randint(1, objects + 1) if rng.random() < 0.8 else 0
-    form = wording(rng) if rng.random() < 0.7 else Wording(False, "all", True, True, False, False)
+    form = wording(rng) if rng.random() < 0.7 else OWN
     wrong_at = rng.randint(1, given_lines) if given_lines and rng.random() < MISTAKEN else 0
     truth = dict(zip(people, items, strict=True))
     state = dict(truth)
@@ -210,46 +231,39 @@ def shuffled(rng: Random) -> Example:
     def named(item: str) -> str:
         return tracking.SHORT.get(item, item) if short else item
 
-    def noted(names: list[str]) -> str:
-        return ", ".join(f"{name}: {named(state[name])}" for name in names) + "."
-
-    def by_other(names: list[str], head: str) -> str:
-        def item(name: str) -> str:
-            return named(state[name]).capitalize() if form.capital else named(state[name])
-
-        body = ", ".join(f"{name[0] if form.letters else name}: {item(name)}" for name in names)
-        return head + body + ("" if form.letters else ".")
+    def line(by: Wording, names: list[str], head: list[str]) -> str:
+        return by.line(names, [named(state[name]) for name in names], head, swap)
 
     lines = []
-    foreign = 0  # lines by the other one
-    if not given_lines:
-        lines.append(f"At the start: {noted(people)}")
-    elif form.start:
-        lines.append(by_other(people, "" if form.letters else "At the start: "))
-        foreign += 1
+    if not given_lines or form.start:
+        front = "" if given_lines and form.letters else "At the start: "
+        lines.append(front + line(form if given_lines else OWN, people, []))
+    foreign = min(len(lines), given_lines)  # lines by the other one
     seen: list[str] = []
-    for one, other in pairs:
+    for pair in pairs:
+        one, other = pair
         truth[one], truth[other] = truth[other], truth[one]
         state[one], state[other] = state[other], state[one]
-        if foreign < given_lines:
-            foreign += 1
-            if foreign == wrong_at:
-                confuse(state, one, other, rng, all_shown=form.only == "all")
-            seen += [name for name in (one, other) if name not in seen]
-            names = {"all": people, "seen": seen, "pair": [one, other]}[form.only]
-            if form.moved_first:
-                names = [one, other, *(name for name in names if name not in (one, other))]
-            if foreign == wrong_at and len(names) > 3 and rng.random() < 0.2:
-                forgotten = rng.choice(names)
-                names = [name for name in names if name != forgotten]
-            pair = (one[0], other[0]) if form.letters else (one, other)
-            lines.append(by_other(names, f"{pair[0]} and {pair[1]} {swap}: " if form.swapped else ""))
-        else:
-            lines.append(f"{one} and {other} {swap}: {noted(people)}")
-    lines.append(lettered([named(item) for item in items]))
-    lines.append(f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}.")
-    lines.append(named_option([named(item) for item in items], named(state[asked])))
-    return parted(question, lines, foreign, f"({'ABCDEFG'[items.index(truth[asked])]})")
+        if foreign == given_lines:
+            lines.append(line(OWN, people, pair))
+            continue
+        foreign += 1
+        if foreign == wrong_at:
+            confuse(state, one, other, rng, all_shown=form.only == "all")
+        seen += [name for name in pair if name not in seen]
+        names = form.names(people, seen, pair)
+        if foreign == wrong_at and len(names) > 3 and rng.random() < 0.2:
+            forgotten = rng.choice(names)
+            names = [name for name in names if name != forgotten]
+        lines.append(line(form, names, pair))
+    end = f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}."
+    if rng.random() < OTHER_ENDS:
+        lines.append(f"{end} So the answer is ({'ABCDEFG'[items.index(state[asked])]})")
+    else:
+        lines.append(lettered([named(item) for item in items]))
+        lines += [end, named_option([named(item) for item in items], named(state[asked]))]
+    weight = 0.0 if wrong_at else GIVEN_WEIGHT
+    return parted(question, lines, foreign, f"({'ABCDEFG'[items.index(truth[asked])]})", weight)
 
 
 def confuse(state: dict[str, str], one: str, other: str, rng: Random, all_shown: bool) -> None:
@@ -285,9 +299,26 @@ def brackets(rng: Random) -> Example:
         if number == wrong_at:
             stack = misremembered(stack, rng)
         lines.append(f"{symbol} ; stack: {' '.join(stack) or 'empty'}")
-    lines += dyck.closing(stack)
+    lines += other_closing(stack, rng) if rng.random() < OTHER_ENDS else dyck.closing(stack)
     answer = " ".join(dyck.PAIRS[symbol] for symbol in reversed(truth))
-    return parted(dyck.QUESTION + " ".join(symbols), lines, given_lines, answer)
+    weight = 0.0 if wrong_at else GIVEN_WEIGHT
+    return parted(dyck.QUESTION + " ".join(symbols), lines, given_lines, answer, weight)
+
+
+def other_closing(stack: list[str], rng: Random) -> list[str]:
+    """The last lines with something left out or joined in another way."""
+    if not stack:
+        return ["Now, we have reached the end. The final stack is empty.", "So the answer is"]
+    final, pops, needs = dyck.closing(stack)
+    answer = needs[needs.index("So the answer is") :]
+    kind = rng.randrange(4)
+    if kind == 0:
+        return [final, answer]
+    if kind == 1:
+        return [final, pops.replace(" one by one in that order.", f". {answer}")]
+    if kind == 2:
+        return [final, pops, needs.replace('"', "").replace(",", "").replace("So we", "So, we")]
+    return [final, *(" and ".join(line.rsplit(", ", 1)) if line.count('"') > 2 else line for line in (pops, needs))]
 
 
 def misremembered(stack: list[str], rng: Random) -> list[str]:
@@ -301,10 +332,10 @@ def misremembered(stack: list[str], rng: Random) -> list[str]:
     return [*stack[:at], *([] if kind == 2 else [rng.choice("([{<")]), *stack[at + 1 :]]
 
 
-def parted(question: str, lines: list[str], given: int, answer: str) -> Example:
-    """An example whose first `given` lines somebody else wrote."""
+def parted(question: str, lines: list[str], given: int, answer: str, weight: float = 0.0) -> Example:
+    """An example whose first `given` lines somebody else wrote, with their weight in the loss."""
     before = "".join(line + "\n" for line in lines[:given])
-    return Example(question, "\n".join(lines[given:]), answer, before)
+    return Example(question, "\n".join(lines[given:]), answer, before, weight)
 
 
 def make(rng: Random) -> Example:

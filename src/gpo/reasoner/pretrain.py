@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -189,34 +190,40 @@ def family(rng: Random, progress: float) -> Example:
 def pool(tokenizer: Any, examples: Iterator[Example], rng: Random, tokens: int, micro: int) -> list[Batch]:
     """About `tokens` tokens of examples as shuffled batches of near-equal length, `micro` tokens each.
 
-    The rare example that is longer than `CONTEXT` (a deep bracket stack) is left out. What somebody else wrote carries
-    no loss.
+    The rare example that is longer than `CONTEXT` (a deep bracket stack) is left out.
     """
-    parts: tuple[list[str], list[str], list[str]] = ([], [], [])  # questions, beginnings, solutions
+    chosen: list[Example] = []
     total = 0
     while total < tokens:
-        example = next(examples)
-        for texts, text in zip(parts, (example.question, example.given, example.solution), strict=True):
-            texts.append(text)
-            total += len(text) // 4
-    questions = [f"<|user|>{question}<|assistant|>" for question in parts[0]]
-    solutions = [f"{solution}<|end|>" for solution in parts[2]]
-    tokenised = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (questions, parts[1], solutions)]
-    fitting = [row for row in zip(*tokenised, strict=True) if sum(map(len, row)) <= CONTEXT]
-    rows = sorted(fitting, key=lambda row: sum(map(len, row)))
+        chosen.append(next(examples))
+        total += sum(len(text) // 4 for text in (chosen[-1].question, chosen[-1].given, chosen[-1].solution))
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return found
+
+    prompts = ids_of([f"<|user|>{example.question}<|assistant|>" for example in chosen])
+    beginnings = ids_of([example.given for example in chosen])
+    answers = ids_of([f"{example.solution}<|end|>" for example in chosen])
+    given_weights = [example.given_weight for example in chosen]
+    rows = [
+        (len(prompt) + len(given) + len(answer), prompt, given, answer, weight)
+        for prompt, given, answer, weight in zip(prompts, beginnings, answers, given_weights, strict=True)
+    ]
+    rows = sorted((row for row in rows if row[0] <= CONTEXT), key=itemgetter(0))
     letters = torch.tensor(tokenizer.convert_tokens_to_ids(LETTERS))
     batches: list[Batch] = []
     while rows:
-        length = -(-sum(map(len, rows[-1])) // 16) * 16
+        length = -(-rows[-1][0] // 16) * 16
         size = max(1, micro // length)
-        chosen, rows = rows[-size:], rows[:-size]
-        ids = torch.zeros(len(chosen), length, dtype=torch.long)
-        weights = torch.zeros(len(chosen), length)
-        for i, (prompt, given, answer) in enumerate(chosen):
+        batch, rows = rows[-size:], rows[:-size]
+        ids = torch.zeros(len(batch), length, dtype=torch.long)
+        weights = torch.zeros(len(batch), length)
+        for i, (end, prompt, given, answer, given_weight) in enumerate(batch):
             begin = len(prompt) + len(given)
-            end = begin + len(answer)
             ids[i, :end] = torch.tensor(prompt + given + answer)
             weights[i, : len(prompt)] = PROMPT_WEIGHT
+            weights[i, len(prompt) : begin] = given_weight
             answered = torch.isin(ids[i, begin:end], letters)
             weights[i, begin:end] = 1.0 + (LETTER_WEIGHT - 1.0) * answered
         batches.append((ids, weights))
