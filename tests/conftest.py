@@ -47,3 +47,32 @@ def page(browser: Any) -> Iterator[Any]:
     yield opened
     context.close()
     assert not errors
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[320, 1280])
+def width(request: pytest.FixtureRequest) -> int:
+    """Pixels: the narrowest that WCAG 2.2 asks for (1.4.10, reflow), and a desk."""
+    return int(request.param)
+
+
+@pytest.fixture
+def audited(browser: Any, scheme: str, width: int) -> Iterator[Any]:
+    """A window in one colour scheme and of one width whose method `audit()` says what axe-core finds wrong in it."""
+    sync_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+
+    def audit() -> str:
+        results = sync_playwright.Axe().run(page, options={"rules": {"target-size": {"enabled": True}}})
+        assert results.response["passes"]
+        return results.generate_report() if results.violations_count else ""
+
+    page.audit = audit
+    yield page
+    context.close()

@@ -24,7 +24,7 @@ from gpo.annotate.app import make_app
 from gpo.annotate.items import Item
 from gpo.annotate.marks import Marks
 hostile = "<script>document.title='owned'</script><img src=x onerror=\\"document.title='owned'\\">\\u202egnorw"
-steps = ("1 + 1 = 2\\n", hostile + "\\n", "x" * 1_000_000 + "\\n", "So the answer is 7")
+steps = ("1 + 1 = 2\\n", hostile + "\\n", "x" * int(sys.argv[3]) + "\\n", "So the answer is 7")
 items = [Item(f"t{i}", f"question {i}: {hostile}", steps, i % 2 == 0, "7") for i in range(3)]
 uvicorn.run(make_app(Marks(Path(sys.argv[1])), items), port=int(sys.argv[2]), log_level="warning")
 """
@@ -33,15 +33,16 @@ uvicorn.run(make_app(Marks(Path(sys.argv[1])), items), port=int(sys.argv[2]), lo
 class Server:
     """The real server in a process of its own, which can be killed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, length: int = 1000) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.path, self.url = path, f"http://127.0.0.1:{self.port}/"
+        self.path, self.length, self.url = path, length, f"http://127.0.0.1:{self.port}/"
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(self.path), str(self.port)])
+        arguments = [str(self.path), str(self.port), str(self.length)]
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, *arguments])
         for _ in range(600):
             try:
                 urllib.request.urlopen(self.url, timeout=5).close()
@@ -58,6 +59,14 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "annotations.sqlite")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def long_server(tmp_path: Path) -> Iterator[Server]:
+    """One with a step of a million characters, which takes a browser seconds to lay out."""
+    server = Server(tmp_path / "annotations.sqlite", 1_000_000)
     yield server
     server.kill()
 
@@ -96,8 +105,8 @@ def test_the_keyboard_is_enough(page: Any, server: Server) -> None:
     ]
 
 
-def test_hostile_output_is_shown_as_text(page: Any, server: Server) -> None:
-    join(page, server)
+def test_hostile_output_is_shown_as_text(page: Any, long_server: Server) -> None:
+    join(page, long_server)
     assert "owned" not in page.title()
     assert page.locator("img").count() == 0
     assert "<script>" in page.locator(".step .text").nth(1).inner_text()
@@ -149,3 +158,35 @@ def test_the_page_fits_a_phone_and_has_a_name_for_every_control(browser: Any, se
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == "rgb(23, 23, 27)"
     context.close()
+
+
+def test_a_long_step_is_scrolled_by_the_keyboard(page: Any, server: Server) -> None:
+    page.set_viewport_size({"width": 320, "height": 900})
+    join(page, server)
+    assert page.locator(".step .text[tabindex]").count() == 1
+    box = page.locator(".step .text[tabindex]")
+    box.evaluate("box => { box.addEventListener('scroll', () => box.classList.add('moved')) }")
+    box.focus()
+    page.keyboard.press("ArrowDown")
+    page.locator(".text.moved").wait_for()
+    assert page.locator(".step input:checked").count() == 0
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.locator(".question[tabindex]").wait_for(state="detached")
+
+
+def test_axe_finds_nothing_wrong(audited: Any, server: Server, width: int) -> None:
+    audited.goto(server.url)
+    assert audited.audit() == ""
+    join(audited, server)
+    audited.get_by_label("So the answer is 7").check()
+    assert audited.audit() == ""
+    assert audited.evaluate("document.documentElement.scrollWidth") == width
+    for number in (2, 3):
+        audited.locator("#do-none").click()
+        audited.get_by_text(f"Solution {number} of 3").wait_for()
+    audited.locator("#do-none").click()
+    audited.get_by_text("Thank you").wait_for()
+    assert audited.audit() == ""
+    audited.goto(server.url + "join/nobody")
+    audited.get_by_text("Not possible").wait_for()
+    assert audited.audit() == ""

@@ -152,3 +152,22 @@ def test_without_scripts_everything_is_there(browser: Any, report: Path) -> None
     page.locator(".trajectory > summary").first.click()
     assert page.locator(".trajectory .steps").first.is_visible()
     context.close()
+
+
+def test_axe_finds_nothing_wrong(audited: Any, report: Path, width: int) -> None:
+    """On all views at once, as they are without scripts, and with everything opened."""
+    audited.goto(report.as_uri())
+    audited.evaluate("document.querySelectorAll('main > section').forEach(one => { one.hidden = false })")
+    audited.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert audited.audit() == ""
+    assert audited.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280)])
+def test_axe_finds_planted_faults(audited: Any, report: Path) -> None:
+    audited.goto(report.as_uri())
+    audited.evaluate("document.documentElement.removeAttribute('lang')")
+    audited.evaluate("document.querySelector('h1').style.color = '#aaa'")
+    found = audited.audit()
+    assert "html-has-lang" in found
+    assert "color-contrast" in found

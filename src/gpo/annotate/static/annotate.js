@@ -13,7 +13,7 @@ document.addEventListener("keydown", (event) => {
   if (number >= 1 && number <= 9 && choices[number - 1]) {
     choices[number - 1].checked = true;
     choices[number - 1].focus();
-  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && choices.length && !event.target.matches("input")) {
+  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && choices.length && !event.target.matches("input, [tabindex]")) {
     choices[0].focus();
   } else if (event.key === "c") {
     document.getElementById("comment")?.focus();
@@ -24,6 +24,17 @@ document.addEventListener("keydown", (event) => {
   }
   event.preventDefault();
 });
+
+// A box is a stop of the Tab key where it scrolls: the arrow keys then move its text.
+const boxes = [...document.querySelectorAll(".question, .step .text")];
+function stop() {
+  for (const box of boxes) {
+    if (box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+window.addEventListener("resize", stop);
+stop();
 
 // A double click must not send a form twice.
 for (const form of document.forms) {
