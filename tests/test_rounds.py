@@ -27,7 +27,19 @@ HERE = Path(__file__).parent
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file but the times and the lock."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.name not in ("events.jsonl", ".lock"))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+    return {str(path.relative_to(directory)): without_times(path) for path in files}
+
+
+def without_times(path: Path) -> bytes:
+    if path.name != "training.jsonl":
+        return path.read_bytes()
+    rows = training_rows(path)
+    assert all(row.pop("tokens_per_second") > 0 for row in rows)
+    return json.dumps(rows).encode()
+
+
+def training_rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rounds_config(**changes: Any) -> RunConfig:
@@ -183,6 +195,21 @@ LETTER_OPTIONS = {
 }
 
 
+def check_round_metrics(run: Run, metrics: list[dict[str, float]], more: set[str]) -> None:
+    """Rows of `training.jsonl` tell what the arm `gpo` has sampled when it trained, and how fast."""
+    named = {"reward", "entropy", "tokens_sampled", "tokens_per_second", "reset_share", "critical_advantage"}
+    assert all(row.keys() >= named | more for row in metrics)
+    rounds = training_rows(run.files.arm("gpo") / "rounds.jsonl")
+    sampled = [sum(each["tokens"].values()) for each in rounds]  # type: ignore[attr-defined]
+    assert [row["tokens_sampled"] for row in metrics] == [sum(sampled[: round(row["update"]) + 1]) for row in metrics]
+    events = [json.loads(line) for line in (run.files.path / "events.jsonl").read_text().splitlines()]
+    pieces = [event for event in events if event["stage"] in ("rollout", "locate", "reset")]
+    speed = sum(event["tokens"] for event in pieces) / sum(event["seconds"] for event in pieces)
+    assert metrics[-1]["tokens_per_second"] == pytest.approx(speed)
+    assert all(0 < row["reward"] < 1 for row in metrics)
+    assert all("tokens_per_second" not in each["training"] for each in rounds)  # type: ignore[operator]
+
+
 def letter_run(path: Path, letters: Path, method: str, **more: Any) -> Run:
     from gpo.options import resolve
 
@@ -200,8 +227,12 @@ def test_online_rounds_learn_and_survive_kills(tmp_path: Path, letters: Path) ->
     rows = [json.loads(line) for line in (whole.files.arm("gpo") / "rounds.jsonl").read_text().splitlines()]
     assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.15
     assert all(row["training"]["ratio_error"] < 1e-4 for row in rows)
-    metrics = (whole.files.arm("gpo") / "training.jsonl").read_text().splitlines()
-    assert [json.loads(line)["update"] for line in metrics] == [0, 1, 2]
+    metrics = training_rows(whole.files.arm("gpo") / "training.jsonl")
+    assert [row["update"] for row in metrics] == [0, 1, 2]
+    check_round_metrics(whole, metrics, {"clip_fraction", "value_error"})
+    for row, each in zip(metrics, rows, strict=True):
+        assert 0 < row["reset_share"] < 1
+        assert row["critical_advantage"] == pytest.approx(each["critical_advantage"])
 
     seen: list[Progress] = []
 
@@ -247,7 +278,8 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
     options |= {"method": "dpo", "method.batch_size": "4", "rounds": "2", "arms": "gpo"}
     run = Run(tmp_path, resolve({**options, "model": str(letters)}))
     run.train("gpo")
-    rows = [json.loads(line) for line in (run.files.arm("gpo") / "training.jsonl").read_text().splitlines()]
+    rows = training_rows(run.files.arm("gpo") / "training.jsonl")
+    check_round_metrics(run, rows, {"rewards/margins"})
     for update in (0, 1):
         losses = [row["loss"] for row in rows if row["update"] == update]
         assert losses[0] == pytest.approx(0.6931, abs=1e-4)

@@ -146,13 +146,14 @@ def test_offline_and_online_methods_hand_over_their_rows(tmp_path: Path, monkeyp
     settings: dict[str, Any] = {"trackers": ("tensorboard",), "batch_size": 2}
     offline = ORPO(make_model(), make_tokenizer(), metrics_path=tmp_path / "a" / "metrics.jsonl", **settings)
     online = GRPO(make_model(), make_tokenizer(), metrics_path=tmp_path / "b" / "metrics.jsonl", **settings)
-    for _ in range(2):
+    for tokens in (100.0, 250.0):
+        offline.round_metrics = online.round_metrics = {"tokens_sampled": tokens}
         offline.update_pairs(make_pairs(4))
         online.update([group()])
     for method, name in ((offline, "a"), (online, "b")):
         method.save(tmp_path / name / "model")
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         events = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()
-        for key in ("loss", "update", "grad_norm"):
+        for key in ("loss", "update", "grad_norm", "tokens_sampled"):
             assert [event.value for event in events.Scalars(key)] == pytest.approx([row[key] for row in rows])
         assert len(rows) == (4 if name == "a" else 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,18 +144,36 @@ class RunDirectory:
         write_rows(self.path / "problems.jsonl", rows)
 
     def log(self, progress: Progress) -> None:
-        """Note a finished piece of work; times are nowhere else, so that all other files are the same in every run."""
+        """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
+
+        All other files are so the same in every run.
+        """
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **asdict(progress)}) + "\n")
 
     def seconds(self) -> dict[str, float]:
         """Time spent in each stage, over all processes that worked on this run."""
-        file = self.path / "events.jsonl"
         spent: dict[str, float] = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            try:
-                event = json.loads(line)
-            except ValueError:  # cut by a kill
-                continue
+        for event in self._events():
             spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
         return spent
+
+    def tokens_per_second(self, arm: str) -> float | None:
+        """Speed of what an arm has sampled to train on, the rollouts of all arms included; None if nothing was timed.
+
+        By the clock, with all that sampling takes: search, grading and writing.
+        """
+        pieces = [
+            event
+            for event in self._events()
+            if event["stage"] in ("rollout", "locate", "reset")
+            and (event["arm"] is None or event["arm"].partition(" ")[0] == arm)  # "gpo 2" is its second round
+        ]
+        seconds = sum(event["seconds"] for event in pieces)
+        return sum(event["tokens"] for event in pieces) / seconds if seconds > 0 else None
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        file = self.path / "events.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+            with suppress(ValueError):  # cut by a kill
+                yield json.loads(line)

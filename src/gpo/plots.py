@@ -23,7 +23,8 @@ COLORS = ("#7F7F7F", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56
 MARKERS = "osD^vP*"
 STAGE_COLORS = ("#999999", "#D55E00", "#0072B2")
 STAGE_HATCHES = ("", "///", "...")
-REWARDS = ("reward", "rewards/margins", "rewards/accuracies", "loss")  # the first that a method reports is drawn
+# The first that a method reports is drawn; `reward` of an offline one is of its data, the same at every step.
+REWARDS = ("rewards/margins", "logps_per_token/margins", "reward", "loss")
 PANELS = 4  # trajectories in values.png
 MAX_STEPS = 24  # of a panel; more are cut off around the critical step
 STEP_WIDTH = 46  # characters of a step's text

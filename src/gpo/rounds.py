@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -66,7 +66,8 @@ def train_round(
     files: RunDirectory,
     arm: str,
     number: int,
-    data: Sequence[Pair] | Sequence[Group],
+    pairs: Sequence[Pair],
+    tokens: int,
     on_step: Callable[[dict[str, float]], None],
 ) -> dict[str, float]:
     """Train on what a round sampled, and write the model and `training.json`.
@@ -76,7 +77,8 @@ def train_round(
         files: of the run.
         arm: whose model it is.
         number: of the round, from 1.
-        data: pairs for an offline method, groups for an online one.
+        pairs: for an offline method; an online one takes the groups.
+        tokens: that the arm has sampled in this round and the ones before.
         on_step: gets the metrics of every step.
     """
     method = training_start(
@@ -88,7 +90,11 @@ def train_round(
     )
     if hasattr(method, "updates"):
         method.updates = number - 1  # counts over rounds; a method's random numbers may depend on it
-    metrics: dict[str, float] = (method.update_pairs if trains_on_pairs(config.method) else method.update)(data)
+    groups = files.groups(arm, number, search=config.reuse)
+    if hasattr(method, "round_metrics"):
+        method.round_metrics = round_metrics(files, arm, number, groups, tokens)
+    on_pairs = trains_on_pairs(config.method)
+    metrics: dict[str, float] = method.update_pairs(pairs) if on_pairs else method.update(groups)
     write_json(files.arm(arm, number) / "training.json", metrics)
     last = number == config.rounds
     if not last and hasattr(method, "merge"):
@@ -97,6 +103,27 @@ def train_round(
     # A later checkpoint stands for the earlier ones, which would fill the disk.
     shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+def round_metrics(files: RunDirectory, arm: str, number: int, groups: Sequence[Group], tokens: int) -> dict[str, float]:
+    """What every row of a round's metrics tells of its sampling, as far as it is known.
+
+    reward (mean score of the round's groups), tokens_sampled (by the arm so far), tokens_per_second (while it sampled
+    so far, by the clock) and critical_advantage (mean over the searched trajectories with a critical step).
+    """
+    known = {
+        "reward": _mean(t.score.value for group in groups for t in group.trajectories),
+        "tokens_sampled": float(tokens),
+        "tokens_per_second": files.tokens_per_second(arm),
+        "critical_advantage": _mean(map(critical_advantage, files.scores(arm, number).read())),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of the numbers; None without one."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
 
 
 def _origin(config: RunConfig) -> dict[str, Any]:
@@ -117,18 +144,16 @@ def write_rounds(files: RunDirectory, arm: str) -> None:
 def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
     """`accuracy` is that of the first rollouts of the round, by the model that the round began with."""
     first, scores = files.fresh(arm, number).read(), files.scores(arm, number).read()
-    rewards = [t.score.value for group in first for t in group.trajectories if t.score.value is not None]
     tokens = {
         "rollout": tokens_of(first) + tokens_of(files.more(arm, number).read()),
         "locate": sum(score.tokens for score in scores),
         "reset": tokens_of(files.resets(arm, number).read()),
     }
-    gains = [gain for score in scores if (gain := critical_advantage(score)) is not None]
     return {
         "round": number,
-        "accuracy": fmean(rewards) if rewards else None,
+        "accuracy": _mean(t.score.value for group in first for t in group.trajectories),
         "tokens": tokens,
-        "critical_advantage": fmean(gains) if gains else None,  # as searched: the best of noisy values
+        "critical_advantage": _mean(map(critical_advantage, scores)),  # as searched: the best of noisy values
         "training": read_json(files.arm(arm, number) / "training.json"),
     }
 

@@ -44,7 +44,7 @@ class Run(Resources):
 
     @cached_property
     def _spent(self) -> dict[tuple[str, int], int]:
-        """Tokens that an arm sampled in a round that is over."""
+        """Tokens that an arm sampled in a round whose sampling is over."""
         return {}
 
     def all(self) -> Results:
@@ -168,14 +168,15 @@ class Run(Resources):
 
     def allowance(self, arm: str, number: int) -> int:
         """Tokens that an arm may sample in a round: as many as in the first, plus what earlier ones left."""
-        spent = 0
-        for earlier in range(1, number):
-            if (arm, earlier) not in self._spent:
-                searched = sum(score.tokens for score in self.files.scores(arm, earlier).read())
-                sampled = tokens_of(self.files.groups(arm, earlier, search=False))
-                self._spent[arm, earlier] = searched + sampled
-            spent += self._spent[arm, earlier]
-        return number * self.budget(self.rollout()) - spent
+        return number * self.budget(self.rollout()) - self.spent(arm, number - 1)
+
+    def spent(self, arm: str, number: int) -> int:
+        """Tokens that an arm has sampled in its rounds up to this one, all of which have sampled."""
+        for n in range(1, number + 1):
+            if (arm, n) not in self._spent:
+                searched = sum(score.tokens for score in self.files.scores(arm, n).read())
+                self._spent[arm, n] = searched + tokens_of(self.files.groups(arm, n, search=False))
+        return sum(self._spent[arm, n] for n in range(1, number + 1))
 
     def build(self, arm: str, number: int = 1) -> list[Pair]:
         """Preference pairs of what the arm has sampled in a round, as JSON lines and as a data set with its card."""
@@ -234,8 +235,7 @@ class Run(Resources):
 
     def _train(self, arm: str, number: int) -> None:
         """What one round samples, and an update on it."""
-        on_pairs = trains_on_pairs(self.config.method)
-        pairs = self.build(arm, number) if on_pairs else []
+        pairs = self.build(arm, number) if trains_on_pairs(self.config.method) else []
         self.reset(arm, number)
         with self._piece("train", arm, number) as report:
             self._engine = None  # makes room
@@ -245,7 +245,8 @@ class Run(Resources):
                 self.files,
                 arm,
                 number,
-                pairs if on_pairs else self.files.groups(arm, number, search=self.config.reuse),
+                pairs,
+                self.spent(arm, number),
                 lambda row: self._tell("train", name, round(row["step"]), round(row["steps"]), "steps"),
             )
             steps = round(metrics.get("steps", 1))

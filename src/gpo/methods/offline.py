@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property
@@ -68,6 +68,7 @@ class Offline(ABC):
     trackers: tuple[str, ...] = ()  # get the same: tensorboard, trackio, wandb
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the same, with `steps` to come in all
     updates: int = field(default=0, init=False)
+    round_metrics: Mapping[str, float] = field(default_factory=dict, init=False)  # of the run; in every row of metrics
 
     def __post_init__(self) -> None:
         self.work_dir = Path(self.work_dir) if self.work_dir else None
@@ -122,8 +123,16 @@ class Offline(ABC):
         """
         rows, too_long = self._usable(pairs)
         order = self._order(rows)
+        of_pairs = {"reset_share": fmean(bool(pair.prefix_ids) for pair in pairs)}
+        if advantages := critical_advantages(pairs):
+            of_pairs["critical_advantage"] = fmean(advantages)
         with quiet(), self._directory(rows) as (directory, offset):
-            metrics = MetricsCallback(self.updates, self.metrics_path, offset, self._row_is_written)
+            metrics = MetricsCallback(
+                {"update": self.updates, **self.round_metrics, **of_pairs},
+                self.metrics_path,
+                offset,
+                self._row_is_written,
+            )
             trainer = self._trainer(
                 self._arguments(directory, len(order)),
                 model=self.policy[0],
@@ -141,14 +150,11 @@ class Offline(ABC):
         steps = metrics.rows(trainer.state.log_history)
         last = steps[-max(1, len(steps) // 10) :]
         # A batch without a wrong row has no metric of wrong rows.
-        keys = sorted({key for row in last for key in row} - {"step", "update"})
+        keys = sorted({key for row in last for key in row} - {"step"} - metrics.shared.keys())
         means = {key: fmean(row[key] for row in last if key in row) for key in keys}
         trained = float(sum(rows[i]["length"] for i in order))
         counts = {"pairs": float(len(pairs) - too_long), "pairs_too_long": float(too_long), "steps": float(len(steps))}
-        counts["reset_share"] = fmean(bool(pair.prefix_ids) for pair in pairs)
-        if advantages := critical_advantages(pairs):
-            counts["critical_advantage"] = fmean(advantages)
-        return counts | {"trained_tokens": trained} | means
+        return counts | of_pairs | {"trained_tokens": trained} | means
 
     def save(self, path: Path) -> None:
         """Write the model and its tokenizer to a directory, and forget the checkpoints of the last update."""
@@ -246,7 +252,7 @@ class Offline(ABC):
 
     def _fingerprint(self, rows: Sequence[Row]) -> str:
         """Tells this update from any other: settings, data and the weights it starts from."""
-        apart = {"model", "tokenizer", "work_dir", "save_steps", "metrics_path", "trackers", "on_step"}
+        apart = {"model", "tokenizer", "work_dir", "save_steps", "metrics_path", "trackers", "on_step", "round_metrics"}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         text = json.dumps([type(self).__name__, settings, rows, checksum(self.policy[0])], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,7 @@ class Online(ABC):
     trackers: tuple[str, ...] = ()  # get the same: tensorboard, trackio, wandb
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all
     updates: int = field(default=0, init=False)
+    round_metrics: Mapping[str, float] = field(default_factory=dict, init=False)  # of the run; in every row of metrics
 
     ratio_of: ClassVar[Literal["token", "sequence"]] = "token"
 
@@ -180,10 +181,11 @@ class Online(ABC):
             **{key: fmean(step[key] for step in steps) for key in steps[0]},
             "ratio_error": steps[0]["ratio_error"],
         }
+        row = {"update": self.updates, **self.round_metrics, **metrics}
         if self._writes:
-            progress.write_metrics({"update": self.updates, **metrics})
+            progress.write_metrics(row)
         self.accelerator.wait_for_everyone()
-        self._trackers.log({"update": self.updates, **metrics})
+        self._trackers.log(row)
         self.updates += 1
         return metrics
 
@@ -214,6 +216,7 @@ class Online(ABC):
     def _fingerprint(self, rows: Sequence[Row]) -> str:
         """Tells this update from any other: settings, data and the weights it starts from."""
         apart = {"model", "tokenizer", "reference", "work_dir", "save_steps", "metrics_path", "trackers", "on_step"}
+        apart |= {"round_metrics"}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         data = [(row.ids, row.reward, row.group) for row in rows]
         text = json.dumps([type(self).__name__, settings, data, checksum(self.policy[0])], sort_keys=True)

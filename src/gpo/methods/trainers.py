@@ -178,14 +178,18 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     left_out = frozenset({"num_tokens", "epoch", "total_flos", "train_runtime", "train_loss"})
 
     def __init__(
-        self, update: int, path: Path | None, offset: int, on_row: Callable[[dict[str, float], int], None]
+        self,
+        shared: Mapping[str, float],
+        path: Path | None,
+        offset: int,
+        on_row: Callable[[dict[str, float], int], None],
     ) -> None:
-        self.update, self.path, self.offset = update, path, offset
+        self.shared, self.path, self.offset = shared, path, offset  # `shared`: the same in every row of this update
         self.on_row = on_row  # gets each row that was written, and the number of steps in all
 
     def rows(self, history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
         return [
-            {"update": self.update, "step": entry["step"]}
+            {**self.shared, "step": entry["step"]}
             | {key: entry[key] for key in sorted(entry) if key not in self.left_out and key != "step"}
             for entry in history
             if "loss" in entry
