@@ -10,11 +10,12 @@ import torch
 from tiny_policy import completion_logps, make_model, make_pairs, make_tokenizer
 
 from gpo.errors import ConfigError
+from gpo.methods.dpo import DPO
 from gpo.methods.kto import KTO, mismatch
 from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
-from gpo.methods.trainers import OnTokenIds, ReferenceFreeTrainer, Row, UnpairedTrainer
+from gpo.methods.trainers import OnTokenIds, PairTrainer, ReferenceFreeTrainer, Row, UnpairedTrainer
 from gpo.pairs import PrefixIn
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "epochs": 3, "max_grad_norm": 100.0}
@@ -104,6 +105,26 @@ def test_the_entropy_of_a_step_is_the_mean_over_completion_tokens(monkeypatch, t
             total -= (logps.exp() * logps).sum().item()
             count += size
         assert row["entropy"] == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trainer"),
+    [(DPO, PairTrainer), (KTO, UnpairedTrainer), (SimPO, ReferenceFreeTrainer), (ORPO, ReferenceFreeTrainer)],
+)
+def test_the_kl_of_a_step_is_per_completion_token_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Offline], trainer: type[OnTokenIds]
+) -> None:
+    spy = Spy().watch(monkeypatch, trainer)
+    rows: list[dict[str, float]] = []
+    kind(make_model(), make_tokenizer(), on_step=rows.append, **SETTINGS).update_pairs(make_pairs(6))
+    start = spy.steps[0].weights
+    for step, row in zip(spy.steps, rows, strict=True):
+        before, now = (torch.cat(logps(weights, step.batch)) for weights in (start, step.weights))
+        assert row["kl"] == pytest.approx((before - now).mean().item(), abs=1e-5)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert max(abs(row["kl"]) for row in rows) > 0.01
+    if kind is KTO:
+        assert max(row["reference_point"] for row in rows) > 0.01
 
 
 def test_orpo_is_finite_for_a_certain_completion() -> None:

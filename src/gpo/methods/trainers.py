@@ -44,6 +44,7 @@ class OnTokenIds:
     model: Any
     accelerator: Any
     args: Any
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's: by mode and name, a number for each batch of a step
 
     def __init__(self, *args: Any, order: Sequence[int], **kwargs: Any) -> None:
         self.order = order  # indices into the dataset, all epochs one after the other
@@ -64,6 +65,21 @@ class OnTokenIds:
         """(B,) log-probability in nats of each completion."""
         logps: torch.Tensor = self.outputs(model, batch, prefix).log_probs.sum(dim=1)
         return logps
+
+    def note_kl(self, at_start: float, now: float, mask: torch.Tensor) -> None:
+        """Log `kl`, an estimate of KL(start || policy) per completion token in nats.
+
+        (log start(y|x) - log policy(y|x)) / tokens, both sums over the batch: the estimator k1 of Schulman 2020,
+        "Approximating KL divergence". It is unbiased for completions sampled by the model at the start at temperature
+        1. Ours are picked from such, as many right as wrong ones, and searched starts are over-represented: so it is
+        the KL over that mixture, and may be negative.
+
+        Args:
+            at_start: log-probability of all completions of the batch by the model at the start, nats.
+            now: the same by the policy.
+            mask: 1 for each completion token.
+        """
+        self._metrics["train"]["kl"].append((at_start - now) / mask.sum().item())
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -105,6 +121,16 @@ class PairTrainer(OnTokenIds, DPOTrainer):  # type: ignore[misc]
         chosen, rejected = self.sequence_logps(self.model, batch).chunk(2)
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
+    def at_start(self, inputs: Mapping[str, torch.Tensor]) -> float:
+        """Log-probability in nats of all completions of a batch by the model at the start."""
+        return (inputs["ref_chosen_logps"].sum() + inputs["ref_rejected_logps"].sum()).item()
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs, return_outputs)
+        means = [self._metrics["train"][f"logps/{side}"][-1] for side in ("chosen", "rejected")]
+        self.note_kl(self.at_start(inputs), sum(means) * len(inputs["ref_chosen_logps"]), inputs["completion_mask"])
+        return loss
+
 
 class UnpairedTrainer(OnTokenIds, KTOTrainer):  # type: ignore[misc]
     """KTO: rows have `prompt_ids`, `completion_ids`, `KL_completion_ids`, `label` and their `length`."""
@@ -113,19 +139,29 @@ class UnpairedTrainer(OnTokenIds, KTOTrainer):  # type: ignore[misc]
         matched, mismatched = (self.sequence_logps(self.model, batch, prefix) for prefix in ("", "KL_"))
         return {"ref_logps": matched, "ref_KL_logps": mismatched}
 
+    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
+        metrics, labels = self._metrics["train"], inputs["label"]
+        seen = {side: len(metrics.get(f"logps/{side}", ())) for side in ("chosen", "rejected")}
+        loss: torch.Tensor = super()._compute_loss(model, inputs, return_outputs)
+        metrics["reference_point"].append(metrics["kl"].pop())
+        now = 0.0
+        for side, rows in (("chosen", labels.sum().item()), ("rejected", (~labels.bool()).sum().item())):
+            if len(metrics.get(f"logps/{side}", ())) > seen[side]:  # a batch may have rows of one kind only
+                now += metrics[f"logps/{side}"][-1] * rows
+        self.note_kl(inputs["ref_logps"].sum().item(), now, inputs["completion_mask"])
+        return loss
+
 
 class ReferenceFreeTrainer(PairTrainer):
     """A loss of the mean log-probabilities per token of chosen and rejected, in place of DPO's.
 
     TRL's trainers for SimPO and ORPO are experimental and tokenise on their own; a loss inside the stable one is less.
+    The log-probabilities at the start are for the KL in the metrics only.
     """
 
     def __init__(self, *args: Any, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], **kwargs: Any) -> None:
         self.loss = loss  # (B,), (B,) nats per token -> (B,)
         super().__init__(*args, **kwargs)
-
-    def reference(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {}
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
         outputs, mask = self.outputs(model, inputs), inputs["completion_mask"][:, 1:]
@@ -140,6 +176,7 @@ class ReferenceFreeTrainer(PairTrainer):
         }
         for name, value in metrics.items():
             self._metrics["train"][name].append(value.item())
+        self.note_kl(self.at_start(inputs), outputs.log_probs.detach().sum().item(), mask)
         return self.loss(chosen, rejected).mean()
 
 
