@@ -42,6 +42,20 @@ def test_expressions_are_computed_as_python_computes_them() -> None:
             states = foreign.steps(tree)
             assert {eval(foreign.shown(state)) for state in states} == {foreign.value(tree)}
             assert len(states) == len(re.findall(r" [-+*] ", foreign.shown(tree))) + 1
+            assert {eval(foreign.shown(state)) for state in foreign.steps(tree, by_parts=True)} == {states[-1]}
+
+
+def test_products_of_long_numbers_are_computed_by_parts() -> None:
+    shown = [foreign.shown(state) for state in foreign.steps([49, "*", -37], by_parts=True)]
+    assert shown == [
+        "(49 * -37)",
+        "(49 * -30 + 49 * -7)",
+        "(-1470 + 49 * -7)",
+        "(-1470 + -343)",
+        "-1813",
+    ]
+    assert foreign.in_parts(40, 19) is None
+    assert foreign.in_parts(-120, 25) == [-120, "*", 20, "+", -120, "*", 5]
 
 
 def test_others_leave_out_equations_and_keep_the_value() -> None:

@@ -48,22 +48,39 @@ def shown(node: Expression) -> str:
     return str(node) if isinstance(node, (int, str)) else f"({' '.join(map(shown, node))})"
 
 
-def simpler(node: list[Expression], compute: Callable[[int, str, int], int] = apply) -> Expression:
+def in_parts(left: int, right: int) -> list[Expression] | None:
+    """A product of two long numbers as a sum of easy ones: 49 * -37 as (49 * -30 + 49 * -7)."""
+    whole, split = sorted((left, right), key=lambda number: len(str(abs(number)).rstrip("0")), reverse=True)
+    digits = str(abs(split))
+    sign = 1 if split > 0 else -1
+    parts = [sign * int(digit) * 10**place for place, digit in enumerate(reversed(digits)) if digit != "0"][::-1]
+    if len(parts) < 2 or len(str(abs(whole)).rstrip("0")) < 2:
+        return None
+    terms: list[Expression] = [whole, "*", parts[0]]
+    for part in parts[1:]:
+        terms += ["+", whole, "*", part]
+    return terms
+
+
+def simpler(node: list[Expression], compute: Callable[[int, str, int], int] = apply, by_parts: bool = False) -> Any:
     """The expression after its next operation: innermost brackets from the left, products before sums."""
     for i, part in enumerate(node):
         if isinstance(part, list):
-            return [*node[:i], simpler(part, compute), *node[i + 1 :]]
+            return [*node[:i], simpler(part, compute, by_parts), *node[i + 1 :]]
     at = node.index("*") if "*" in node else 1
-    result = compute(node[at - 1], node[at], node[at + 1])
-    rest = [*node[: at - 1], result, *node[at + 2 :]]
+    left, operator, right = node[at - 1 : at + 2]
+    parts = in_parts(left, right) if by_parts and operator == "*" else None
+    rest = [*node[: at - 1], parts or compute(left, operator, right), *node[at + 2 :]]
     return rest[0] if len(rest) == 1 else rest
 
 
-def steps(node: Expression, compute: Callable[[int, str, int], int] = apply) -> list[Expression]:
-    """The expression after each operation, itself first."""
+def steps(
+    node: Expression, compute: Callable[[int, str, int], int] = apply, by_parts: bool = False
+) -> list[Expression]:
+    """The expression after each operation, itself first; products of long numbers `by_parts` or at once."""
     states = [node]
     while isinstance(states[-1], list):
-        states.append(simpler(states[-1], compute))
+        states.append(simpler(states[-1], compute, by_parts))
     return states
 
 
@@ -148,12 +165,12 @@ def arithmetic(rng: Random) -> Example:
     if len(pairs) == 2:
         where = " and ".join(pairs)
     lines = [f'This equation can be written as "{wrapped}", where {where}.']
-    given_lines = rng.randint(1, len(named) + 1) if by_other else 0
+    given_lines = rng.choice((rng.randint(1, len(named)), len(named) + 1)) if by_other else 0
     wrong_at = rng.randint(1, given_lines) if given_lines and rng.random() < MISTAKEN else 0
     values: dict[str, int] = {}
     for number, (letter, node) in enumerate(zip(letters, named, strict=False), 1):
         foreign = number < given_lines
-        states = steps(node, mistaken(rng) if foreign and number == wrong_at else apply)
+        states = steps(node, mistaken(rng) if foreign and number == wrong_at else apply, by_parts=not foreign)
         values[letter] = states[-1]
         chain = loosely(states, rng) if foreign else " = ".join(map(shown, states))
         lines.append(f"Let's calculate {letter} = {chain}.")
@@ -161,7 +178,7 @@ def arithmetic(rng: Random) -> Example:
     def filled(node: Expression) -> Expression:
         return [filled(part) for part in node] if isinstance(node, list) else values.get(node, node)
 
-    states = steps(filled(whole))
+    states = steps(filled(whole), by_parts=True)
     links = [shown(state)[1:-1] if isinstance(state, list) else str(state) for state in states]
     lines.append(f"Then, the final equation is {' = '.join([outer, *links])}. So the answer is {states[-1]}")
     return parted(f"{shown(tree)} =", lines, given_lines, str(value(tree)))
