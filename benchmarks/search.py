@@ -1,13 +1,14 @@
 """Ranks every critical-step search on the near-exact and on the human ground: one table and one plot.
 
-    python benchmarks/search.py [--results benchmarks/results] [--repeats 2] [--only WORD] [--ground NAME]
+    python benchmarks/search.py [--results benchmarks/results] [--repeats 8] [--only WORD] [--ground NAME]
 
 For every search: sampled tokens a trajectory, the share of trajectories whose critical step was found, and the regret
-(merit of the best step minus that of the found one; no step found counts as 0), averaged over repeats, with 95%
-intervals over questions. Merit is what the rule maximises: `advantage` and `drop` on the near-exact ground, `drop` on
-the human one. Trajectories on which no step has a merit above WORTH are left out. Grounds are made by
-`search_grounds.py`, rollouts come from `search_replay.py`; a critic and the gradient run the reasoner itself. Results
-go to search_ranks.jsonl, which `search_plot.py` reads; a search that is there is not ranked again.
+(merit of the best step minus that of the found one; no step found counts as 0), averaged over repeats (one for those
+that run a model), with 95% intervals over questions. Merit is what the rule maximises: `advantage` and `drop` on the
+near-exact ground, `drop` on the human one. Trajectories on which no step has a merit above WORTH are left out. Grounds
+are made by `search_grounds.py`, rollouts come from `search_replay.py`; a critic and the gradient run the reasoner
+itself. Results go to search_ranks.jsonl, which `search_plot.py` and `search_budgets.py` read; a search that is there is
+not ranked again.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ WORTH = 0.02
 RANKS: tuple[tuple[str, Rule], ...] = (("near_exact", "advantage"), ("near_exact", "drop"), ("human", "drop"))
 SIGNS = {"advantage": 1, "drop": -1}
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+SHARES = (0.125, 0.25, 0.5, *BUDGETS[:6])  # rollouts for each step on average
 LESSONS = 8  # rollouts for each boundary that teach the critic
 
-Search = tuple[str, int, Estimator]  # line of the plot, budget, estimator
+DIGITS = {"tokens": 0, "hit": 3, "regret": 4}
+
+Search = tuple[str, float, Estimator]  # line of the plot, budget, estimator
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,22 @@ def searches(rule: Rule) -> Iterator[Search]:
     yield "critic, taught", LESSONS, Taught(critic)
     for n in BUDGETS:
         yield "monte_carlo", n, MonteCarlo(rollouts=n, rule=rule)
-    for n in BUDGETS[:5]:
-        yield "adaptive", n, Adaptive(rollouts=n, rule=rule)
+    for share in SHARES:
+        yield "adaptive", share, Adaptive(rollouts=share, rule=rule, batch=max(2, min(Adaptive.batch, int(2 * share))))
     for n in BUDGETS:
         yield "bisect", n, Bisect(rollouts=n, rule=rule, share_path=True)
     for n in BUDGETS[:5]:
-        yield "adaptive, certainty 0.99", n, Adaptive(rollouts=n, rule=rule, certainty=0.99, smallest=WORTH)
-    for n in BUDGETS[:4]:
-        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, critic=critic, trust=1.0)
+        yield "adaptive, certainty 0.9", n, Adaptive(rollouts=n, rule=rule, batch=8, certainty=0.9, smallest=0.05)
+    for n in BUDGETS[:5]:
+        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, batch=2 * min(n, 8), critic=critic)
     for n in BUDGETS[:6]:
         yield "monte_carlo, shared path", n, MonteCarlo(rollouts=n, rule=rule, share_path=True)
     for n in BUDGETS[2:5]:
         yield "authors", n, MonteCarlo(rollouts=n, rule="authors", early_stop=True)
+
+
+def runs_model(estimator: Estimator) -> bool:
+    return isinstance(estimator, Critic | Gradient | Taught) or getattr(estimator, "critic", None) is not None
 
 
 def merit(row: Valued, rule: Rule) -> np.ndarray:
@@ -118,7 +126,7 @@ def summary(rows: Sequence[Valued], columns: dict[str, list[float]]) -> dict[str
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--only", default="", help="only searches whose name holds this")
     parser.add_argument("--ground", default="", help="only this ground")
     options = parser.parse_args(arguments)
@@ -140,14 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             key = (ground, rule, search, budget)
             if key in known or options.only not in search:
                 continue
-            columns = rank(rows, rule, estimator, options.repeats)
+            columns = rank(rows, rule, estimator, 1 if runs_model(estimator) else options.repeats)
             found = summary(rows, columns)
-            each = {name: [round(x, 2) for x in columns[name]] for name in ("tokens", "hit")}
+            each = {name: [round(x, digits) for x in columns[name]] for name, digits in DIGITS.items()}
             _write(ranks, key, {**found, "each": each, "questions": [row.problem.id for row in rows]})
-            print(f"{search:<28}{budget:>4}" + "".join(f"  {name} {x}" for name, x in found.items()), flush=True)
+            print(f"{search:<28}{budget:>6}" + "".join(f"  {name} {x}" for name, x in found.items()), flush=True)
 
 
-def _write(path: Path, key: tuple[str, str, str, int], values: dict[str, Any]) -> None:
+def _write(path: Path, key: tuple[str, str, str, float], values: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(zip(("ground", "rule", "search", "budget"), key, strict=True)) | values) + "\n")
 

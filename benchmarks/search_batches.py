@@ -1,9 +1,12 @@
-"""Does an adaptive search keep the engine's batches as full as uniform Monte Carlo? Sampled tokens a second of both.
+"""Does an adaptive search keep the engine's batches full? Sampled tokens a second, against uniform Monte Carlo's.
 
-    python benchmarks/search_batches.py [--questions 8] [--repeats 3] [--batch 8]
+    python benchmarks/search_batches.py [--questions 3] [--repeats 3] [--rollouts 8] [--batch 8]
 
-One process, the two in turn, so that a busy machine slows both. Time is processor time, the search's own arithmetic
-included. `model` is the share of it that the engine takes.
+4 trajectories of each question of all nine sub-tasks. One process, the searches in turn, so that a busy machine slows
+all of them; time is processor time, the search's own arithmetic included. A row is one token of one sequence in one
+forward pass: continuations that have drawn the same tokens so far share theirs, and tokens that follow the trajectory
+come from one pass over it. Two ratios are therefore told: sampled tokens a second, and rows a second, which says how
+full the batches are whatever is shared.
 """
 
 from __future__ import annotations
@@ -16,38 +19,50 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpo.engines.hf import HFEngine
+from gpo.engines.library import Decoder
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.prompting import question_start
 from gpo.sampling import Sampler
 from gpo.tasks.generated import Generated
-from gpo.types import Completion, Estimator, Request
+from gpo.types import Estimator
 from search_grounds import WEIGHTS
 
 
 @dataclass
-class Timed:
-    """An engine that knows how long it was at work."""
+class Counting(HFEngine):
+    """An engine that counts its decoding steps, their rows, and its own processor time."""
 
-    engine: HFEngine
-    seconds: float = 0.0
     calls: int = 0
+    steps: int = 0
+    rows: int = 0
+    seconds: float = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+    def generate(self, *arguments: Any, **settings: Any) -> Any:
         begin = time.process_time()
-        found = self.engine.generate(requests, **settings)
+        found = super().generate(*arguments, **settings)
         self.seconds += time.process_time() - begin
         self.calls += 1
         return found
 
+    def decoder(self) -> Decoder:
+        decoder = super().decoder()
+        step = decoder.step
+
+        def counted(tokens: Any) -> Any:
+            self.steps += 1
+            self.rows += len(tokens)
+            return step(tokens)
+
+        decoder.step = counted  # type: ignore[method-assign]
+        return decoder
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=8, help="of each sub-task, 4 trajectories each")
+    parser.add_argument("--questions", type=int, default=3, help="of each sub-task, 4 trajectories each")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rollouts", type=float, default=Adaptive.rollouts, help="the adaptive search's budget")
     parser.add_argument("--batch", type=int, default=Adaptive.batch, help="the adaptive search's rollouts in a round")
     options = parser.parse_args(arguments)
     engine = HFEngine(WEIGHTS)
@@ -58,28 +73,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trajectories = [trajectory for group in first for trajectory in group.trajectories]
     searches: dict[str, Estimator] = {
         "monte_carlo": MonteCarlo(rollouts=4),
-        "adaptive": Adaptive(rollouts=4, batch=options.batch),
+        "adaptive": Adaptive(rollouts=options.rollouts, batch=options.batch),
     }
-    rates: dict[str, list[float]] = {name: [] for name in searches}
-    print(
-        f"{len(trajectories)} trajectories\n"
-        f"{'search':<14}{'tokens':>9}{'calls':>7}{'seconds':>9}{'model':>7}{'tokens/s':>10}"
-    )
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
+    print(f"{len(trajectories)} trajectories")
+    heads = ("tokens", "calls", "steps", "rows/step", "rows/token", "seconds", "model", "tokens/s", "rows/s")
+    print(f"{'search':<12}" + "".join(f"{head:>11}" for head in heads), flush=True)
     for repeat in range(options.repeats):
         for name, search in searches.items():
-            timed = Timed(engine)
-            sample = Sampler(timed, task, problems, stream=f"{name}/{repeat}", max_tokens=900)
+            counting = Counting(engine.model, engine.tokenizer)
+            sample = Sampler(counting, task, problems, stream=f"{name}/{repeat}", max_tokens=900)
             begin = time.process_time()
             search(trajectories, sample)
             seconds = time.process_time() - begin
-            rates[name].append(sample.tokens / seconds)
+            rates[name].append((sample.tokens / seconds, counting.rows / seconds))
             print(
-                f"{name:<14}{sample.tokens:>9}{timed.calls:>7}{seconds:>9.1f}{timed.seconds / seconds:>7.0%}"
-                f"{rates[name][-1]:>10.0f}",
+                f"{name:<12}{sample.tokens:>11}{counting.calls:>11}{counting.steps:>11}"
+                f"{counting.rows / counting.steps:>11.0f}{counting.rows / sample.tokens:>11.2f}{seconds:>11.1f}"
+                f"{counting.seconds / seconds:>11.0%}{rates[name][-1][0]:>11.0f}{rates[name][-1][1]:>11.0f}",
                 flush=True,
             )
-    ratios = [a / b for a, b in zip(rates["adaptive"], rates["monte_carlo"], strict=True)]
-    print(f"adaptive / monte_carlo: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    for what, column in (("tokens/s", 0), ("rows/s", 1)):
+        ratios = [ours[column] / theirs[column] for ours, theirs in zip(*reversed(rates.values()), strict=True)]
+        print(f"{what}, adaptive / monte_carlo: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table and the plot of `search.py`'s results, and how many times fewer tokens adaptive search needs.
+"""The table and the plot of `search.py`'s results, and the bound on what any search can save.
 
 python benchmarks/search_plot.py [--results benchmarks/results] [--plot docs/images/search.png]
 """
@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpo.plots import COLORS, save
+from search_budgets import PANELS, UNIFORM, Results, needed, panel
 
-PANELS = (("near_exact", "advantage"), ("near_exact", "drop"), ("human", "drop"))
 TITLES = {"near_exact": "the reasoner's own trajectories", "human": "BIG-Bench-Mistake"}
 LINES = {
     "monte_carlo": (COLORS[0], "o-"),
@@ -26,7 +24,7 @@ LINES = {
     "authors": (COLORS[5], "v-"),
     "bisect": (COLORS[2], "s-"),
     "adaptive": (COLORS[1], "D-"),
-    "adaptive, certainty 0.99": (COLORS[6], "D-"),
+    "adaptive, certainty 0.9": (COLORS[6], "D-"),
     "adaptive, critic": (COLORS[4], "P-"),
     "told which two": ("black", "--"),
 }
@@ -38,18 +36,6 @@ POINTS = {
     "critic": (COLORS[4], "P"),
     "critic, taught": (COLORS[4], "*"),
 }
-UNIFORM = ("monte_carlo", 32)
-
-Results = list[dict[str, Any]]
-
-
-def panel(results: Results, ground: str, rule: str) -> dict[str, Results]:
-    """The results of one panel by search, in order of budget."""
-    found: dict[str, Results] = {}
-    for result in sorted(results, key=lambda r: r["budget"]):
-        if (result["ground"], result["rule"]) == (ground, rule):
-            found.setdefault(result["search"], []).append(result)
-    return found
 
 
 def draw(axes: Axes, lines: dict[str, Results], column: str) -> None:
@@ -90,36 +76,6 @@ def figure(results: Results) -> Figure:
     return whole
 
 
-def needed(curve: Sequence[tuple[float, float]], hit: float) -> float:
-    """Tokens at which a curve of (tokens, hit rate) reaches `hit`, straight in log tokens; NaN if it never does."""
-    for (t0, h0), (t1, h1) in pairwise(curve):
-        if h0 >= hit:
-            return t0
-        if h1 >= hit:
-            return float(np.exp(np.interp(hit, [h0, h1], np.log([t0, t1]))))
-    return float("nan")
-
-
-def saving(lines: dict[str, Results], search: str, resamples: int = 2000) -> tuple[float, float, float]:
-    """How many times fewer tokens `search` needs for the hit rate of uniform N=32, with a 95% bootstrap interval."""
-    [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
-    rows = [uniform, *lines[search]]
-    table = np.array([[row["each"]["tokens"], row["each"]["hit"]] for row in rows])  # (searches, 2, trajectories)
-    questions = np.unique(uniform["questions"], return_inverse=True)[1]
-    count = questions.max() + 1
-    columns = [np.ones(len(questions)), *table.reshape(-1, table.shape[-1])]
-    sums = np.stack([np.bincount(questions, column, count) for column in columns])
-    rng = np.random.default_rng(0)
-    found = []
-    for i in range(resamples + 1):
-        weights = np.ones(count) if i == 0 else np.bincount(rng.integers(count, size=count), minlength=count)
-        total = sums @ weights
-        (tokens, hit), *curve = (total[1:] / total[0]).reshape(-1, 2).tolist()
-        found.append(tokens / needed(curve, hit))
-    worst = np.nan_to_num(found[1:], nan=0.0)  # never reached: nothing is saved
-    return found[0], float(np.quantile(worst, 0.025)), float(np.quantile(worst, 0.975))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -140,19 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     regret, least, most = row["regret"]
                     cells = f"{hit:.2f} [{lower:.2f}, {upper:.2f}] | {regret:.3f} [{least:.3f}, {most:.3f}]"
                 print(f"| {name} | {row['budget'] or ''} | {row['tokens'][0]:,.0f} | {cells} |")
-        for search in (
-            "adaptive",
-            "adaptive, certainty 0.99",
-            "adaptive, critic",
-            "bisect",
-            "monte_carlo, shared path",
-        ):
-            if search in lines:
-                times, lower, upper = saving(lines, search)
-                print(f"\n{search}: {times:.1f} times fewer tokens than uniform N=32 [{lower:.1f}, {upper:.1f}]")
-        bound = [(row["tokens"][0], row["hit"][0]) for row in lines["told which two"]]
+        bound = np.array([[row["tokens"][0], row["hit"][0], 0] for row in lines["told which two"]])
         [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
-        print(f"told which two: {uniform['tokens'][0] / needed(bound, uniform['hit'][0]):.1f} times fewer")
+        print(f"\ntold which two: {uniform['tokens'][0] / needed(bound, uniform['hit'][0]):.1f} times fewer")
     save(figure(results), options.plot)
 
 

@@ -17,7 +17,9 @@ from gpo.store import to_json
 from gpo.types import Engine, Estimator, Method, Task
 
 EMBEDDED = "reasoner"  # the model that ships with the package
-ARMS = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": {"name": "adaptive", "rule": "drop"}}
+SHIPPED = {EMBEDDED: "weights", "reader": "reader"}  # names of models and where they are in gpo.reasoner
+SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
+ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": SEARCH}
 COMPONENTS = ("task", "engine", "method", "segmenter")
 
 
@@ -86,14 +88,14 @@ def make(kind: str, name: str, **settings: Any) -> Any:
     Raises:
         ConfigError: there is no such component, or a setting is unknown or missing.
     """
-    if settings.get("model") == EMBEDDED:
-        settings["model"] = model_path(EMBEDDED)
+    if settings.get("model") in SHIPPED:
+        settings["model"] = model_path(settings["model"])
     return Spec(kind, name, settings).make()
 
 
 def model_path(model: str) -> str:
-    """Where a model is: the directory of the embedded one for its name, else what was given."""
-    return str(Path(__file__).parent / "reasoner" / "weights") if model == EMBEDDED else model
+    """Where a model is: the directory of one that ships with the package for its name, else what was given."""
+    return str(Path(__file__).parent / "reasoner" / SHIPPED[model]) if model in SHIPPED else model
 
 
 def made(kind: str, component: Any, **more: Any) -> Any:

@@ -42,7 +42,7 @@ def test_advantages_sum_to_reward_minus_start_value(seed: int, logprobs: bool, s
             low <= value <= high for low, value, high in zip(score.lower, score.values, score.upper, strict=True)
         )
         assert score.reset_boundary == score.critical_step
-        assert sum(len(group.trajectories) for group in score.rollouts) <= 4 * len(trajectory.step_ends)
+        assert sum(len(group.trajectories) for group in score.rollouts) <= 8 * len(trajectory.step_ends)
     assert sum(score.tokens for score in scores) == sample.tokens
     kept = [t for score in scores for group in score.rollouts for t in group.trajectories]
     assert sum(len(t.completion.token_ids) for t in kept) == sample.tokens
@@ -72,7 +72,7 @@ def test_a_clear_mistake_is_found_at_once_and_a_surer_answer_costs_more() -> Non
         scores = Adaptive(rule="drop", certainty=certainty, rollouts=8)(wrong, sample)
         tokens.append(sample.tokens / len(wrong))
         assert np.mean([s.critical_step == step for s, step in zip(scores, truth, strict=True)]) > 0.85
-    assert tokens[0] < tokens[1] < 200  # uniform search with N = 8 takes 1400
+    assert tokens[0] < tokens[1] < 300  # uniform search with N = 8 takes 1400
 
 
 @pytest.mark.parametrize("certainty", [0.8, 0.999])

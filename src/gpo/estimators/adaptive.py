@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,12 @@ class Adaptive:
     Degenerate cases: a response without steps and one on which no step stands out have no critical step.
     """
 
-    rollouts: int = 4  # for each step on average, at most
-    batch: int = 8  # rollouts of a trajectory in the first round; a later one takes as many as all before it
+    rollouts: float = 8  # for each step on average, at most
+    batch: int = 16  # rollouts of a trajectory in the first round; a later one takes as many as all before it
     rule: Rule = "advantage"
     reset: Reset = "before"
-    certainty: float = 0.9  # posterior probability of the best step at which the search stops
-    smallest: float = 0.05  # of what the rule maximises; a step stands out above it
+    certainty: float = 0.98  # posterior probability of the best step at which the search stops
+    smallest: float = 0.01  # of what the rule maximises; a step stands out above it
     share_start: bool = False  # the other trajectories of the question are rollouts from boundary 0
     confidence: float = 0.95  # of the interval of each value
     surprise: float = 0.5  # prior probability that another way to take a step leads anywhere
@@ -60,7 +61,11 @@ class Adaptive:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check("Adaptive", rollouts=self.rollouts, rule=self.rule, reset=self.reset, confidence=self.confidence)
+        check("Adaptive", rollouts=1, rule=self.rule, reset=self.reset, confidence=self.confidence)
+        if not 0 < self.rollouts < inf:
+            raise ConfigError(
+                f"Adaptive got rollouts={self.rollouts}; expected a positive number for each step on average."
+            )
         if self.batch < 1 or self.particles < 2:
             raise ConfigError(
                 f"Adaptive got batch={self.batch}, particles={self.particles}; expected at least 1 and at least 2."
@@ -89,7 +94,7 @@ class Adaptive:
                 branches.lean(row, values, self.trust)
         rng = np.random.default_rng([self.seed, *(byte for t in trajectories[:1] for byte in t.id.encode())])
         leave = branches.leave()
-        budgets = branches.steps * self.rollouts
+        budgets = np.ceil(branches.steps * self.rollouts).astype(int)
         live: Indices = np.flatnonzero(budgets > 0)
         spent: Counter[int] = Counter()
         results: dict[int, tuple[Array, Block | None]] = {}
@@ -101,12 +106,12 @@ class Adaptive:
                 merit = self._merit(values[place, :, : steps + 1])
                 best, share = _leader(merit)
                 results[row] = (values[place, :, : steps + 1], (best, best + 1) if best < steps else None)
-                if share < self.certainty and budgets[row] > 0:
+                if share < self.certainty and spent[row] < budgets[row]:
                     cost = len(trajectories[row].response_ids) - np.array(trajectories[row].boundaries[:-1])
                     law = leave[row, :steps, :steps] / np.maximum(cost, 1)[:, None]
-                    slots = min(max(self.batch, spent[row]), int(budgets[row]))
+                    left = int(budgets[row]) - spent[row]
+                    slots = min(max(self.batch, spent[row]), left)
                     spent[row] += slots
-                    budgets[row] -= slots
                     asks += [(row, b) for b in _allocate(merit, branch[place, :, :steps], law, slots, rng)]
             live = np.array(sorted({row for row, _ in asks}), dtype=int)
             self._explore(branches, asks, sample)
@@ -190,8 +195,9 @@ def _allocate(merit: Array, branch: Array, law: Array, slots: int, rng: np.rando
 
 
 def _boundary(trajectory: Trajectory, group: Group) -> int | None:
-    """The boundary of a trajectory at which a group starts, if its prefix is the trajectory's."""
+    """The boundary of a trajectory at which a group starts, if its prefix is the trajectory's and not all of it."""
     prefix = group.start.prefix_ids
-    if len(prefix) not in trajectory.boundaries or trajectory.response_ids[: len(prefix)] != prefix:
+    starts = trajectory.boundaries[:-1]
+    if len(prefix) not in starts or trajectory.response_ids[: len(prefix)] != prefix:
         return None
-    return trajectory.boundaries.index(len(prefix))
+    return starts.index(len(prefix))
