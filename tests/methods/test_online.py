@@ -242,6 +242,21 @@ def test_the_critic_learns_and_gives_values_at_boundaries() -> None:
     assert math.isnan(method.values([failed])[0][-1])
 
 
+def test_the_critic_begins_at_the_mean_reward() -> None:
+    """Four trajectories of two tokens, one of them right: the squared error is the variance, 1/4 * 3/4.
+
+    It falls to the half of that: before the first token nothing can be known, after it everything.
+    """
+    rows = [([3, 4], 1.0), ([5, 6], 0.0), ([7, 8], 0.0), ([9, 10], 0.0)]
+    method = PPO(make_model(), make_tokenizer(), monte_carlo=False, learning_rate=3e-3)
+    errors = [method.update([group([1, 2], [], *rows)])["value_error"] for _ in range(30)]
+    assert errors[0] == pytest.approx(3 / 16, abs=1e-6)
+    assert errors[-1] == pytest.approx(3 / 32, abs=5e-3)
+    bias = method.head.bias.item()
+    method._begin_at_mean([])  # never twice
+    assert method.head.bias.item() == bias
+
+
 def test_the_critic_of_ppo_serves_as_an_estimator(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "start")
     make_tokenizer().save_pretrained(tmp_path / "start")

@@ -53,7 +53,7 @@ class PPO(Online):
 
     @cached_property
     def head(self) -> torch.nn.Linear:
-        """The critic: the success probability before a token, 0 everywhere at first."""
+        """The critic: the success probability before a token, 0 everywhere until the first update."""
         model = self.policy[0]
         head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(model.device)
         torch.nn.init.zeros_(head.weight)
@@ -100,7 +100,14 @@ class PPO(Online):
         values: Tensor = self.head(out.hidden.float())[..., 0]
         return values
 
+    @torch.no_grad()
+    def _begin_at_mean(self, rows: Sequence[Row]) -> None:
+        """Let a critic that has learned nothing give the mean score: its first squared error is then the variance."""
+        if not any(parameter.any() for parameter in self.head.parameters()):
+            self.head.bias.fill_(fmean(row.reward for row in rows))
+
     def _set_advantages(self, rows: Sequence[Row]) -> None:
+        self._begin_at_mean(rows)
         self._set_values(rows)
         for row in rows:
             rewards = -self._kl_penalty(row)
