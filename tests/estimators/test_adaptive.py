@@ -78,16 +78,18 @@ def test_a_clear_mistake_is_found_at_once_and_a_surer_answer_costs_more() -> Non
 @pytest.mark.parametrize("certainty", [0.8, 0.999])
 @pytest.mark.parametrize("engine", [ENGINE, MISTAKES], ids=["random", "mistakes"])
 def test_intervals_cover_at_their_level_with_and_without_early_stops(engine: ChainEngine, certainty: float) -> None:
-    trajectories = first_rollouts(engine, 4, logprobs=True)
     estimator = Adaptive(rollouts=4, certainty=certainty, confidence=0.9)
-    scores = estimator(trajectories, make_sampler(engine))
     inside, widths = [], []
-    for trajectory, score in zip(trajectories, scores, strict=True):
-        truth = exact_values(engine, trajectory)
-        lower, upper = np.array(score.lower), np.array(score.upper)
-        inside.append((lower - 1e-9 <= truth) & (truth <= upper + 1e-9))
-        widths.append(upper - lower)
-        assert ((lower <= score.values) & (score.values <= upper)).all()
+    for seed in range(3):
+        trajectories = first_rollouts(engine, 4, seed, logprobs=True)
+        for trajectory, score in zip(
+            trajectories, estimator(trajectories, make_sampler(engine, seed=seed)), strict=True
+        ):
+            truth = exact_values(engine, trajectory)
+            lower, upper = np.array(score.lower), np.array(score.upper)
+            inside.append((lower - 1e-9 <= truth) & (truth <= upper + 1e-9))
+            widths.append(upper - lower)
+            assert ((lower <= score.values) & (score.values <= upper)).all()
     assert np.concatenate(inside).mean() >= 0.9
     assert np.concatenate(widths).mean() < 0.6  # not by saying nothing
 
