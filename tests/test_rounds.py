@@ -15,6 +15,7 @@ import pytest
 from gpo.config import RunConfig, Spec
 from gpo.directory import Progress
 from gpo.errors import ConfigError
+from gpo.pairs import read_pairs
 from gpo.rounds import questions_of
 from gpo.run import Run
 from gpo.stages import tokens_of
@@ -285,6 +286,42 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
         assert losses[0] == pytest.approx(0.6931, abs=1e-4)
         assert losses[-1] < 0.68
     assert run.files.pairs("gpo", 2).exists()
+
+
+def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_after_a_restart(
+    tmp_path: Path, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpo.options import resolve
+
+    options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
+    options |= {"method": "dpo", "method.batch_size": "4", "rounds": "2", "arms": "gpo"}
+    config = resolve({**options, "model": str(letters)})
+
+    def kill(progress: Progress) -> None:
+        if (progress.stage, progress.arm) == ("build", "gpo 2"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        Run(tmp_path, config, on_progress=kill).train("gpo")
+
+    run = Run(tmp_path)
+    groups = run.rollout("gpo", 2)
+    sampled = [[t.completion.token_ids for t in group.trajectories] for group in groups]
+    for checkpoint, same in ((run.files.checkpoint("gpo", 1), True), (None, False)):
+        again = run._sampler("round2/rollout/0", "train", checkpoint)(
+            [group.start for group in groups], config.rollouts
+        )
+        assert ([[t.completion.token_ids for t in group.trajectories] for group in again] == sampled) == same
+    pairs = read_pairs(run.files.pairs("gpo", 2))
+    known = {t.start.prefix_ids + t.completion.token_ids for g in run.files.groups("gpo", 2) for t in g.trajectories}
+    assert all({pair.prefix_ids + ids for ids in (pair.chosen_ids, pair.rejected_ids)} <= known for pair in pairs)
+
+    monkeypatch.setattr("gpo.run.build_pairs", None)  # cannot be called
+    run.train("gpo")
+    rows = [row for row in training_rows(run.files.arm("gpo") / "training.jsonl") if row["update"] == 1]
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-4)  # the reference is the model that was loaded
+    trained = json.loads((run.files.arm("gpo", 2) / "training.json").read_text())
+    assert trained["pairs"] == len(pairs)
 
 
 def test_adapters_go_on_over_rounds_and_are_merged_at_the_end(tmp_path: Path, letters: Path) -> None:
