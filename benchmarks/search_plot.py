@@ -76,29 +76,37 @@ def figure(results: Results) -> Figure:
     return whole
 
 
+def table(panels: Sequence[dict[str, Results]]) -> list[str]:
+    """A line for each search and budget; tokens, hit rate and regret of each panel."""
+    lines = ["| search | N |" + " tokens | hit rate | regret |" * len(panels), "|---|---|" + "---|" * 3 * len(panels)]
+    for name in [*POINTS, *LINES]:
+        for budget in [row["budget"] for row in panels[0].get(name, []) if "each" in row]:
+            rows = [row for panel in panels for row in panel[name] if row["budget"] == budget]
+            cells = [
+                f"{row['tokens'][0]:,.0f} | "
+                + " | ".join(
+                    f"{middle:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+                    for (middle, lower, upper), digits in ((row["hit"], 2), (row["regret"], 3))
+                )
+                for row in rows
+            ]
+            lines.append(f"| {name} | {budget or ''} | {' | '.join(cells)} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs/images/search.png")
     options = parser.parse_args(arguments)
     results = [json.loads(line) for line in (options.results / "search_ranks.jsonl").read_text().splitlines()]
-    for ground, rule in PANELS:
-        lines = panel(results, ground, rule)
-        if not any(row["budget"] == UNIFORM[1] for row in lines.get(UNIFORM[0], [])):
-            continue  # not ranked so far
-        print(f"\n{TITLES[ground]}, rule `{rule}`\n")
-        print("| search | budget | tokens | hit rate | regret |\n|---|---|---|---|---|")
-        for name, rows in lines.items():
-            for row in rows:
-                hit, lower, upper = row["hit"]
-                cells = f"{hit:.2f} | "
-                if "regret" in row:
-                    regret, least, most = row["regret"]
-                    cells = f"{hit:.2f} [{lower:.2f}, {upper:.2f}] | {regret:.3f} [{least:.3f}, {most:.3f}]"
-                print(f"| {name} | {row['budget'] or ''} | {row['tokens'][0]:,.0f} | {cells} |")
+    panels = [panel(results, ground, rule) for ground, rule in PANELS]
+    print("\n".join(table(panels)))
+    for (ground, rule), lines in zip(PANELS, panels, strict=True):
         bound = np.array([[row["tokens"][0], row["hit"][0], 0] for row in lines["told which two"]])
         [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
-        print(f"\ntold which two: {uniform['tokens'][0] / needed(bound, uniform['hit'][0]):.1f} times fewer")
+        saved = uniform["tokens"][0] / needed(bound, uniform["hit"][0])
+        print(f"\n{TITLES[ground]}, {rule}: told which two needs {saved:.1f} times fewer tokens than uniform N=32")
     save(figure(results), options.plot)
 
 
