@@ -1,10 +1,11 @@
 """Adaptive search against uniform search, and against bisection at equal tokens: two tables from `search.py`'s results.
 
-    python benchmarks/search_budgets.py [--results benchmarks/results]
+    python benchmarks/search_budgets.py [--results benchmarks/results] [--held_out]
 
 Trajectories are the same for all searches, so that differences are paired; 95% intervals are bootstrap percentiles over
 questions. Between two settings of a search lies the search that takes one of them by lot: tokens, hit rate and regret
 are straight lines there. Below its least setting a search cannot be had; above its greatest it takes that one.
+`held_out` keeps the half of the questions on which the defaults of adaptive search were not chosen.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -37,6 +39,16 @@ def panel(results: Results, ground: str, rule: str) -> dict[str, Results]:
         if (result["ground"], result["rule"]) == (ground, rule):
             found.setdefault(result["search"], []).append(result)
     return found
+
+
+def held_out(results: Results) -> Results:
+    """The results on the questions whose checksum is odd."""
+    kept: Results = []
+    for result in results:
+        odd = [crc32(question.encode()) % 2 == 1 for question in result.get("questions", [])]
+        each = {name: list(compress(column, odd)) for name, column in result.get("each", {}).items()}
+        kept.append(result | {"each": each, "questions": list(compress(result.get("questions", []), odd))})
+    return kept
 
 
 def at(curve: Array, tokens: float) -> Array:
@@ -130,8 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--default", type=float, default=8, help="rollouts of the default adaptive search")
+    parser.add_argument("--held_out", action="store_true")
     options = parser.parse_args(arguments)
     results = [json.loads(line) for line in (options.results / "search_ranks.jsonl").read_text().splitlines()]
+    if options.held_out:
+        results = held_out(results)
     panels = {(ground, rule): panel(results, ground, rule) for ground, rule in PANELS}
     print("| ground, rule | search | times fewer tokens for the hit rate of uniform N = 32 |\n|---|---|---|")
     for (ground, rule), lines in panels.items():

@@ -77,7 +77,7 @@ def searches(rule: Rule) -> dict[str, Estimator]:
         )
     for n, certainty in ((1, 0.9), (2, 0.9), (4, 0.9), (8, 0.9), (8, 0.97), (32, 0.97)):
         table[f"adaptive N={n} {certainty}"] = Adaptive(
-            rollouts=n, rule=rule, certainty=certainty, smallest=WORTH, share_start=True
+            rollouts=n, batch=8, rule=rule, certainty=certainty, smallest=WORTH, share_start=True
         )
     return table
 

@@ -56,3 +56,9 @@ def test_resamples_without_the_number_are_told_as_a_share(budgets: Any) -> None:
     told = budgets.interval(curves, lambda curve: float(curve["x"][0, 0]), ".1f")
     assert told == "1.0 [1.0, 1.0], not reached in 33.3% of the resamples"
     assert budgets.interval(curves[::-1], lambda curve: float(curve["x"][0, 0]), ".1f") == "not reached"
+
+
+def test_held_out_questions_are_the_odd_ones(budgets: Any) -> None:
+    """The checksums of a, b and c are 0xe8b7be43, 0x71beeff9 and 0x06b9df6f; that of d, 0x98dd4acc, is even."""
+    [kept] = budgets.held_out([line(1, [1, 2, 3, 4], [0, 0, 1, 1], ["d", "a", "d", "c"])])
+    assert (kept["questions"], kept["each"]["tokens"]) == (["a", "c"], [2, 4])
