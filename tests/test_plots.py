@@ -14,6 +14,7 @@ from gpo.plots import (
     save,
     shorten,
     step_texts,
+    tokens_figure,
     training_curves,
     values_figure,
     write_plots,
@@ -113,6 +114,13 @@ def test_the_reward_of_each_round_stands_over_the_tokens_sampled_before_it(tmp_p
     assert round_curves(run.files) == {"gpo": [(0, 0.25), (31, 0.5)]}
     [line] = rounds_figure(round_curves(run.files)).axes[0].lines
     assert list(line.get_xdata()) == [0, 31]
+
+
+def test_bars_longer_than_the_budget_stay_inside(run: Run) -> None:
+    results = summarize(run.files)
+    results = replace(results, arms=[replace(arm, budget=1) for arm in results.arms])
+    spent = max(sum(arm.tokens[stage] for stage in ("rollout", "locate", "reset")) for arm in results.arms)
+    assert tokens_figure(results).axes[0].get_xlim()[1] > spent > 1
 
 
 def test_accuracy_stands_over_the_tokens_of_its_arm_and_the_base_model_over_none(run: Run) -> None:

@@ -122,7 +122,7 @@ def tokens_figure(results: Results) -> Figure:
     axes.axvline(budget, color="#808080", lw=1, ls="--", label="budget")
     axes.set_yticks(range(len(results.arms)), [f"{arm.name} ({arm.estimator})" for arm in results.arms])
     axes.set_ylim(len(results.arms) - 0.5, -0.5)
-    axes.set_xlim(0, max(1, budget) * 1.16)
+    axes.set_xlim(0, max(1, budget, *(sum(arm.tokens[stage] for stage in STAGES) for arm in results.arms)) * 1.16)
     axes.set_xlabel("sampled tokens")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
@@ -146,11 +146,7 @@ def budget_figure(results: Results) -> Figure:
     axes.set_xlim(left=-0.03 * max(1, *spent.values()))
     axes.set_xlabel("tokens sampled to train the model; arms that spent the same stand side by side")
     axes.set_ylabel("accuracy in %")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.grid(color="#80808055", lw=0.6)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    _bare(axes)
+    _finish(figure)
     return figure
 
 
@@ -188,10 +184,7 @@ def training_figure(name: str, curves: dict[str, list[float]]) -> Figure:
         axes.plot(range(1, len(means) + 1), means, color=color, marker=marker, markevery=0.12, ms=4, lw=1.3, label=arm)
     axes.set_xlabel("step of training")
     axes.set_ylabel(f"{name}, mean of {width} steps" if width > 1 else name)
-    axes.grid(color="#80808055", lw=0.6)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    _bare(axes)
+    _finish(figure)
     return figure
 
 
@@ -219,11 +212,7 @@ def rounds_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
         axes.plot(tokens, rewards, color=color, marker=marker, ms=4, lw=1.3, label=arm)
     axes.set_xlabel("tokens sampled before the round")
     axes.set_ylabel("mean reward of first rollouts")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.grid(color="#80808055", lw=0.6)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    _bare(axes)
+    _finish(figure)
     return figure
 
 
@@ -296,6 +285,16 @@ def shorten(text: str) -> str:
     line = "".join(character if character.isprintable() else " " for character in text).strip()
     line = line if len(line) <= STEP_WIDTH else line[: STEP_WIDTH - 1] + "…"
     return line.replace("$", r"\$")
+
+
+def _finish(figure: Figure) -> None:
+    """Legend, grid and thousands of a figure whose one pair of axes has numbers both ways."""
+    [axes] = figure.axes
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.grid(color="#80808055", lw=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _bare(axes)
 
 
 def _bare(axes: Any) -> None:

@@ -26,7 +26,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
           for k in range(5)],
     ]  # fmt: skip
     before = [Written(row.question, ["Otherwise", "b"], [0.5, 0.75, 0.0], critical=0) for row in rows]
-    return write_report(write_run(folder / EVIL.replace("/", ""), rows, True), before=write_run(folder / "b", before))
+    run = write_run(folder / EVIL.replace("/", ""), rows, True, searches=[("gpo", 1), ("thorough", 1)])
+    return write_report(run, before=write_run(folder / "b", before))
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_filters_and_search_leave_what_matches(opened: Any) -> None:
 
 def test_a_trajectory_and_its_continuations_are_opened_by_the_keyboard(opened: Any) -> None:
     opened.goto(opened.url.partition("#")[0] + "#trajectories")
-    item = opened.locator(".trajectory", has_text="⟨U+202E⟩")
+    item = opened.locator(".trajectory:visible", has_text="⟨U+202E⟩")
     item.locator("summary").first.focus()
     opened.keyboard.press("Enter")
     assert item.locator("tr.critical").inner_text().split("\n") == ["3\t", "◆ critical step", "So 3\t▼\u00a0−0.40\t"]
@@ -93,7 +94,7 @@ def test_a_trajectory_and_its_continuations_are_opened_by_the_keyboard(opened: A
 
 def test_a_link_leads_to_a_trajectory_that_a_filter_had_left_out(opened: Any, report: Path) -> None:
     opened.goto(report.as_uri() + "#trajectories")
-    link = opened.locator(".trajectory", has_text="How many pears?").locator(".id a")
+    link = opened.locator(".trajectory:visible", has_text="How many pears?").locator(".id a")
     anchor = link.get_attribute("href")
     opened.get_by_role("combobox", name="Task").select_option("other")
     opened.evaluate("hash => { location.hash = hash }", anchor)
@@ -108,7 +109,7 @@ def test_a_link_leads_to_a_trajectory_that_a_filter_had_left_out(opened: Any, re
 
 def test_what_a_model_wrote_is_text(opened: Any) -> None:
     opened.goto(opened.url.partition("#")[0] + "#trajectories")
-    item = opened.locator(".trajectory", has_text="⟨U+202E⟩")
+    item = opened.locator(".trajectory:visible", has_text="⟨U+202E⟩")
     item.locator("summary").first.click()
     assert "<script>document.title='owned'</script>" in item.locator("tbody tr").first.inner_text()
     assert "(1,000,000 characters, cut)" in item.inner_text()
@@ -126,13 +127,36 @@ def test_every_control_has_a_label_and_every_step_more_than_a_color(opened: Any)
 
 
 def test_two_runs_stand_side_by_side(opened: Any, report: Path) -> None:
-    opened.goto(report.as_uri() + "#compared")
-    opened.locator("#compared").wait_for()
-    row = opened.locator(".runs tr", has_text="How many apples?")
+    opened.goto(report.as_uri() + "#compared-gpo-1")
+    opened.locator("#compared-gpo-1").wait_for()
+    row = opened.locator(".runs:visible tr", has_text="How many apples?")
     assert "− mended Otherwise" in row.inner_text()
     assert "+ new Two apples" in row.inner_text()
     row.get_by_role("link", name="show").click()
     assert opened.locator(".trajectory[open] .brief").inner_text() == "How many apples?"
+
+
+def test_a_search_is_chosen_and_linked_to(opened: Any, report: Path) -> None:
+    opened.goto(report.as_uri() + "#diagnosis")
+    choice = opened.get_by_role("combobox", name="Search", exact=True)
+    assert choice.input_value() == "gpo-1"
+    choice.select_option("thorough")
+    opened.locator("#diagnosis-thorough-1").wait_for()
+    assert opened.url.endswith("#diagnosis-thorough-1")
+    assert opened.locator("article:visible").count() == 1
+    opened.get_by_role("link", name="Trajectories", exact=True).click()
+    opened.locator("#trajectories-thorough-1").wait_for()
+    assert opened.locator("#count").inner_text() == "8 trajectories"
+    assert opened.locator("nav [aria-current]").inner_text() == "Trajectories"
+    opened.get_by_role("searchbox", name="Text").fill("apples")
+    anchor = opened.locator(".trajectory:visible .id a").get_attribute("href")
+    opened.go_back()
+    opened.go_back()
+    opened.locator("#diagnosis-gpo-1").wait_for()
+    assert choice.input_value() == "gpo-1"
+    opened.goto(report.as_uri() + anchor)
+    assert opened.locator(anchor).locator("table").is_visible()
+    assert choice.input_value() == "thorough-1"
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -112,7 +112,7 @@ def test_a_critical_step_is_mended_new_or_stays_by_its_kind(tmp_path: Path) -> N
     assert ([step.text for step in q.kept], q.mended, q.new) == (["Carry 9"], (), ())
     assert ([step.text for step in s.mended], s.new, s.kept) == (["Add 1 and 2"], (), ())
     assert [found.count(what) for what in ("mended", "new", "kept")] == [2, 1, 1]
-    assert (found.before, found.after, found.rounds) == ("a", "b", False)
+    assert (found.before, found.after, found.rounds) == ("a (gpo)", "b (gpo)", False)
 
 
 def test_runs_without_a_question_in_common_are_not_compared(tmp_path: Path) -> None:

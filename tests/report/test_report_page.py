@@ -113,7 +113,7 @@ def test_a_run_is_shown_however_far_it_is(tmp_path: Path) -> None:
     assert "There is nothing to diagnose before a search" in page
 
 
-def test_the_last_round_is_shown_beside_the_first(tmp_path: Path) -> None:
+def test_every_round_is_shown_and_later_ones_beside_the_first(tmp_path: Path) -> None:
     task = Spec("task", "toy:ToyTask", {"size": 4})
     run = Run(tmp_path / "run", toy_config(task=task, rounds=2, arms={"plain": "none", "gpo": "monte_carlo"}))
     run.train("gpo")
@@ -127,17 +127,49 @@ def test_the_last_round_is_shown_beside_the_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no search in round 3"):
         read_run(files, number=3)
     page = write_report(files.path).read_text()
-    assert "<title>run, round 2 – GPO report</title>" in page
-    assert "Two rounds side by side" in page
+    assert searches_of(page) == ["gpo-2", "gpo-1"]
+    assert page.count("Two rounds side by side") == 1
+    assert 'Before: <code dir="auto">run (gpo, round 1)</code>; after: <code dir="auto">run (gpo, round 2)' in page
     assert "Plot: Mean reward of the first rollouts of each round" in page
-    assert "Two rounds side by side" not in write_report(files.path, number=1).read_text()
+    assert searches_of(only := write_report(files.path, number=1).read_text()) == ["gpo-1"]
+    assert "Two rounds side by side" not in only
+    assert searches_of(only := write_report(files.path, number=2).read_text()) == ["gpo-2"]
+    assert "Two rounds side by side" in only
+
+
+def searches_of(page: str) -> list[str]:
+    return re.findall(r'<article id="trajectories-(.*?)"', page)
+
+
+def test_every_arm_that_searched_is_shown_once_in_links_that_differ(tmp_path: Path) -> None:
+    rows = [Written(f"q{k}", ["a", "b"], [0.5, 0.25, 0.0], critical=0) for k in range(3)]
+    run = write_run(tmp_path / "r", rows, searches=[("thorough", 1), ("gpo", 1), ("gpo", 2), ("gpo", 10)])
+    page = write_report(run).read_text()
+    order = ["gpo-10", "gpo-2", "gpo-1", "thorough-1"]
+    assert searches_of(page) == order
+    assert re.findall(r'<option value="(.*?-\d+)">(.*?)<', page) == list(
+        zip(order, ["gpo, round 10", "gpo, round 2", "gpo, round 1", "thorough"], strict=True)
+    )
+    anchors = re.findall(r'<details class="trajectory" id="(.*?)"', page)
+    assert len(set(anchors)) == len(anchors) == 12
+    assert anchors == re.findall(r'id="(t-.*?)"', write_report(run).read_text())
+    assert searches_of(write_report(run, arm="thorough").read_text()) == ["thorough-1"]
+    with pytest.raises(ConfigError, match="no arm 'x'"):
+        write_report(run, arm="x")
+
+
+def test_searches_share_the_trajectories_of_a_page(tmp_path: Path) -> None:
+    rows = [Written(f"q{k}", ["a", "b"], [0.5, 0.25, 0.0], critical=0) for k in range(10)]
+    run = write_run(tmp_path / "r", rows, searches=[("a", 1), ("b", 1), ("gpo", 1)])
+    assert write_report(run, most=19).read_text().count('<details class="trajectory"') == 15  # 19 - 2 * 2
+    assert write_report(run, most=1).read_text().count('<details class="trajectory"') == 3
 
 
 def test_only_the_largest_advantages_are_shown_where_there_are_too_many(tmp_path: Path) -> None:
     rows = [Written(f"q{k}", ["a", "b"], [0.0, k / 10, 0.0], critical=0) for k in range(10)]
     page = write_report(write_run(tmp_path, rows), most=3).read_text()
     assert re.findall(r'data-gain="(.*?)"', page) == ["0.9", "0.8", "0.7"]
-    assert "of 3 of 10 trajectories" in page
+    assert "<p>3 of 10 trajectories" in page
 
 
 def test_bad_arguments_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +200,30 @@ def test_200_trajectories_take_less_than_5_megabytes_whatever_the_model_wrote(tm
     assert trajectories.count('<div class="continuation"') == 16
     rest = len(page.encode()) - len(trajectories.encode())
     assert 100 * len(trajectories.encode()) + rest + 200_000 < 5_000_000  # plots and tables grow a little
+
+
+def test_a_search_takes_no_more_of_the_page_than_two_trajectories_less(tmp_path: Path) -> None:
+    """With tables of hostile kinds, and rounds that are compared."""
+    rows = [
+        Written(
+            "<\u202e'\"" * 400 + str(k),
+            [f"{line}{'<>' * 40}\n" for line in ("\"'<" * (10 + i) for i in range(30))],
+            [1 - i / 30 for i in range(31)],
+            critical=(k // 2 + n) % 30,
+            others=["right"],
+        )
+        for n in range(2)
+        for k in range(20)
+    ]
+    sizes = []
+    for rounds in (2, 5):
+        run = write_run(tmp_path / str(rounds), rows, searches=[("gpo", n + 1) for n in range(rounds)])
+        page = write_report(run, most=1).read_text()
+        assert page.count("Two rounds side by side") == rounds - 1
+        one = page[page.index('<details class="trajectory"') :].partition("</article>")[0]
+        sizes.append(len(page.encode()) - rounds * len(one.encode()))
+    assert sizes[1] - sizes[0] < 3 * 2 * 22_000, sizes
+    assert sizes[1] < 600_000
 
 
 def luminance(color: str) -> float:

@@ -39,9 +39,17 @@ def trajectory(start: Start, name: str, steps: Sequence[str], verdict: Verdict, 
     return Trajectory(name, start, Completion(ids, "\n".join(steps), "stop"), score(verdict), ends)
 
 
-def write_run(path: Path, questions: Sequence[Written], evaluated: bool = False, segmenter: str = "newline") -> Path:
+def write_run(
+    path: Path,
+    questions: Sequence[Written],
+    evaluated: bool = False,
+    segmenter: str = "newline",
+    searches: Sequence[tuple[str, int]] = (("gpo", 1),),
+) -> Path:
+    """A run whose `searches`, arms and rounds, all found the same."""
     files = RunDirectory(path)
     arms = {"plain": {"name": "none"}, "gpo": {"name": "monte_carlo"}}
+    arms |= {arm: {"name": "monte_carlo"} for arm, _ in searches}
     config = {"task": {"name": "toy"}, "model": "m", "arms": arms, "budget": 4.0, "test_samples": 2}
     write_json(path / "config.json", {"gpo": "0", **config, "segmenter": {"name": segmenter}})
     problems = [Problem(f"p{i}", row.question, "42", {"subtask": row.task}) for i, row in enumerate(questions)]
@@ -56,10 +64,13 @@ def write_run(path: Path, questions: Sequence[Written], evaluated: bool = False,
             scores.append(scores_of(row, searched, rollouts(searched, row.search)))
             resets += rollouts(searched, row.fresh)
     files.rollouts.append(groups)
-    if scores:
-        files.scores("gpo").append(scores)
-    if resets:
-        files.resets("gpo").append(resets)
+    for arm, number in searches:
+        if number > 1:
+            files.fresh(arm, number).append(groups)
+        if scores:
+            files.scores(arm, number).append(scores)
+        if resets:
+            files.resets(arm, number).append(resets)
     if evaluated:
         files.evaluation("base").append(groups)
         files.evaluation("gpo").append(groups)

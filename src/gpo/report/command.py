@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from gpo.directory import RunDirectory
@@ -13,7 +14,7 @@ from gpo.report.compare import compare, in_common
 from gpo.report.figures import inline_figures
 from gpo.report.kinds import Kinds
 from gpo.report.page import render
-from gpo.report.reading import Reading, read_run
+from gpo.report.reading import Reading, read_run, read_searches
 from gpo.results import summarize
 from gpo.store import write_text
 
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--compare", type=Path, metavar="BEFORE", help="a run on the same questions to compare with")
     parser.add_argument("--out", type=Path, help="the HTML file (default: RUN/report.html); plots/ is beside it")
-    parser.add_argument("--arm", help="the arm whose search is shown (default: gpo, else the first that searched)")
-    parser.add_argument("--round", type=int, help="the round that is shown, beside the first one (default: the last)")
+    parser.add_argument("--arm", help="show this arm's search alone (default: every arm that searched)")
+    parser.add_argument("--round", type=int, help="show this round alone (default: every round)")
     parser.add_argument("--trajectories", type=int, default=200, help="those with the largest advantages (200)")
     options = parser.parse_args(arguments)
     if options.trajectories < 1:
@@ -56,32 +57,43 @@ def write_report(
     """Write the page of a run, and its plots into `plots/` beside it; the page's path.
 
     Args:
-        before: another run on the same questions, to compare with; None takes the arm's first round if it has several.
-        number: the round; None takes the last one with a search.
+        before: another run on the same questions, to compare with; None compares later rounds of an arm with its first.
+        arm: the one whose search is shown; None shows those of all.
+        number: the round; None shows all.
         most: trajectories on the page.
     """
     files = RunDirectory(run)
-    reading = read_run(files, arm, number)
-    earlier = None
-    if before is not None:
+    readings = list(read_searches(files, arm, number))
+    if before is None:
+        earlier = first_rounds(readings)
+    else:
         other = RunDirectory(before)
-        earlier = read_run(other, arm if arm in other.arms() else None)
-    elif reading.number > 1 and in_common(first := read_run(files, reading.arm, 1), reading):
-        earlier = first
-    kinds = kinds_of(reading, *([] if earlier is None else [earlier]))
+        read = cache(lambda name: read_run(other, name))
+        earlier = [read(reading.arm if reading.arm in other.arms() else None) for reading in readings]
+    kinds = kinds_of(*readings, *(each for each in earlier if each is not None))
+    comparisons = [
+        None if old is None or (not in_common(old, new) and new is not readings[0]) else compare(old, new, kinds)
+        for old, new in zip(earlier, readings, strict=True)
+    ]
     results = summarize(files)
-    page = render(
-        reading,
-        results,
-        inline_figures(files, results),
-        kinds,
-        None if earlier is None else compare(earlier, reading, kinds),
-        most,
-    )
+    page = render(readings, results, inline_figures(files, results), kinds, comparisons, most)
     path = out or run / "report.html"
     write_text(path, page)
     write_plots(files, results, path.parent / "plots")
     return path
+
+
+def first_rounds(readings: Sequence[Reading]) -> list[Reading | None]:
+    """For each search of a later round that of the arm's first; None without one, or without questions in common."""
+    first: dict[str | None, Reading] = {reading.arm: reading for reading in readings if reading.number == 1}
+    earlier: list[Reading | None] = []
+    for reading in readings:
+        if reading.number > 1 and reading.arm not in first:
+            first[reading.arm] = read_run(reading.files, reading.arm, 1)
+        old = first[reading.arm]
+        useful = reading.number > 1 and old.arm is not None and in_common(old, reading)
+        earlier.append(old if useful else None)
+    return earlier
 
 
 def kinds_of(*readings: Reading) -> Kinds:

@@ -82,8 +82,8 @@ def compare(before: Reading, after: Reading, kinds: Kinds) -> Comparison:
         if name in old and name in new and (old[name] or new[name])
     ]
     return Comparison(
-        before=before.name,
-        after=after.name,
+        before=f"{before.run} ({before.label})",
+        after=f"{after.run} ({after.label})",
         rounds=before.files.path == after.files.path,
         difference=paired_difference([before.success(q) for q in common], [after.success(q) for q in common]),
         questions=len(common),

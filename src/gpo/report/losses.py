@@ -47,7 +47,7 @@ class Losses:
     lost: float  # by all steps together: wrong answers to questions that the model could still have got right
 
 
-def rank_losses(reading: Reading, kinds: Kinds) -> Losses:
+def rank_losses(reading: Reading, kinds: Kinds, most: int = RANKED) -> Losses:
     """Kinds of step that lose success on one half of the questions, with what they cost on the other."""
     by_question: dict[str, list[Searched]] = defaultdict(list)
     for item in reading.searched:
@@ -71,7 +71,7 @@ def rank_losses(reading: Reading, kinds: Kinds) -> Losses:
     found: list[KindLoss] = []
     for kind in sorted(by_rank, key=lambda kind: -by_rank[kind]):
         seen = sum(kind in losses[name] for name in measured)
-        if by_rank[kind] > 0 and seen >= FEWEST and len(found) < RANKED:
+        if by_rank[kind] > 0 and seen >= FEWEST and len(found) < min(most, RANKED):
             costs = [[losses[name].get(kind, 0.0)] for name in measured]
             loss = paired_difference([[0.0]] * len(costs), costs)
             found.append(KindLoss(kind, examples[kind], by_rank[kind], loss, seen))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files as package_files
 from math import isnan
@@ -18,25 +19,52 @@ from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
 from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
-from gpo.report.show import Shown, anchor_of, show, signed
+from gpo.report.show import Shown, level_lengths, show, signed
 from gpo.results import Results, accuracy_rows, origin, token_rows
 from gpo.statistics import Interval
 
-KINDS_SHOWN = 20
-QUESTIONS_SHOWN = 60  # of a comparison
+ROWS = 80  # of each table of kinds, over all searches of the page
+QUESTIONS_SHOWN = 40  # of the comparisons, over all of them
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One search as the page has it."""
+
+    key: str  # in links
+    label: str
+    arm: str | None
+    trajectories: list[Shown]
+    found: int  # trajectories that were searched
+    diagnosis: dict[str, Any] | None
+    comparison: Comparison | None
+    links: dict[str, str]  # the anchors of the trajectories on the page, by trajectory id
 
 
 def render(
-    reading: Reading,
+    readings: Sequence[Reading],
     results: Results,
     figures: Mapping[str, Markup],
     kinds: Kinds,
-    comparison: Comparison | None = None,
+    comparisons: Sequence[Comparison | None],
     most: int = 200,
 ) -> str:
-    """The page, with the `most` trajectories whose critical step has the largest advantage."""
-    ranked = sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
-    shown = [show(item) for item in ranked[:most]]
+    """The page: of each search the trajectories whose critical step has the largest advantage, `most` in all.
+
+    Args:
+        readings: the searches; the page opens with the first.
+        comparisons: of each search with another one, or None.
+    """
+    # The tables of a search take about as much of a page as two trajectories.
+    room = max(len(readings), most - 2 * (len(readings) - 1))
+    limit = level_lengths([len(reading.searched) for reading in readings], room)
+    rows = max(3, min(20, ROWS // len(readings)))
+    views = [
+        _view(reading, kinds, comparison, limit, rows)
+        for reading, comparison in zip(readings, comparisons, strict=True)
+    ]
+    shown = [item for view in views for item in view.trajectories]
+    compared = sum(comparison is not None for comparison in comparisons)
     script, style = _asset("report.js"), _asset("report.css")
     environment = Environment(
         loader=PackageLoader("gpo.report", "pages"),
@@ -47,24 +75,35 @@ def render(
     )
     environment.filters |= {"percent": percent, "points": points, "line": one_line, "signed": signed}
     return environment.get_template("report.html").render(
-        title=reading.name,
+        title=readings[0].run,
         script=Markup(script),
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         style=Markup(style),
         origin=origin(results),
-        facts=_facts(reading),
+        facts=_facts(readings),
         accuracy=accuracy_rows(results) if results.models else None,
         tokens=token_rows(results),
         figures=figures,
-        arm=reading.arm,
-        trajectories=shown,
-        found=len(ranked),
+        views=views,
+        searched=readings[0].arm is not None,
         tasks=sorted({item.task for item in shown} - {""}),
         verdicts=sorted({item.verdict for item in shown}),
-        diagnosis=_diagnosis(reading, kinds),
+        questions_shown=max(3, QUESTIONS_SHOWN // max(1, compared)),
+    )
+
+
+def _view(reading: Reading, kinds: Kinds, comparison: Comparison | None, limit: int, rows: int) -> View:
+    ranked = sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
+    shown = [(item.trajectory.id, show(item, reading.key)) for item in ranked[:limit]]
+    return View(
+        key=reading.key,
+        label=reading.label,
+        arm=reading.arm,
+        trajectories=[item for _, item in shown],
+        found=len(ranked),
+        diagnosis=_diagnosis(reading, kinds, rows),
         comparison=comparison,
-        questions_shown=QUESTIONS_SHOWN,
-        links=_links(reading, shown),
+        links={name: item.anchor for name, item in shown},
     )
 
 
@@ -88,8 +127,9 @@ def _asset(name: str) -> str:
     return (package_files("gpo.report") / "pages" / name).read_text(encoding="utf-8")
 
 
-def _facts(reading: Reading) -> list[tuple[str, str]]:
+def _facts(readings: Sequence[Reading]) -> list[tuple[str, str]]:
     """What ran, in a few lines."""
+    reading = min(readings, key=lambda reading: reading.number)
     config = reading.config
     arms = ", ".join(f"{name} ({arm['name']})" for name, arm in config["arms"].items())
     facts = [("model", config["model"]), ("task", config["task"]["name"]), ("arms", arms)]
@@ -99,6 +139,8 @@ def _facts(reading: Reading) -> list[tuple[str, str]]:
     facts.append(("first rollouts", f"{sum(len(group.trajectories) for group in reading.first):,}"))
     facts.append(("on questions", f"{len(reading.first):,}"))
     facts.append(("budget of each arm", f"{config['budget']:g} times the tokens of the first rollouts"))
+    if config.get("rounds", 1) > 1:
+        facts.append(("rounds", str(config["rounds"])))
     for name in ("temperature", "seed"):
         if name in config:
             facts.append((name, f"{config[name]:g}"))
@@ -112,7 +154,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _diagnosis(reading: Reading, kinds: Kinds) -> dict[str, Any] | None:
+def _diagnosis(reading: Reading, kinds: Kinds, rows: int) -> dict[str, Any] | None:
     chosen = with_choice(reading.searched)
     if reading.arm is None:
         return None
@@ -122,15 +164,8 @@ def _diagnosis(reading: Reading, kinds: Kinds) -> dict[str, Any] | None:
         "tables": [
             ("Position", "part of the trajectory, counted in steps", by_position(chosen)),
             ("Length", "tokens, compared with the median step of its trajectory", by_length(chosen)),
-            ("Kind", "first words, names and numbers masked", by_kind(chosen, kinds)[:KINDS_SHOWN]),
+            ("Kind", "first words, names and numbers masked", by_kind(chosen, kinds)[:rows]),
         ],
-        "losses": rank_losses(reading, kinds),
+        "losses": rank_losses(reading, kinds, rows),
         "choice": check_choice(reading.searched),
     }
-
-
-def _links(reading: Reading, shown: list[Shown]) -> dict[str, str]:
-    """The anchors of the trajectories on the page, by trajectory id."""
-    there = {item.anchor for item in shown}
-    anchors = {item.trajectory.id: anchor_of(item) for item in reading.searched}
-    return {name: anchor for name, anchor in anchors.items() if anchor in there}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -69,10 +69,19 @@ class Reading:
     searched: list[Searched]
 
     @property
-    def name(self) -> str:
-        """Such as "mine", or "mine, round 3"."""
-        name = self.files.path.resolve().name
-        return name if self.arm is None or len(self.files.rounds(self.arm)) == 1 else f"{name}, round {self.number}"
+    def run(self) -> str:
+        return self.files.path.resolve().name
+
+    @property
+    def label(self) -> str:
+        """Whose search this is, such as "gpo", or "gpo, round 3" where there are several."""
+        rounds = 1 if self.arm is None else len(self.files.rounds(self.arm))
+        return f"{self.arm or 'none'}{f', round {self.number}' if rounds > 1 else ''}"
+
+    @property
+    def key(self) -> str:
+        """The search in links."""
+        return f"{self.arm or 'none'}-{self.number}"
 
     def success(self, problem_id: str) -> list[float]:
         """Rewards of the first rollouts of a question."""
@@ -97,57 +106,32 @@ def read_run(files: RunDirectory, arm: str | None = None, number: int | None = N
         ConfigError: this is no run directory, or it has no such arm or round.
         DataError: nothing was sampled yet, or a file cannot be used.
     """
-    config = files.config()
-    name, number, scores = choose_search(files, arm, number)
-    first = files.rollouts.read() if name is None else files.fresh(name, number).read()
-    problems = {problem.id: problem for problem in files.problems("train") or ()}
-    if not first:
-        raise DataError(f"{files.path} has no trajectories yet. Sample some: gpo rollout {files.path}")
-    if missing := {group.start.problem_id for group in first} - problems.keys():
-        raise DataError(f"{files.path}: problem {min(missing)!r} of rollouts.jsonl is not in problems.jsonl.")
-    texts = Texts(files)
-    if name is None:
-        rest = [group.trajectories[0] for group in first if group.trajectories]
-        return Reading(
-            files,
-            config,
-            None,
-            1,
-            problems,
-            first,
-            [Searched(problems[t.start.problem_id], t, texts(t), None) for t in rest],
-        )
-    trajectories = {t.id: t for group in first for t in group.trajectories}
-    # The first rollouts of the first round are those of all arms, and so are rollouts from their prefixes.
-    arms = files.arms() if number == 1 else [name]
-    fresh = rollouts_by_start(group for each in arms for group in files.resets(each, number).read())
-    searched = []
-    for score in scores:
-        if score.trajectory_id not in trajectories:
-            raise DataError(f"{files.path}: searched trajectory {score.trajectory_id!r} is not in rollouts.jsonl.")
-        trajectory = trajectories[score.trajectory_id]
-        own = rollouts_by_start(score.rollouts)
-        starts = [trajectory.prefix(k).token_ids for k in range(len(trajectory.boundaries))]
-        searched.append(
-            Searched(
-                problems[trajectory.start.problem_id],
-                trajectory,
-                texts(trajectory),
-                score,
-                {k: own[start] for k, start in enumerate(starts) if start in own},
-                {k: fresh[start] for k, start in enumerate(starts) if start in fresh},
-            )
-        )
-    return Reading(files, config, name, number, problems, first, searched)
+    return next(read_searches(files, arm, number))
 
 
-def choose_search(
-    files: RunDirectory, arm: str | None = None, number: int | None = None
-) -> tuple[str | None, int, list[StepScores]]:
-    """The arm and the round whose search is shown, with its scores; no arm where none has values.
+def read_searches(files: RunDirectory, arm: str | None = None, number: int | None = None) -> Iterator[Reading]:
+    """Read what `read_run` reads for every search of a run, or of one arm or round; what that takes comes first.
 
     Raises:
-        ConfigError: the run has no such arm, or the arm has not searched in that round.
+        ConfigError, DataError: as `read_run`.
+    """
+    reader, found = Reader(files), False
+    for name, each, scores in searches(files, arm, number):
+        found = True
+        yield reader.searched(name, each, scores)
+    if not found:
+        if number is not None and number != 1:
+            raise ConfigError(f"{files.path} has no search in round {number}.")
+        yield reader.unsearched()
+
+
+def searches(
+    files: RunDirectory, arm: str | None = None, number: int | None = None
+) -> Iterator[tuple[str, int, list[StepScores]]]:
+    """Arm, round and scores of searches that have values: of `gpo` before other arms, of later rounds before earlier.
+
+    Raises:
+        ConfigError: the run has no such arm.
     """
     known = files.arms()
     if arm is not None and arm not in known:
@@ -156,10 +140,72 @@ def choose_search(
         for each in reversed(files.rounds(name)) if number is None else [number]:
             scores = files.scores(name, each).read()
             if any(not isnan(value) for score in scores for value in score.values[:-1]):
-                return name, each, scores
-    if number is not None and number != 1:
-        raise ConfigError(f"{files.path} has no search in round {number}.")
-    return None, 1, []
+                yield name, each, scores
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads searches of one run, and once what they share: all arms begin with the first round's rollouts."""
+
+    files: RunDirectory
+
+    def searched(self, arm: str, number: int, scores: Sequence[StepScores]) -> Reading:
+        first = self.rollouts if number == 1 else self._known(self.files.fresh(arm, number).read())
+        fresh = self.resets if number == 1 else rollouts_by_start(self.files.resets(arm, number).read())
+        trajectories = {t.id: t for group in first for t in group.trajectories}
+        items = []
+        for score in scores:
+            if score.trajectory_id not in trajectories:
+                path = self.files.path
+                raise DataError(f"{path}: searched trajectory {score.trajectory_id!r} is not in rollouts.jsonl.")
+            trajectory = trajectories[score.trajectory_id]
+            own = rollouts_by_start(score.rollouts)
+            starts = [trajectory.prefix(k).token_ids for k in range(len(trajectory.boundaries))]
+            items.append(
+                Searched(
+                    self.problems[trajectory.start.problem_id],
+                    trajectory,
+                    self.texts(trajectory),
+                    score,
+                    {k: own[start] for k, start in enumerate(starts) if start in own},
+                    {k: fresh[start] for k, start in enumerate(starts) if start in fresh},
+                )
+            )
+        return Reading(self.files, self.config, arm, number, self.problems, first, items)
+
+    def unsearched(self) -> Reading:
+        rest = [group.trajectories[0] for group in self.rollouts if group.trajectories]
+        items = [Searched(self.problems[t.start.problem_id], t, self.texts(t), None) for t in rest]
+        return Reading(self.files, self.config, None, 1, self.problems, self.rollouts, items)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.files.config()
+
+    @cached_property
+    def problems(self) -> dict[str, Problem]:
+        return {problem.id: problem for problem in self.files.problems("train") or ()}
+
+    @cached_property
+    def texts(self) -> Texts:
+        return Texts(self.files)
+
+    @cached_property
+    def rollouts(self) -> list[Group]:
+        return self._known(self.files.rollouts.read())
+
+    @cached_property
+    def resets(self) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:
+        """Those of all arms in the first round, which are rollouts from prefixes of the same trajectories."""
+        return rollouts_by_start(group for arm in self.files.arms() for group in self.files.resets(arm).read())
+
+    def _known(self, groups: list[Group]) -> list[Group]:
+        path = self.files.path
+        if not groups:
+            raise DataError(f"{path} has no trajectories yet. Sample some: gpo rollout {path}")
+        if missing := {group.start.problem_id for group in groups} - self.problems.keys():
+            raise DataError(f"{path}: problem {min(missing)!r} of rollouts.jsonl is not in problems.jsonl.")
+        return groups
 
 
 def rollouts_by_start(groups: Iterable[Group]) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:

@@ -79,11 +79,12 @@ class Shown:
     prefixes: tuple[Prefix, ...]
 
 
-def anchor_of(item: Searched) -> str:
-    return "t-" + blake2b(item.trajectory.id.encode(), digest_size=5).hexdigest()
+def anchor_of(item: Searched, key: str = "") -> str:
+    """Where on the page the trajectory is, as the search with this key sees it."""
+    return "t-" + blake2b(f"{key} {item.trajectory.id}".encode(), digest_size=5).hexdigest()
 
 
-def show(item: Searched) -> Shown:
+def show(item: Searched, key: str = "") -> Shown:
     """Make one trajectory fit to be shown."""
     critical, trajectory = item.critical, item.trajectory
     headline = "no step stands out"
@@ -94,7 +95,7 @@ def show(item: Searched) -> Shown:
         headline += "" if item.gain is None else f", {signed(item.gain)}"
     steps = _steps(item)
     return Shown(
-        anchor=anchor_of(item),
+        anchor=anchor_of(item, key),
         id=one_line(trajectory.id, 120),
         task=one_line(subtask(item.problem), 60),
         verdict=trajectory.score.verdict,
