@@ -405,6 +405,19 @@ def test_saved_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, kind: t
         kind(tmp_path / "saved", beta=0.1, **settings).update(mixed_groups())
 
 
+def test_training_begins_anew_on_what_another_method_has_saved(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "start")
+    make_tokenizer().save_pretrained(tmp_path / "start")
+    first = GRPO(tmp_path / "start", learning_rate=1e-3)
+    first.update(mixed_groups())
+    first.save(tmp_path / "saved")
+    second = PPO(tmp_path / "saved", learning_rate=1e-3)
+    assert not second.optimizer.state_dict()["state"]
+    assert second.updates == 0
+    second.update(mixed_groups())
+    assert not same(state(first.policy[0]), state(second.policy[0]))
+
+
 def test_the_reference_stays_the_first_model() -> None:
     method = GRPO(make_model(), make_tokenizer(), beta=0.1, learning_rate=1e-3, epochs=3)
     kl = [method.update(mixed_groups())["kl"] for _ in range(3)]

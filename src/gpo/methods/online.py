@@ -193,7 +193,8 @@ class Online(ABC):
         """Write the model, its tokenizer and the state of training to a directory."""
         if self._writes:
             path.parent.mkdir(parents=True, exist_ok=True)
-            state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, **self._extra_state()}
+            about = {"method": type(self).__name__, "updates": self.updates}
+            state = {**about, "optimizer": self.optimizer.state_dict(), **self._extra_state()}
             save_policy(*self.policy, path, merge=self.merge, state=state)
             Progress(self.work_dir).clear()
         self.accelerator.wait_for_everyone()
@@ -223,8 +224,12 @@ class Online(ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _saved_state(self) -> dict[str, Any] | None:
+        """What `save` left beside the model; None where there is none, or another method's."""
         path = Path(self.model) / "training.pt" if isinstance(self.model, str | Path) else None
-        return torch.load(path, weights_only=True) if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state if state.get("method") == type(self).__name__ else None
 
     def _rows(self, groups: Sequence[Group]) -> tuple[list[Row], int]:
         rows = group_by_start(groups, train_prefix=self.train_prefix)
