@@ -92,11 +92,11 @@ def interval(curves: Sequence[Curves], number: Callable[[Curves], float], form: 
     """A number with its interval over the resamples in which it exists, and how often it does not."""
     first, *rest = [number(curve) for curve in curves]
     if np.isnan(first):
-        return "not reached"
+        return "out of reach"
     there = np.array(rest)[~np.isnan(rest)]
     lower, upper = np.quantile(there, (0.025, 0.975))
     missing = 1 - len(there) / len(rest)
-    also = f", not reached in {missing:.1%} of the resamples" if missing else ""
+    also = f", out of reach in {missing:.1%} of resamples" if missing else ""
     return f"{first:{form}} [{lower:{form}}, {upper:{form}}]{also}"
 
 

@@ -1,4 +1,4 @@
-"""The table and the plot of `search.py`'s results, and the bound on what any search can save.
+"""The table and the plot of `search.py`'s results.
 
 python benchmarks/search_plot.py [--results benchmarks/results] [--plot docs/images/search.png]
 """
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gpo.plots import COLORS, save
-from search_budgets import PANELS, UNIFORM, Results, needed, panel
+from search_budgets import PANELS, Results, panel
 
 TITLES = {"near_exact": "the reasoner's own trajectories", "human": "BIG-Bench-Mistake"}
 LINES = {
@@ -100,13 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs/images/search.png")
     options = parser.parse_args(arguments)
     results = [json.loads(line) for line in (options.results / "search_ranks.jsonl").read_text().splitlines()]
-    panels = [panel(results, ground, rule) for ground, rule in PANELS]
-    print("\n".join(table(panels)))
-    for (ground, rule), lines in zip(PANELS, panels, strict=True):
-        bound = np.array([[row["tokens"][0], row["hit"][0], 0] for row in lines["told which two"]])
-        [uniform] = [row for row in lines[UNIFORM[0]] if row["budget"] == UNIFORM[1]]
-        saved = uniform["tokens"][0] / needed(bound, uniform["hit"][0])
-        print(f"\n{TITLES[ground]}, {rule}: told which two needs {saved:.1f} times fewer tokens than uniform N=32")
+    print("\n".join(table([panel(results, ground, rule) for ground, rule in PANELS])))
     save(figure(results), options.plot)
 
 
