@@ -41,8 +41,9 @@ def test_reference_answers_are_right_and_changed_ones_are_not(name: str, count: 
     problems = task.problems("test")
     assert len(problems) == count
     for problem in problems:
-        assert task.score(problem, rf"So the answer is \boxed{{{problem.answer}}}").right, problem
-        assert not task.score(problem, rf"So the answer is \boxed{{{problem.answer}7}}").right, problem
+        for form in (r"So the answer is \boxed{%s}", "The final answer is **%s**", "So the answer is %s."):
+            assert task.score(problem, form % problem.answer).right, (form, problem)
+            assert not task.score(problem, form % f"{problem.answer}7").right, (form, problem)
         assert task.score(problem, "I do not know").verdict == "ungradable"
 
 

@@ -75,6 +75,20 @@ def test_different_answers(reference: str, answer: str) -> None:
         ("Hence the answer is $x^2$.", "x^2"),
         ("Therefore\n$\\frac{1}{2}$.", r"$\frac{1}{2}$"),
         ("Therefore\n12", "12"),
+        (r"The answer is **\frac{1}{2}**", r"\frac{1}{2}"),
+        (r"**Answer:** \sqrt{2}", r"\sqrt{2}"),
+        (r"**The answer is \sqrt{2}.**", r"\sqrt{2}"),
+        (r"#### **\sqrt{2}**", r"\sqrt{2}"),
+        ("The answer is `p - q`.", "p - q"),
+        (r"The answer is **90^\circ** degrees, as drawn.", r"90^\circ"),
+        ("The answer is **3** or **4**.", "3** or **4"),
+        ("The answer is **3** or four.", "3** or four"),
+        ("The answer is x**2", "x**2"),
+        ("The answer is z^*.", "z^*"),
+        ("The answer is 5!", "5!"),
+        (r"The answer is $\$36$ a day.", r"\$36"),
+        ("Therefore\n**$x^2$**", "$x^2$"),
+        ("Therefore\n**12**", "12"),
         ("I give up", None),
         (r"\boxed{}", None),
         (r"<think>\boxed{1}", None),
@@ -84,6 +98,16 @@ def test_different_answers(reference: str, answer: str) -> None:
 )
 def test_answers_of_responses(text: str, answer: str | None) -> None:
     assert math_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "form", ["The answer is **{}**", "#### **{}**", "The answer is `{}`.", "The answer is **{}** units."]
+)
+@pytest.mark.parametrize("reference", [r"90^\circ", "52_8", r"15\mbox{ cm}^2", "58,500", "p - q", r"\frac{1}{2}"])
+def test_marks_of_markdown_make_no_answer_right_or_wrong(form: str, reference: str) -> None:
+    """Math-Verify reads 90^\\circ7** as 90."""
+    assert score_math(reference, form.format(reference)).verdict == "right"
+    assert score_math(reference, form.format(f"{reference}7")).verdict == "wrong"
 
 
 def test_right_wrong_ungradable_and_failed_are_four_verdicts() -> None:

@@ -31,7 +31,12 @@ DEEPEST = 30  # braces within braces; no answer needs them, and parsers crash on
 _PLAIN_WORD = re.compile(r"\(?\\text(?:bf|it|rm)?\{\s*(\(?[A-Za-z][A-Za-z .'-]*\)?)\s*\}\)?")
 _BASED = re.compile(r"([0-9A-Z]+)(?:_\{?(\d+)\}?)?")
 _UNIT_POWER = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}\s*\^\s*\{?\s*(\d)\s*\}?$")
-_MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+# Markdown around an answer: **x**, `x`. Bold may be followed by words, unless these are a second answer.
+_OPENING = re.compile(r"[\s*`\"]+")
+_CLOSING = re.compile(
+    r"(?<![\s^])(?:\*\*(?=[\s.,;:!)])(?!\s*,?\s*(?:or|and)\b)[^\d*\\$]*|[*_`\"]+[\s.!]*|\.)$", re.IGNORECASE
+)
+_MATH_SPAN = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 
 
 class _Worker:
@@ -152,15 +157,22 @@ def math_answer(text: str) -> str | None:
         return None
     span = next(candidates(rest, boxed_only=True), None) or next(candidates(rest), None)
     if span is None:
-        line = last_line(rest).rstrip(".")
+        line = _undecorated(last_line(rest))
         math = _MATH_SPAN.fullmatch(line)
         span = line if math or exact_number(line) is not None else None
     else:
+        span = _undecorated(span)
         pieces = _MATH_SPAN.findall(span)
         span = next(piece for piece in pieces[0] if piece) if len(pieces) == 1 else span
     if span is None or not span.strip() or _depth(span) > DEEPEST:
         return None
     return span.strip().rstrip(".")
+
+
+def _undecorated(span: str) -> str:
+    span = span.strip()
+    opening = _OPENING.match(span)
+    return _CLOSING.sub("", span[opening.end() :] if opening else span).rstrip(". ")
 
 
 def score_math(reference: str, text: str, workers: int = 2, seconds: float = 5.0) -> Score:
