@@ -96,7 +96,7 @@ def interval(curves: Sequence[Curves], number: Callable[[Curves], float], form: 
     there = np.array(rest)[~np.isnan(rest)]
     lower, upper = np.quantile(there, (0.025, 0.975))
     missing = 1 - len(there) / len(rest)
-    also = f", out of reach in {missing:.1%} of resamples" if missing else ""
+    also = f", out of reach in {missing:.2%} of resamples" if missing else ""
     return f"{first:{form}} [{lower:{form}}, {upper:{form}}]{also}"
 
 

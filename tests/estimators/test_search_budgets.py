@@ -54,7 +54,7 @@ def test_resamples_are_paired_and_take_whole_questions(budgets: Any) -> None:
 def test_resamples_without_the_number_are_told_as_a_share(budgets: Any) -> None:
     curves = [{"x": np.array([[1.0]])}] * 3 + [{"x": np.array([[np.nan]])}]
     told = budgets.interval(curves, lambda curve: float(curve["x"][0, 0]), ".1f")
-    assert told == "1.0 [1.0, 1.0], out of reach in 33.3% of resamples"
+    assert told == "1.0 [1.0, 1.0], out of reach in 33.33% of resamples"
     assert budgets.interval(curves[::-1], lambda curve: float(curve["x"][0, 0]), ".1f") == "out of reach"
 
 
