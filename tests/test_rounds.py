@@ -230,7 +230,7 @@ def test_online_rounds_learn_and_survive_kills(tmp_path: Path, letters: Path) ->
     assert all(row["training"]["ratio_error"] < 1e-4 for row in rows)
     metrics = training_rows(whole.files.arm("gpo") / "training.jsonl")
     assert [row["update"] for row in metrics] == [0, 1, 2]
-    check_round_metrics(whole, metrics, {"clip_fraction", "value_error"})
+    check_round_metrics(whole, metrics, {"clip_fraction", "value_error", "kl"})
     for row, each in zip(metrics, rows, strict=True):
         assert 0 < row["reset_share"] < 1
         assert row["critical_advantage"] == pytest.approx(each["critical_advantage"])
@@ -280,7 +280,7 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
     run = Run(tmp_path, resolve({**options, "model": str(letters)}))
     run.train("gpo")
     rows = training_rows(run.files.arm("gpo") / "training.jsonl")
-    check_round_metrics(run, rows, {"rewards/margins"})
+    check_round_metrics(run, rows, {"rewards/margins", "kl"})
     for update in (0, 1):
         losses = [row["loss"] for row in rows if row["update"] == update]
         assert losses[0] == pytest.approx(0.6931, abs=1e-4)
@@ -367,7 +367,7 @@ def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path
     run.train("plain")
     rows = [json.loads(line) for line in (run.files.arm("plain") / "rounds.jsonl").read_text().splitlines()]
     assert all(row["training"]["ratio_error"] < 1e-4 for row in rows)  # at the run's temperature
-    kl = [row["training"]["kl"] for row in rows]
+    kl = [row["training"]["kl_reference"] for row in rows]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert 1e-4 < kl[1] < kl[2]
     assert engine.model is model

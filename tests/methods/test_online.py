@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -382,7 +383,7 @@ def test_grpo_loss_equals_the_one_of_trl(tmp_path: Path, beta: float, unbiased: 
     theirs = trainer._compute_loss(trainer.model, inputs)
     _, metrics = run(GRPO, model, [ours], beta=beta, reference=reference, unbiased_kl=unbiased)
     assert metrics["loss"] == pytest.approx(theirs.item(), abs=1e-6)
-    assert (metrics.get("kl", 0.0) > 0.01) == (beta > 0)
+    assert (metrics.get("kl_reference", 0.0) > 0.01) == (beta > 0)
     assert metrics["ratio_error"] > 0.01
 
 
@@ -405,6 +406,19 @@ def test_saved_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, kind: t
         kind(tmp_path / "saved", beta=0.1, **settings).update(mixed_groups())
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_kl_is_from_the_behaviour_policy_per_token(kind: type[Online]) -> None:
+    """One row of two tokens twice as likely as it was, one of two tokens as likely: (1 - log 2) / 2 = .153 by k3."""
+    model = make_model()
+    rows = group([1, 2], [], ([3, 4], 1.0), ([5, 6], 0.0), model=model)
+    first, second = rows.trajectories
+    given = tuple(logprob - math.log(2) for logprob in first.completion.logprobs or ())
+    changed = replace(first, completion=replace(first.completion, logprobs=given))
+    _, metrics = run(kind, model, [Group(rows.start, (changed, second))])
+    assert metrics["kl"] == pytest.approx((1 - math.log(2)) / 2, abs=1e-5)
+    assert "kl_reference" not in metrics
+
+
 def test_training_begins_anew_on_what_another_method_has_saved(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "start")
     make_tokenizer().save_pretrained(tmp_path / "start")
@@ -420,7 +434,7 @@ def test_training_begins_anew_on_what_another_method_has_saved(tmp_path: Path) -
 
 def test_the_reference_stays_the_first_model() -> None:
     method = GRPO(make_model(), make_tokenizer(), beta=0.1, learning_rate=1e-3, epochs=3)
-    kl = [method.update(mixed_groups())["kl"] for _ in range(3)]
+    kl = [method.update(mixed_groups())["kl_reference"] for _ in range(3)]
     assert 0 < kl[0] < kl[2]
     assert same(state(method.frozen), state(make_model()))
 

@@ -141,9 +141,10 @@ class Online(ABC):
         """Train on these groups; groups of the same start are one group.
 
         Returns:
-            reward, reset_share, rows, rows_left_out (failed grade, empty or too long), tokens, steps, kl (where beta
-            is not 0), ratio_error (largest |ratio - 1| of the first step), and means over steps of loss, entropy (nats
-            per token), clip_fraction and grad_norm.
+            reward, reset_share, rows, rows_left_out (failed grade, empty or too long), tokens, steps, ratio_error
+            (largest |ratio - 1| of the first step), and means over steps of loss, entropy, kl (behaviour || policy),
+            kl_reference (policy || reference, where beta is not 0), clip_fraction and grad_norm. Entropy and both KLs
+            are in nats per token.
 
         Raises:
             DataError: nothing to learn (no row, or all advantages 0), token ids outside the vocabulary, or a loss
@@ -327,11 +328,12 @@ class Online(ABC):
         metrics = {
             "entropy": (out.entropy * weight).sum().item(),
             "clip_fraction": (held * weight).sum().item(),
+            "kl": (kl_estimate(placed["old"], out.logps.detach()) * weight).sum().item(),
             "ratio_error": ((log_ratio.detach().exp() - 1).abs() * out.mask).max().item(),
         }
         if rows[0].reference is not None:
             kl = kl_estimate(out.logps, pad_rows(rows, out, "reference")["reference"])
-            metrics["kl"] = (kl.detach() * weight).sum().item()
+            metrics["kl_reference"] = (kl.detach() * weight).sum().item()
             if self.kl_in == "loss":
                 per_token = per_token + self.beta * (of_token.exp() * kl if self.unbiased_kl else kl)
         loss = (per_token * weight).sum()
