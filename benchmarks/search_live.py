@@ -25,7 +25,6 @@ from search_replay import Replay, batches
 SHORT = ("boolean_expressions", "web_of_lies", "tracking_shuffled_objects_three_objects")
 SEARCHES: dict[str, Estimator] = {
     "adaptive": Adaptive(),
-    "adaptive N=4": Adaptive(rollouts=4, batch=8),
     "adaptive N=4, certainty 0.9": Adaptive(rollouts=4, batch=8, certainty=0.9, smallest=0.05),
     "bisect N=8": Bisect(rollouts=8, share_path=True),
     "bisect N=8, to a token": Bisect(rollouts=8, share_path=True, level="token"),
