@@ -52,7 +52,10 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     if not question.strip():
         raise ConfigError("--question is empty.")
     if live and files is None:
-        raise ConfigError("--watch learns values from a run's rollouts. Name one: gpo locate RUN --watch ...")
+        raise ConfigError(
+            "--watch needs a run, from whose rollouts a critic learns the values, and none is named. "
+            'Name one: gpo locate RUN --watch --question "..." (gpo rollout RUN makes one).'
+        )
     config = resolve(left, None if files is None else files.config())
     problem = problem_of(files, question, answer)
     task: Task = made("task", config.task)

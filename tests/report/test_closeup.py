@@ -82,7 +82,10 @@ def test_a_trajectory_that_is_not_there_is_named_with_some_that_are(searched: Pa
     [
         (["--show", "a"], "--show takes a run directory"),
         (["--watch"], "need a question"),
-        (["--watch", "--question", "q"], "Name one"),
+        (
+            ["--watch", "--question", "q"],
+            "needs a run, from whose rollouts a critic learns the values, and none is named",
+        ),
         (["--question", " ", "--task", "chain"], "--question is empty"),
         (["--question", "q", *CHAIN, "--nonsense", "1"], "--nonsense"),
         (
