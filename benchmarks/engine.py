@@ -5,8 +5,9 @@
 Three workloads: 128 rows from full questions, 8 samples of each or one of each, and `search`: 8 rollouts from every
 step prefix of trajectories. `generate` gets every advantage that a caller can give it: requests sorted by length,
 batches of 128 rows, both attentions tried, and malloc told to keep freed memory (its caches are allocated anew at each
-token, and page faults otherwise take much of its time). Runs are interleaved; the median is stated, and ratios within
-a repeat: the machine may be busy.
+token, and page faults otherwise take much of its time). Runs are interleaved; medians are stated, and of the ratios
+within a repeat the range too: the machine may be busy. `--cpu-time` counts processor time instead of the clock's, which
+on one thread does not see what else runs.
 
 The limit is what the arithmetic allows: the weights' products at the measured speed of one matrix product of such a
 shape, and each row's keys and values read once a token at the measured speed of reading. Sharing a prefix reads less.
@@ -36,6 +37,7 @@ REASONER = Path(__file__).parents[1] / "src/gpo/reasoner/weights"
 BATCH = 128
 ROLLOUTS = 8
 STEP = 20  # tokens of a reasoning step
+Clock = Callable[[], float]
 Runner = Callable[[Sequence[Request]], tuple[int, float]]
 
 
@@ -91,17 +93,17 @@ def search_requests(engine: HFEngine, questions: Sequence[Request]) -> list[Requ
     return requests
 
 
-def run_engine(engine: HFEngine) -> Runner:
+def run_engine(engine: HFEngine, clock: Clock) -> Runner:
     def run(requests: Sequence[Request]) -> tuple[int, float]:
-        began = time.perf_counter()
+        began = clock()
         groups = engine.generate(requests)
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
         return sum(len(completion.token_ids) for group in groups for completion in group), seconds
 
     return run
 
 
-def run_generate(model: Any, attention: str) -> Runner:
+def run_generate(model: Any, attention: str, clock: Clock) -> Runner:
     """The library: left-padded batches of BATCH rows of similar length."""
     ends = torch.tensor(model.generation_config.eos_token_id).view(-1)
 
@@ -109,7 +111,7 @@ def run_generate(model: Any, attention: str) -> Runner:
         model.set_attn_implementation(attention)
         rows = sorted((request for request in requests for _ in range(request.n)), key=lambda r: len(r.token_ids))
         tokens = 0
-        began = time.perf_counter()
+        began = clock()
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             longest = max(len(row.token_ids) for row in batch)
@@ -126,7 +128,7 @@ def run_generate(model: Any, attention: str) -> Runner:
             lengths = (ended == 0).sum(-1) + (ended[:, -1] > 0)
             limits = torch.tensor([row.max_tokens for row in batch])
             tokens += int(lengths.minimum(limits).sum())
-        return tokens, time.perf_counter() - began
+        return tokens, clock() - began
 
     return run
 
@@ -159,11 +161,11 @@ def best(work: Callable[[], Any], device: torch.device) -> float:
     return min(seconds)
 
 
-def compare(name: str, engine: HFEngine, requests: Sequence[Request], repeats: int) -> None:
+def compare(name: str, engine: HFEngine, requests: Sequence[Request], repeats: int, clock: Clock) -> None:
     runners = {
-        "HFEngine": run_engine(engine),
-        "generate sdpa": run_generate(engine.model, "sdpa"),
-        "generate eager": run_generate(engine.model, "eager"),
+        "HFEngine": run_engine(engine, clock),
+        "generate sdpa": run_generate(engine.model, "sdpa", clock),
+        "generate eager": run_generate(engine.model, "eager", clock),
     }
     rates: dict[str, list[float]] = {label: [] for label in runners}
     sampled: dict[str, int] = {}
@@ -174,11 +176,14 @@ def compare(name: str, engine: HFEngine, requests: Sequence[Request], repeats: i
     rows = sum(request.n for request in requests)
     print(f"\n{name}: {len(requests)} starts, {rows} rows, {sampled['HFEngine']} tokens sampled")
     possible = limit(engine.model, requests, sampled["HFEngine"] / rows)
-    print(f"  {'':16}{'tokens/s':>10}{'ratio':>8}{'of limit':>10}")
+    print(f"  {'':16}{'tokens/s':>10}{'of limit':>10}{'ratio':>8}  (range)")
     for label, values in rates.items():
         rate = statistics.median(values)
         ratios = [mine / theirs for mine, theirs in zip(rates["HFEngine"], values, strict=True)]
-        print(f"  {label:16}{rate:10.0f}{statistics.median(ratios):8.2f}{rate / possible:10.0%}")
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(
+            f"  {label:16}{rate:10.0f}{rate / possible:10.0%}{statistics.median(ratios):8.2f}  ({spread})", flush=True
+        )
 
 
 def keep_freed_memory() -> None:
@@ -198,8 +203,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trajectories", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=700)
-    parser.add_argument("--only", choices=("question", "search"))
+    parser.add_argument("--only", choices=("shared", "single", "search"))
+    parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
+    if options.cpu_time and (options.threads > 1 or options.device != "cpu"):
+        parser.error("--cpu-time needs --device cpu and --threads 1: other threads' time would be added")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
 
@@ -209,14 +217,16 @@ def main() -> None:
     else:
         engine = HFEngine(model=random_model().to(options.device), tokenizer=NumberTokenizer())
     print(f"{name or 'random Qwen3'} on {options.device}, {options.threads} threads")
-    if options.only in (None, "question"):
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.only in (None, "shared"):
         shared = question_requests(engine, BATCH // ROLLOUTS, ROLLOUTS, options.max_tokens)
-        compare(f"question ({ROLLOUTS} samples each)", engine, shared, options.repeats)
+        compare(f"question ({ROLLOUTS} samples each)", engine, shared, options.repeats, clock)
+    if options.only in (None, "single"):
         single = question_requests(engine, BATCH, 1, options.max_tokens)
-        compare("question (1 sample each)", engine, single, options.repeats)
+        compare("question (1 sample each)", engine, single, options.repeats, clock)
     if options.only in (None, "search"):
         starts = search_requests(engine, question_requests(engine, options.trajectories, 1, options.max_tokens))
-        compare(f"search ({ROLLOUTS} from every prefix)", engine, starts, options.repeats)
+        compare(f"search ({ROLLOUTS} from every prefix)", engine, starts, options.repeats, clock)
 
 
 if __name__ == "__main__":

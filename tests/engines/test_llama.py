@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpo.engines import llama
 from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.prefixes import Row, trunks_of
@@ -52,10 +51,7 @@ def branched(decoder: Decoder, rows: list[Row], index: int) -> Row:
 @pytest.mark.parametrize(
     "family", ["qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope"]
 )  # the families that the fused step serves
-def test_logits_equal_the_library_through_compaction_and_refill(
-    family: str, build: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llama, "MAX_COHORTS", 3)  # so that cohorts are kept apart, and merged later
+def test_logits_equal_the_library_through_compaction_and_refill(family: str, build: Any) -> None:
     model = build(family)
     assert is_supported(model)
     decoders = LlamaDecoder(model), LibraryDecoder(model, 3), RecomputingDecoder(model)
@@ -80,7 +76,8 @@ def test_a_trunk_is_stored_once_for_eight_rows(build: Any) -> None:
     decoder = LlamaDecoder(build("qwen3"))
     with torch.no_grad():
         decoder.arrange(rows_of(decoder, *PREFIXES, n=8))
-    keys, _ = decoder.cohorts[0].prefixes.layers[0]
+    assert decoder.cohort is not None
+    keys, _ = decoder.cohort.prefixes.layers[0]
     assert keys.shape == (4, 2, 9, 8)  # groups of rows, kv heads, longest trunk, head dimension
 
 

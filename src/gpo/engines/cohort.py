@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gpo.engines.prefixes import Layers, Row
 
@@ -27,86 +26,92 @@ MASKED = -1e30  # finite, so that an empty prefix gets weight 0 and not NaN
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class SharedPrefixes:
-    """Keys and values of G trunks, each read by at most R of the B rows."""
+def groups_of(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of rows that read a trunk together: those of each trunk in groups of nearly equal size."""
+    of_trunk: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        of_trunk.setdefault(id(row.trunk), []).append(index)
+    groups = []
+    for same in of_trunk.values():
+        count = -(-len(same) // WIDTH)
+        groups += [same[start::count] for start in range(count)]
+    return groups
 
-    def __init__(self, layers: Layers, lengths: Tensor, group_of_row: Tensor) -> None:
-        self.layers = layers  # of (G, kv heads, T, head dimension), right-padded
-        self.lengths = lengths  # (B,) tokens of its trunk that a row shares
-        self.group_of_row = group_of_row  # (B,)
-        sizes = group_of_row.bincount()
-        self.groups, self.width = len(sizes), int(sizes.max())
-        rows = torch.arange(len(group_of_row))
-        order = group_of_row.argsort(stable=True)
-        rank = torch.empty_like(rows)
-        rank[order] = rows - (sizes.cumsum(0) - sizes)[group_of_row[order]]
-        self.slot_of_row = group_of_row * self.width + rank
-        self.row_of_slot = torch.zeros(self.groups * self.width, dtype=torch.long)
-        self.row_of_slot[self.slot_of_row] = rows
-        self.in_order = len(rows) == len(self.row_of_slot) and bool((self.row_of_slot == rows).all())
-        longest = layers[0][0].shape[2]
-        self.mask = None  # (G, R, T), an expanded query axis is added at use
-        if int(lengths.min()) < longest:
-            padding = torch.arange(longest) >= lengths[self.row_of_slot].unsqueeze(-1)
-            self.mask = torch.where(padding, MASKED, 0.0).view(self.groups, self.width, longest)
+
+class SharedPrefixes:
+    """Keys and values of G trunks, each read by at most R of the B rows. A smaller group reads for its first again."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        groups = groups_of(rows)
+        self.width = max(len(group) for group in groups)
+        grid = torch.tensor([group + group[:1] * (self.width - len(group)) for group in groups])  # (G, R)
+        self.row_of_slot = grid.flatten()
+        self.slot_of_row = torch.empty(len(rows), dtype=torch.long)
+        self.slot_of_row[self.row_of_slot] = torch.arange(grid.numel())
+        lengths = torch.tensor([row.shared for row in rows])[grid].unsqueeze(-1)
+        ends = lengths.amax((1, 2)).tolist()
+        padding = torch.arange(max(1, *ends)) >= lengths
+        self.mask = torch.where(padding, MASKED, 0.0).unsqueeze(1)  # (G, 1, R, T)
+        self.layers: Layers = []  # of (G, kv heads, T, head dimension), right-padded
+        trunks = [layers_of(rows[group[0]]) for group in groups]
+        for pairs in zip(*trunks, strict=True):
+            keys, values = (padded(parts, ends, padding.shape[-1]) for parts in zip(*pairs, strict=True))
+            self.layers.append((keys, values))
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, heads, d) -> output of the same shape, and log-sum-exp of the scores (B, heads)."""
         keys, values = self.layers[layer]
         heads, size = queries.shape[1:]
-        kv_heads = keys.shape[1]
-        grid = queries if self.in_order else queries[self.row_of_slot]
-        grid = grid.view(self.groups, self.width, kv_heads, -1, size).transpose(1, 2).flatten(2, 3)
-        mask = None if self.mask is None else self.mask.repeat_interleave(heads // kv_heads, 1).unsqueeze(1)
-        output, sums = flash_attention(grid, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
-        split = (self.groups, kv_heads, self.width, heads // kv_heads)
-        output = output.reshape(*split, size).transpose(1, 2).reshape(-1, heads, size)
-        sums = sums.reshape(split).transpose(1, 2).reshape(-1, heads)
-        return (output, sums) if self.in_order else (output[self.slot_of_row], sums[self.slot_of_row])
-
-    def select(self, rows: Tensor) -> SharedPrefixes:
-        """The same for some of the rows; trunks that none of them needs are dropped."""
-        live, group_of_row = torch.unique(self.group_of_row[rows], return_inverse=True)
-        lengths, layers = self.lengths[rows], self.layers
-        longest = max(1, int(lengths.max()))
-        if len(live) < self.groups or longest < layers[0][0].shape[2]:
-            layers = [(keys[live, :, :longest], values[live, :, :longest]) for keys, values in layers]
-        return SharedPrefixes(layers, lengths, group_of_row)
-
-
-def concatenate(parts: Sequence[SharedPrefixes]) -> SharedPrefixes:
-    if len(parts) == 1:
-        return parts[0]
-    longest = max(part.layers[0][0].shape[2] for part in parts)
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([pad(tensor, (0, 0, 0, longest - tensor.shape[2])) for tensor in tensors])
-
-    layers = [
-        (joined([keys for keys, _ in same]), joined([values for _, values in same]))
-        for same in zip(*(part.layers for part in parts), strict=True)
-    ]
-    before = torch.tensor([0, *(part.groups for part in parts)]).cumsum(0)
-    group_of_row = torch.cat([part.group_of_row + int(start) for part, start in zip(parts, before, strict=False)])
-    return SharedPrefixes(layers, torch.cat([part.lengths for part in parts]), group_of_row)
+        groups, kv_heads = keys.shape[:2]
+        slots = queries.index_select(0, self.row_of_slot)
+        if self.width == 1:  # where the kernel is slower than matrix products
+            by_kv_head = (groups * kv_heads, heads // kv_heads, -1)
+            scores = torch.bmm(slots.view(by_kv_head), keys.flatten(0, 1).transpose(1, 2)).view(groups, heads, -1)
+            sums = scores.add_(self.mask[:, 0]).logsumexp(-1, keepdim=True)
+            output = torch.bmm((scores - sums).exp_().view(by_kv_head), values.flatten(0, 1))
+        else:
+            grid = slots.view(groups, self.width, kv_heads, -1, size).transpose(1, 2).flatten(2, 3)
+            mask = self.mask.repeat_interleave(heads // kv_heads, 2)
+            output, sums = flash_attention(grid, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
+            split = (groups, kv_heads, self.width, heads // kv_heads)
+            output = output.reshape(*split, size).transpose(1, 2)
+            sums = sums.reshape(split).transpose(1, 2)
+        output, sums = output.reshape(-1, heads, size), sums.reshape(-1, heads)
+        return output.index_select(0, self.slot_of_row), sums.index_select(0, self.slot_of_row)
 
 
 class Cohort:
     """Rows whose suffixes, however long, end at the same column."""
 
-    def __init__(self, rows: list[Row], prefixes: SharedPrefixes, capacity: int, used: int = 0) -> None:
-        self.rows, self.prefixes, self.capacity, self.used = rows, prefixes, capacity, used
-        self.kv_heads = prefixes.layers[0][0].shape[1]
-        shape = (len(rows) * self.kv_heads, capacity)
-        self.suffixes = [
-            (keys.new_zeros(*shape, keys.shape[-1]), values.new_zeros(*shape, values.shape[-1]))
-            for keys, values in prefixes.layers
-        ]
-        lengths = torch.tensor([row.own for row in rows])
-        padding = torch.arange(capacity) < used - lengths.unsqueeze(-1)  # (B, capacity)
-        self.mask = None
-        if bool(padding.any()):
-            self.mask = torch.where(padding, MASKED, 0.0).repeat_interleave(self.kv_heads, 0).unsqueeze(1)
+    def __init__(self, rows: Sequence[Row], before: Cohort | None) -> None:
+        """Take what rows have of their own from `before`, if they were in it, or from `row.layers`."""
+        self.rows, self.prefixes = list(rows), SharedPrefixes(rows)
+        self.used = max(row.own for row in rows)
+        self.capacity = self.used + min(HEADROOM, max(row.end - len(row) for row in rows))
+        place = {} if before is None else {id(row): index for index, row in enumerate(before.rows)}
+        stay = [(index, place[id(row)]) for index, row in enumerate(rows) if id(row) in place]
+        self.suffixes: Layers = []  # of (B, kv heads, capacity, head dimension), left-padded up to `used`
+        for layer, pair in enumerate(self.prefixes.layers):
+            keys, values = (self.laid(before, stay, layer, part, like) for part, like in enumerate(pair))
+            self.suffixes.append((keys, values))
+        for row in rows:
+            row.layers = None
+        padding = torch.arange(self.capacity) < self.used - torch.tensor([row.own for row in rows]).unsqueeze(-1)
+        self.mask = torch.where(padding, MASKED, 0.0).view(len(rows), 1, 1, -1) if bool(padding.any()) else None
+
+    def laid(self, before: Cohort | None, stay: list[tuple[int, int]], layer: int, part: int, like: Tensor) -> Tensor:
+        """One layer's keys or values of all rows."""
+        target = like.new_empty(len(self.rows), like.shape[1], self.capacity, like.shape[-1])
+        target[:, :, : self.used] = 0.0  # the padding; a masked NaN would stay one
+        if before is not None and stay:
+            to, source = torch.tensor(stay).unbind(1)
+            span = min(self.used, before.used)
+            known = before.suffixes[layer][part][source, :, before.used - span : before.used]
+            target[to, :, self.used - span : self.used] = known
+        for index, row in enumerate(self.rows):
+            if row.layers is not None:
+                target[index, :, self.used - row.own : self.used] = row.layers[layer][part]
+        return target
 
     @property
     def room(self) -> int:
@@ -119,80 +124,33 @@ class Cohort:
         """
         end = self.used + 1
         all_keys, all_values = self.suffixes[layer]
-        all_keys[:, self.used] = keys.reshape(-1, keys.shape[-1])
-        all_values[:, self.used] = values.reshape(-1, values.shape[-1])
+        rows, kv_heads = all_keys.shape[:2]
+        all_keys[:, :, self.used] = keys
+        all_values[:, :, self.used] = values
         shared, sums = self.prefixes.attend(layer, queries)
-        by_kv_head = (all_keys.shape[0], queries.shape[1] // self.kv_heads, -1)
-        scores = torch.bmm(queries.reshape(by_kv_head), all_keys[:, :end].transpose(1, 2))
+        by_kv_head = (rows * kv_heads, queries.shape[1] // kv_heads, -1)
+        scores = torch.bmm(queries.reshape(by_kv_head), all_keys.flatten(0, 1)[:, :end].transpose(1, 2))
         if self.mask is not None:
-            scores += self.mask[:, :, :end]
+            scores.view(rows, kv_heads, -1, end).add_(self.mask[..., :end])
         weights = torch.cat((scores, sums.reshape(by_kv_head)), -1).softmax(-1)
-        output = torch.bmm(weights[..., :end], all_values[:, :end])
+        output = torch.bmm(weights[..., :end], all_values.flatten(0, 1)[:, :end])
         output.addcmul_(weights[..., end:], shared.reshape(by_kv_head))
-        return output.view(len(self.rows), -1)
-
-    def put(self, index: int, row: Row) -> None:
-        """Write what a row has of its own, if it does."""
-        begin = index * self.kv_heads
-        for pair, known in zip(self.suffixes, row.layers or (), strict=False):
-            for target, source in zip(pair, known, strict=True):
-                target[begin : begin + self.kv_heads, self.used - row.own : self.used] = source
-        row.layers = None
+        return output.view(rows, -1)
 
     def cut(self, index: int) -> Layers:
         """Keys and values of a row's own tokens, after the last was fed."""
-        heads = slice(index * self.kv_heads, (index + 1) * self.kv_heads)
         columns = slice(self.used - len(self.rows[index].tokens), self.used)
-        return [(keys[heads, columns].clone(), values[heads, columns].clone()) for keys, values in self.suffixes]
+        return [(keys[index, :, columns].clone(), values[index, :, columns].clone()) for keys, values in self.suffixes]
 
 
-def branch_off(rows: list[Row]) -> Cohort:
-    """The cohort of new rows. Neighbours of the same trunk read it together."""
-    groups: list[list[Row]] = []
-    for row in rows:
-        if not groups or groups[-1][0].trunk is not row.trunk or len(groups[-1]) == WIDTH:
-            groups.append([])
-        groups[-1].append(row)
-    shared = [max(row.shared for row in group) for group in groups]
-    longest = max(1, *shared)
-    joined = []
-    for layer, pair in enumerate(groups[0][0].trunk.layers or ()):
-        laid = tuple(like.new_zeros(len(groups), like.shape[0], longest, like.shape[-1]) for like in pair)
-        for index, (group, end) in enumerate(zip(groups, shared, strict=True)):
-            known = group[0].trunk.layers
-            assert known is not None, "a trunk is prefilled before rows branch off"
-            for target, source in zip(laid, known[layer], strict=True):
-                target[index, :, :end] = source[:, :end]
-        joined.append((laid[0], laid[1]))
-    group_of_row = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
-    prefixes = SharedPrefixes(joined, torch.tensor([row.shared for row in rows]), group_of_row)
-    used = max(row.own for row in rows)
-    cohort = Cohort(rows, prefixes, used + headroom(rows), used)
-    for index, row in enumerate(rows):
-        cohort.put(index, row)
-    return cohort
+def layers_of(row: Row) -> Layers:
+    assert row.trunk.layers is not None, "a trunk is prefilled before rows branch off"
+    return row.trunk.layers
 
 
-def merge(cohorts: Sequence[Cohort], alive: set[int]) -> Cohort | None:
-    """One cohort of the rows whose id() is in `alive`, with room to go on; None if there are none."""
-    stay = [torch.tensor([i for i, row in enumerate(cohort.rows) if id(row) in alive]) for cohort in cohorts]
-    parts = [(cohort, rows) for cohort, rows in zip(cohorts, stay, strict=True) if len(rows)]
-    if not parts:
-        return None
-    rows = [cohort.rows[i] for cohort, selected in parts for i in selected.tolist()]
-    used = max(row.own for row in rows)
-    prefixes = concatenate([cohort.prefixes.select(selected) for cohort, selected in parts])
-    merged = Cohort(rows, prefixes, used + headroom(rows), used)
-    start = 0
-    for cohort, selected in parts:
-        flat = (selected.unsqueeze(-1) * cohort.kv_heads + torch.arange(cohort.kv_heads)).flatten()
-        span = min(used, cohort.used)
-        for new, old in zip(merged.suffixes, cohort.suffixes, strict=True):
-            for target, source in zip(new, old, strict=True):
-                target[start : start + len(flat), used - span : used] = source[flat, cohort.used - span : cohort.used]
-        start += len(flat)
-    return merged
-
-
-def headroom(rows: Sequence[Row]) -> int:
-    return min(HEADROOM, max(row.end - len(row) for row in rows))
+def padded(parts: Sequence[Tensor], ends: Sequence[int], longest: int) -> Tensor:
+    """The beginnings of tensors (kv heads, at least end, d), padded with zeros: (G, kv heads, longest, d)."""
+    laid = parts[0].new_zeros(len(parts), parts[0].shape[0], longest, parts[0].shape[-1])
+    for target, part, end in zip(laid, parts, ends, strict=True):
+        target[:, :end] = part[:, :end]
+    return laid
