@@ -93,8 +93,12 @@ def train_round(
     groups = files.groups(arm, number, search=config.reuse)
     if hasattr(method, "round_metrics"):
         method.round_metrics = round_metrics(files, arm, number, groups, tokens)
-    on_pairs = trains_on_pairs(config.method)
-    metrics: dict[str, float] = method.update_pairs(pairs) if on_pairs else method.update(groups)
+    metrics: dict[str, float]
+    if trains_on_pairs(config.method):
+        del groups  # makes room
+        metrics = method.update_pairs(pairs)
+    else:
+        metrics = method.update(groups)
     write_json(files.arm(arm, number) / "training.json", metrics)
     last = number == config.rounds
     if not last and hasattr(method, "merge"):
