@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gpo.engines.adapters import merge, without_wrapper
 from gpo.engines.branching import Batch, follow, unfollowed
 from gpo.engines.draw import NextToken
 from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder, forkable_layers
@@ -62,7 +63,9 @@ class HFEngine:
             raise ConfigError("A loaded model comes without a tokenizer. Give tokenizer= as well.")
 
     def load(self, checkpoint: Path) -> None:
-        """Take the weights of a checkpoint directory (or hub id). A model that was handed over is left as it is.
+        """Take the weights of a checkpoint directory (or hub id), those of LoRA adapters merged.
+
+        A model that was handed over is left as it is.
 
         Raises:
             EngineError: there is no model that transformers can load.
@@ -127,10 +130,11 @@ class HFEngine:
         return [min(request.max_tokens, context - len(request.token_ids)) for request in requests]
 
     def decoder(self) -> Decoder:
-        if self.kernel == "auto" and is_supported(self.model):
-            return LlamaDecoder(self.model)
-        layers = forkable_layers(self.model)
-        return RecomputingDecoder(self.model) if layers is None else LibraryDecoder(self.model, layers)
+        model = without_wrapper(self.model)
+        if self.kernel == "auto" and is_supported(model):
+            return LlamaDecoder(model)
+        layers = forkable_layers(model)
+        return RecomputingDecoder(model) if layers is None else LibraryDecoder(model, layers)
 
     def decode(self, trunks: Sequence[Trunk], work: Continuations, temperature: float) -> None:
         """Finish all continuations."""
@@ -237,9 +241,11 @@ def load_model(name: str, device: str, dtype: str, attention: str | None) -> Any
             "Expected a directory with config.json and weights, or a hub id that can be reached."
         ) from error
     try:
-        return model.to(chosen)
+        model = model.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise EngineError(f"Cannot use device {chosen!r} ({first_line(error)}). Use 'cpu', or 'auto'.") from error
+    merge(model)
+    return model
 
 
 def first_line(error: Exception) -> str:

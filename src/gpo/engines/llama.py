@@ -2,7 +2,8 @@
 
 A small model's time goes into dispatch and into reading caches. Here norm weights and the attention scale are folded
 into fused projections, rotary embedding is one complex product, and a prefix is read once for all rows that share it
-(see `cohort`). Weights are read anew for each `generate`, so a model that is being trained is followed.
+(see `cohort`). Weights are read anew for each `generate`, LoRA adapters merged into them, so a model
+that is being trained is followed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
+from gpo.engines.adapters import is_plain, weight_of
 from gpo.engines.cohort import Cohort
 from gpo.engines.library import prefill
 from gpo.engines.prefixes import Layers, Row, Trunk
@@ -34,7 +36,8 @@ def is_supported(model: Any) -> bool:
     projections += [getattr(each, f"{name}_proj") for each in mlps for name in ("gate", "up", "down")]
     return (
         all(parameter.dtype == torch.float32 for parameter in model.parameters())
-        and all(type(each) is nn.Linear for each in [*projections, model.lm_head])  # no adapters, no quantisation
+        and all(is_plain(each) for each in [*projections, model.lm_head])
+        and type(model.model.embed_tokens) is nn.Embedding
         and all(attention.o_proj.bias is None for attention in attentions)
         and all(mlp.gate_proj.bias is None for mlp in mlps)
         and config.hidden_act == "silu"
@@ -71,7 +74,7 @@ class LlamaDecoder:
         self.order = torch.arange(self.size).view(2, -1).t().flatten()
         self.layers = [self.fuse(layer) for layer in model.model.layers]
         self.embedding: Tensor = model.model.embed_tokens.weight
-        self.head = model.lm_head.weight * model.model.norm.weight
+        self.head = weight_of(model.lm_head) * model.model.norm.weight
         self.head_bias: Tensor | None = model.lm_head.bias
         self.rotations = self.embedding.new_zeros(0, self.size // 2, dtype=torch.complex64)
         self.cohort: Cohort | None = None
@@ -95,13 +98,13 @@ class LlamaDecoder:
             query = (q_norm.weight[self.order] * scale).expand(self.heads, -1)
             qk_norm = torch.cat((query, k_norm.weight[self.order].expand(self.kv_heads, -1)))
         return Weights(
-            qkv=joined(*(each.weight for each in projections)) * layer.input_layernorm.weight,
+            qkv=joined(*(weight_of(each) for each in projections)) * layer.input_layernorm.weight,
             qkv_bias=joined(*(each.bias for each in projections)) if biased else None,
             qk_norm=qk_norm,
-            output=attention.o_proj.weight.t(),
-            gate_up=torch.cat((layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))
+            output=weight_of(attention.o_proj).t(),
+            gate_up=torch.cat((weight_of(layer.mlp.gate_proj), weight_of(layer.mlp.up_proj)))
             * layer.post_attention_layernorm.weight,
-            down=layer.mlp.down_proj.weight.t(),
+            down=weight_of(layer.mlp.down_proj).t(),
         )
 
     def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
