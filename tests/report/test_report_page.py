@@ -79,6 +79,8 @@ def test_texts_are_levelled_to_their_total(lengths: list[int], total: int) -> No
 def test_numbers_are_short() -> None:
     interval = Interval(-0.125, -0.25, 0.5, 4)
     assert points(interval) == "−12.5 [−25.0, +50.0]"
+    assert points(Interval(-0.0001, -0.02, -0.0004, 4)) == "+0.0 [−2.0, +0.0]"
+    assert signed(-0.004) == "·\u00a0+0.00"
     assert percent(Interval(0.5, 0.25, 1.0, 4)) == "50\u00a0% [25, 100]"
     assert (percent(0.41), percent(NAN), percent(Interval(NAN, NAN, NAN, 0)), points(Interval(NAN, NAN, NAN, 0))) == (
         *("41\u00a0%", "–"),

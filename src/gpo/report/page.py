@@ -120,7 +120,9 @@ def points(value: Interval) -> str:
     """A difference in percentage points, such as +5.8 [+2.7, +10.6]."""
     if not value.n:
         return "–"
-    return f"{100 * value.estimate:+.1f} [{100 * value.lower:+.1f}, {100 * value.upper:+.1f}]".replace("-", "−")
+    # Adding 0.0 makes -0.0 positive.
+    estimate, lower, upper = (round(100 * each, 1) + 0.0 for each in (value.estimate, value.lower, value.upper))
+    return f"{estimate:+.1f} [{lower:+.1f}, {upper:+.1f}]".replace("-", "−")
 
 
 def _asset(name: str) -> str:

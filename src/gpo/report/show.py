@@ -119,7 +119,7 @@ def signed(advantage: float) -> str:
     if isnan(advantage):
         return "?"
     arrow = "▲" if advantage >= LEVELS[0] else "▼" if advantage <= -LEVELS[0] else "·"
-    return f"{arrow}\u00a0{advantage:+.2f}".replace("-", "−")
+    return f"{arrow}\u00a0{round(advantage, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def tone(advantage: float) -> str:
