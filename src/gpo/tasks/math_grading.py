@@ -36,6 +36,7 @@ _OPENING = re.compile(r"[\s*`\"]+")
 _CLOSING = re.compile(
     r"(?<![\s^])(?:\*\*(?=[\s.,;:!)])(?!\s*,?\s*(?:or|and)\b)[^\d*\\$]*|[*_`\"]+[\s.!]*|\.)$", re.IGNORECASE
 )
+_REASON = re.compile(r",\s+(?:as|because|since|so|when|where|which)\b[^\d\\$]*$", re.IGNORECASE)  # "9, as shown"
 _MATH_SPAN = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 
 
@@ -170,7 +171,7 @@ def math_answer(text: str) -> str | None:
 
 
 def _undecorated(span: str) -> str:
-    span = span.strip()
+    span = _REASON.sub("", span.strip())
     opening = _OPENING.match(span)
     return _CLOSING.sub("", span[opening.end() :] if opening else span).rstrip(". ")
 
