@@ -2,7 +2,8 @@
 
 A row is JSON with the question (`question` or `input`), the reference answer (`target` or `answer`), and the solution
 as `steps`, a list of texts. That is the form of BIG-Bench-Mistake (arXiv 2311.08516), whose steps are lines. The run's
-model estimates what each step is worth: how often the model itself would get from there to the right answer.
+model estimates what each step is worth: how often the model itself would get from there to the right answer. It is
+`reader` by default, the embedded reasoner trained on to go on from solutions that somebody else began.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def take(
         ConfigError: the directory is that of another run.
         DataError: a row is of another form, or the model's context holds none of the traces.
     """
-    given = {"arms": "gpo", "rollouts": "1"} | (options or {})
+    given = {"arms": "gpo", "rollouts": "1", "model": "reader"} | (options or {})
     config = resolve(given)
     run = Run(directory, replace(config, problems=len(rows), budget=PLENTY, locate_share=0.999))
     if run.files.rollouts.path.exists():

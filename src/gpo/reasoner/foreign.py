@@ -356,5 +356,5 @@ def parted(question: str, lines: list[str], given: int, answer: str, weight: flo
 
 
 def make(rng: Random) -> Example:
-    """One of the three, arithmetic the most often."""
-    return rng.choices((arithmetic, shuffled, brackets), (5, 3, 2))[0](rng)
+    """One of the three, arithmetic the most often: it is the hardest."""
+    return rng.choices((arithmetic, shuffled, brackets), (7, 2, 1))[0](rng)
