@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gpo.engines.prefixes import Layers, Row
 
-HEADROOM = 64  # columns to decode into before a cohort is laid out again
-WIDTH = 8  # rows at most that read a trunk together; more groups of equal size waste less than few of any size
+HEADROOM = 32  # columns to decode into before a cohort is laid out again
+WIDTH = 16  # rows at most that read a trunk together; more groups of equal size waste less than few of any size
 MASKED = -1e30  # finite, so that an empty prefix gets weight 0 and not NaN
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
