@@ -1,13 +1,15 @@
 """Makes the grounds on which `search.py` ranks the critical-step searches: trajectories with values at each boundary.
 
-    python benchmarks/search_grounds.py near_exact|human [--rollouts N] [--out benchmarks/results]
+    python benchmarks/search_grounds.py near_exact|human|marked [--rollouts N] [--out benchmarks/results]
 
 near_exact: right and wrong trajectories of the embedded reasoner for each of its nine sub-tasks, as many of each as
 `GROUNDS` says: fewer where they take long.
 human: traces of a larger model in BIG-Bench-Mistake, whose first mistake people marked (a program for Dyck). A trace is
 tokenised as it is, steps joined by newlines.
+marked: many more of these traces, valued by the reader, which is the reasoner trained on to go on from solutions that
+others began, for `search_human.py`.
 
-At least N rollouts (512; 16 for human) pass every boundary but the last: those that start there, and those from before
+At least N rollouts (512; 16 for traces) pass every boundary but the last: those that start there, and those from before
 it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and how they ended. A
 ground is one file with a trajectory a line; everything follows from the seed and the reasoner's weights. A command that
 was killed goes on where it was.
@@ -30,6 +32,7 @@ from random import Random
 
 import numpy as np
 
+from gpo.config import model_path
 from gpo.engines.hf import HFEngine
 from gpo.estimators.branches import follow_probabilities
 from gpo.prompting import question_start
@@ -40,7 +43,7 @@ from gpo.tasks.generated import Generated
 from gpo.traces import as_trajectory
 from gpo.types import Completion, Problem, Request, Task, Trajectory
 
-WEIGHTS = Path(__file__).parents[1] / "src/gpo/reasoner/weights"
+WEIGHTS = Path(model_path("reasoner"))
 MAX_TOKENS = 900  # of a response
 ROOM = 32  # tokens in which a rollout may be longer than a trace
 QUESTIONS = 4  # questions for each trajectory of a kind, 4 samples each
@@ -200,6 +203,7 @@ Maker = Callable[[HFEngine, str, int, int], tuple[Task, list[Row]]]
 class Ground:
     """How it is made, and how many rollouts pass each boundary."""
 
+    model: str
     rows: Maker
     rollouts: int
     outcomes: int  # that are told apart: right and wrong, or one
@@ -208,6 +212,7 @@ class Ground:
 
 GROUNDS = {
     "near_exact": Ground(
+        "reasoner",
         near_exact,
         512,
         2,
@@ -224,6 +229,7 @@ GROUNDS = {
         ),
     ),
     "human": Ground(
+        "reasoner",
         human,
         16,
         1,
@@ -231,6 +237,17 @@ GROUNDS = {
             ("dyck_languages", 40),
             ("tracking_shuffled_objects", 20),
             ("multistep_arithmetic", 16),
+        ),
+    ),
+    "marked": Ground(
+        "reader",
+        human,
+        16,
+        1,
+        (
+            ("multistep_arithmetic", 150),
+            ("tracking_shuffled_objects", 150),
+            ("dyck_languages", 100),
         ),
     ),
 }
@@ -241,8 +258,8 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) 
     packed = folder / f"search_{ground}.jsonl.gz"
     if packed.exists():
         return load(packed)
-    engine = HFEngine(WEIGHTS)
     plan = GROUNDS[ground]
+    engine = HFEngine(model_path(plan.model))
     file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
     for subtask, each in plan.plan:

@@ -84,13 +84,14 @@ def steps(
     return states
 
 
-def bracket(rng: Random, depth: int, numbers: int) -> list[Expression]:
+def bracket(rng: Random, depth: int, numbers: int, largest: int = 9) -> list[Expression]:
     """A random bracket: `depth` 1 holds numbers, others two brackets."""
     if depth > 1:
-        return [bracket(rng, depth - 1, numbers), rng.choice(OPERATORS), bracket(rng, depth - 1, numbers)]
-    found: list[Expression] = [rng.randint(-9, 9)]
+        left, operator = bracket(rng, depth - 1, numbers, largest), rng.choice(OPERATORS)
+        return [left, operator, bracket(rng, depth - 1, numbers, largest)]
+    found: list[Expression] = [rng.randint(-largest, largest)]
     for _ in range(numbers - 1):
-        found += [rng.choice(OPERATORS), rng.randint(-9, 9)]
+        found += [rng.choice(OPERATORS), rng.randint(-largest, largest)]
     return found
 
 
@@ -126,9 +127,10 @@ def mistaken(rng: Random) -> Callable[[int, str, int], int]:
 def arithmetic(rng: Random) -> Example:
     """multistep_arithmetic of two to four levels of brackets."""
     depth, numbers = rng.choice([(2, 4), (2, 4), (3, 2), (3, 3), (3, 3), (3, 4), (3, 4), (3, 4), (4, 2)])
-    if rng.random() < 0.3:
-        depth, numbers = 2, rng.randint(2, 4)
-    tree = bracket(rng, depth, numbers)
+    largest = 9
+    if rng.random() < 0.4:  # what last equations are made of: sums and products of long numbers
+        depth, numbers, largest = rng.choice((2, 3)), 2, 99
+    tree = bracket(rng, depth, numbers, largest)
     by_other = rng.random() < 0.85
     # What is named A, B, ...: the brackets of numbers, or larger ones
     leaves = 2 ** (depth - 1)
