@@ -37,7 +37,7 @@ def begun(make, seed: int, number: int) -> list[Example]:
     return found
 
 
-@pytest.mark.parametrize(("make", "least"), [(foreign.shuffled, 28), (foreign.brackets, 28), (foreign.arithmetic, 18)])
+@pytest.mark.parametrize(("make", "least"), [(foreign.shuffled, 28), (foreign.brackets, 28), (foreign.arithmetic, 12)])
 def test_it_goes_on_right_from_a_beginning_without_a_mistake(
     make, least: int, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
