@@ -34,7 +34,7 @@ _UNIT_POWER = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}\s*\^\s*\{?\s*(\d)\s*
 # Markdown around an answer: **x**, `x`. Bold may be followed by words, unless these are a second answer.
 _OPENING = re.compile(r"[\s*`\"]+")
 _CLOSING = re.compile(
-    r"(?<![\s^])(?:\*\*(?=[\s.,;:!)])(?!\s*,?\s*(?:or|and)\b)[^\d*\\$]*|[*_`\"]+[\s.!]*|\.)$", re.IGNORECASE
+    r"(?<![\s^])\*{2,3}(?=[\s.,;:!)])(?!\s*,?\s*(?:or|and)\b)[^\d*\\$]*$|(?<!\^)[*_`\"]+[\s.!]*$", re.IGNORECASE
 )
 _REASON = re.compile(r",\s+(?:as|because|since|so|when|where|which)\b[^\d\\$]*$", re.IGNORECASE)  # "9, as shown"
 _MATH_SPAN = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
