@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -161,14 +162,14 @@ class RunConfig:
         for name in ("test_problems", "round_problems"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1, or none for all.")
-        if not self.budget > 1:
-            raise ConfigError(f"budget is {self.budget}, expected more than 1: the first rollouts are part of it.")
+        if not 1 < self.budget < inf:
+            raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
         if not 0 < self.locate_share < 1:
             raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
         if not 0 <= self.reset_fraction <= 1:
             raise ConfigError(f"reset_fraction is {self.reset_fraction}, expected a share from 0 to 1.")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature}, expected more than 0: rollouts must differ.")
+        if not 0 < self.temperature < inf:
+            raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
         if not self.arms:
             raise ConfigError(f"A run needs at least one arm, for instance {', '.join(ARMS)}.")
         for name in self.arms:
