@@ -191,3 +191,12 @@ def test_the_metrics_tell_of_resets_and_of_the_search() -> None:
     assert metrics["reset_share"] == pytest.approx(2 / 3)
     assert metrics["critical_advantage"] == 0.75
     assert "critical_advantage" not in method(DPO).update_pairs(make_pairs(2))
+
+
+def test_rows_of_a_run_tell_of_all_that_was_searched_and_not_of_the_pairs_alone() -> None:
+    rows: list[dict[str, float]] = []
+    told = {"parent": "t", "critical_step": 0, "values": [0.25, 1.0]}
+    trained = method(DPO, on_step=rows.append)
+    trained.round_metrics = {"critical_advantage": 0.5}
+    trained.update_pairs([replace(pair, provenance=told) for pair in make_pairs(2)])
+    assert [row["critical_advantage"] for row in rows] == [0.5]

@@ -128,7 +128,7 @@ class Offline(ABC):
             of_pairs["critical_advantage"] = fmean(advantages)
         with quiet(), self._directory(rows) as (directory, offset):
             metrics = MetricsCallback(
-                {"update": self.updates, **self.round_metrics, **of_pairs},
+                {"update": self.updates, **of_pairs, **self.round_metrics},
                 self.metrics_path,
                 offset,
                 self._row_is_written,
