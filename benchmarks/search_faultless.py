@@ -109,7 +109,7 @@ def _computed(text: str) -> int | None:
         return None
     try:
         return int(eval(text))
-    except SyntaxError:  # brackets that do not match
+    except (SyntaxError, TypeError):  # brackets that do not match, or stand side by side
         return None
 
 

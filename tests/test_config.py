@@ -165,3 +165,18 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
     assert method(method="ppo", **{"method.learning_rate": "1e-6"})["learning_rate"] == 1e-6
     assert method(method="ppo", model="another")["learning_rate"] == 1e-5
     assert method() == method(method="dpo")
+    assert method(model="reader") == method()
+
+
+def test_an_option_of_an_arm_that_does_not_run_is_refused_by_the_name_it_was_given() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--estimator is for arm 'gpo', and --arms has plain only\. Add gpo to --arms"
+    ):
+        resolve({"arms": "plain", "estimator": "adaptive"})
+    with pytest.raises(ConfigError, match=r"--arms\.own is for arm 'own'"):
+        resolve({"arms": "plain,gpo", "arms.own": "adaptive"})
+
+
+def test_not_a_number_is_not_a_number() -> None:
+    with pytest.raises(ConfigError, match=r"--estimator\.rollouts is 'nan', expected a number"):
+        parse(float, "nan", "--estimator.rollouts")

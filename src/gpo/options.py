@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gpo.config import ARMS, COMPONENTS, EMBEDDED, RunConfig, Spec, setting_types
+from gpo.config import ARMS, COMPONENTS, EMBEDDED, SHIPPED, RunConfig, Spec, setting_types
 from gpo.errors import ConfigError, unknown
 from gpo.registry import REGISTRIES, lookup
 from gpo.store import from_json
@@ -62,7 +63,7 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     """
     base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
-    if stored is None and left.get("model", EMBEDDED) == EMBEDDED:
+    if stored is None and left.get("model", EMBEDDED) in SHIPPED:
         settings = EMBEDDED_SETTINGS.get(left.get("method", str(RunConfig.method)), {})
         left = {f"method.{name}": text for name, text in settings.items()} | left
     values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
@@ -77,6 +78,10 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     for name, kind in hints.items():
         values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
     for name in left:
+        if name.startswith("arms."):
+            given = next(option for option in options if _long(option) == name)
+            arm, arms_given = name.split(".")[1], ", ".join(values["arms"])
+            raise ConfigError(f"--{given} is for arm {arm!r}, and --arms has {arms_given} only. Add {arm} to --arms.")
         raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, *SHORT, "arms", "data")])
     return RunConfig(**values)
 
@@ -89,7 +94,10 @@ def _defaults() -> dict[str, Any]:
 
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the default of every field that a run of an earlier version did not have."""
+    """A stored configuration with the default of every field of the run that an earlier version did not have.
+
+    Settings of components are as they are stored: one that a component has gained since makes another run.
+    """
     return _defaults() | dict(stored)
 
 
@@ -156,6 +164,8 @@ def _parse(kind: Any, text: str) -> Any:
         arguments, text = (True, False), text.capitalize()
     if kind is bool or origin is Literal:
         return {str(value): value for value in arguments}[text]
+    if kind is float and math.isnan(float(text)):
+        raise ValueError(text)
     if kind in (int, float, Path):
         return kind(text)
     if origin is tuple and not text.startswith("["):

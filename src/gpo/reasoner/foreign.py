@@ -307,7 +307,7 @@ def brackets(rng: Random) -> Example:
     stack: list[str] = []
     truth: list[str] = []
     given_lines = rng.randint(2, len(symbols) + 2) if rng.random() < 0.6 else 0
-    wrong_at = rng.randint(2, given_lines) if given_lines > 2 and rng.random() < MISTAKEN else 0
+    wrong_at = rng.randint(3, given_lines) if given_lines > 2 and rng.random() < MISTAKEN else 0
     lines = ["We should process each input one by one and keep track of the stack configuration.", "stack: empty"]
     for number, symbol in enumerate(symbols, 3):
         for kept in (truth, stack):
