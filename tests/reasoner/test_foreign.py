@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from gpo.reasoner import foreign
+from gpo.reasoner import expressions, foreign
 from gpo.reasoner.tokenizer import build
 
 
@@ -38,15 +38,15 @@ def test_expressions_are_computed_as_python_computes_them() -> None:
     rng = Random(3)
     for depth in (1, 2, 3, 4):
         for _ in range(50):
-            tree = foreign.bracket(rng, depth, rng.randint(2, 4))
-            states = foreign.steps(tree)
-            assert {eval(foreign.shown(state)) for state in states} == {foreign.value(tree)}
-            assert len(states) == len(re.findall(r" [-+*] ", foreign.shown(tree))) + 1
-            assert {eval(foreign.shown(state)) for state in foreign.steps(tree, by_parts=True)} == {states[-1]}
+            tree = expressions.bracket(rng, depth, rng.randint(2, 4))
+            states = expressions.steps(tree)
+            assert {eval(expressions.shown(state)) for state in states} == {states[-1]}
+            assert len(states) == len(re.findall(r" [-+*] ", expressions.shown(tree))) + 1
+            assert {eval(expressions.shown(state)) for state in expressions.steps(tree, by_parts=True)} == {states[-1]}
 
 
 def test_products_of_long_numbers_are_computed_by_parts() -> None:
-    shown = [foreign.shown(state) for state in foreign.steps([49, "*", -37], by_parts=True)]
+    shown = [expressions.shown(state) for state in expressions.steps([49, "*", -37], by_parts=True)]
     assert shown == [
         "(49 * -37)",
         "(49 * -30 + 49 * -7)",
@@ -54,13 +54,13 @@ def test_products_of_long_numbers_are_computed_by_parts() -> None:
         "(-1470 + -343)",
         "-1813",
     ]
-    assert foreign.in_parts(40, 19) is None
-    assert foreign.in_parts(-120, 25) == [-120, "*", 20, "+", -120, "*", 5]
+    assert expressions.in_parts(40, 19) is None
+    assert expressions.in_parts(-120, 25) == [-120, "*", 20, "+", -120, "*", 5]
 
 
 def test_others_leave_out_equations_and_keep_the_value() -> None:
     rng = Random(4)
-    states = foreign.steps([-3, "+", -2, "*", 5, "-", -7])
+    states = expressions.steps([-3, "+", -2, "*", 5, "-", -7])
     chains = {foreign.loosely(states, rng) for _ in range(200)}
     assert len(chains) > 20
     for chain in chains:

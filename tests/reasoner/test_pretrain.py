@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from gpo.reasoner import pretrain
+from gpo.reasoner.decoder import Decoder, Shape, library_model
 from gpo.reasoner.example import Example
-from gpo.reasoner.pretrain import LETTERS, Decoder, Pretraining, Settings, Shape, family, library_model, pool, steps
+from gpo.reasoner.pretrain import LETTERS, Pretraining, Settings, family, pool, steps
 from gpo.reasoner.tokenizer import build
 
 TINY = Shape(width=32, layers=2, heads=1, hidden=32)

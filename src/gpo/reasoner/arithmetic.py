@@ -56,10 +56,10 @@ def chain(term: Term, rng: Random, slips: Slips, *, marks: bool, keeps: bool) ->
     return " = ".join(parts), int(term[0])
 
 
-def random_term(rng: Random, numbers: int) -> Term:
-    term: Term = [rng.randint(-9, 9)]
+def random_term(rng: Random, numbers: int, largest: int = 9) -> Term:
+    term: Term = [rng.randint(-largest, largest)]
     for _ in range(numbers - 1):
-        term += [rng.choice(OPERATORS), rng.randint(-9, 9)]
+        term += [rng.choice(OPERATORS), rng.randint(-largest, largest)]
     return term
 
 

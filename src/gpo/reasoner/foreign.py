@@ -14,85 +14,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from gpo.reasoner import dyck, tracking
-from gpo.reasoner.arithmetic import OPERATORS, apply
-from gpo.reasoner.example import Example, lettered, listed, named_option
+from gpo.reasoner.arithmetic import apply
+from gpo.reasoner.example import Example, listed
+from gpo.reasoner.expressions import Expression, bracket, shown, steps
 
 MISTAKEN = 0.35  # of the beginnings have a mistake
 GIVEN_WEIGHT = 0.25  # in the loss, of a beginning whose wording is worth knowing
 OTHER_ENDS = 0.15  # of solutions end in the words of others
-
-# Arithmetic: an expression is a number or a bracket, a list with operators between expressions.
-Expression = Any
-
-
-def value(node: Expression) -> int:
-    """What an expression amounts to; products first, then from the left."""
-    if isinstance(node, int):
-        return node
-    if len(node) == 1:
-        return value(node[0])
-    at = last_operation(node)
-    return apply(value(node[:at]), node[at], value(node[at + 1 :]))
-
-
-def last_operation(bracket: list[Expression]) -> int:
-    """The place of the operator that is computed last."""
-    sums = [i for i, part in enumerate(bracket) if part in ("+", "-")]
-    return sums[-1] if sums else max(i for i, part in enumerate(bracket) if part == "*")
-
-
-def shown(node: Expression) -> str:
-    return str(node) if isinstance(node, (int, str)) else f"({' '.join(map(shown, node))})"
-
-
-def in_parts(left: int, right: int) -> list[Expression] | None:
-    """A product of two long numbers as a sum of easy ones: 49 * -37 as (49 * -30 + 49 * -7)."""
-    whole, split = sorted((left, right), key=lambda number: len(str(abs(number)).rstrip("0")), reverse=True)
-    digits = str(abs(split))
-    sign = 1 if split > 0 else -1
-    parts = [sign * int(digit) * 10**place for place, digit in enumerate(reversed(digits)) if digit != "0"][::-1]
-    if len(parts) < 2 or len(str(abs(whole)).rstrip("0")) < 2:
-        return None
-    terms: list[Expression] = [whole, "*", parts[0]]
-    for part in parts[1:]:
-        terms += ["+", whole, "*", part]
-    return terms
-
-
-def simpler(node: list[Expression], compute: Callable[[int, str, int], int] = apply, by_parts: bool = False) -> Any:
-    """The expression after its next operation: innermost brackets from the left, products before sums."""
-    for i, part in enumerate(node):
-        if isinstance(part, list):
-            return [*node[:i], simpler(part, compute, by_parts), *node[i + 1 :]]
-    at = node.index("*") if "*" in node else 1
-    left, operator, right = node[at - 1 : at + 2]
-    parts = in_parts(left, right) if by_parts and operator == "*" else None
-    rest = [*node[: at - 1], parts or compute(left, operator, right), *node[at + 2 :]]
-    return rest[0] if len(rest) == 1 else rest
-
-
-def steps(
-    node: Expression, compute: Callable[[int, str, int], int] = apply, by_parts: bool = False
-) -> list[Expression]:
-    """The expression after each operation, itself first; products of long numbers `by_parts` or at once."""
-    states = [node]
-    while isinstance(states[-1], list):
-        states.append(simpler(states[-1], compute, by_parts))
-    return states
-
-
-def bracket(rng: Random, depth: int, numbers: int, largest: int = 9) -> list[Expression]:
-    """A random bracket: `depth` 1 holds numbers, others two brackets."""
-    if depth > 1:
-        left, operator = bracket(rng, depth - 1, numbers, largest), rng.choice(OPERATORS)
-        return [left, operator, bracket(rng, depth - 1, numbers, largest)]
-    found: list[Expression] = [rng.randint(-largest, largest)]
-    for _ in range(numbers - 1):
-        found += [rng.choice(OPERATORS), rng.randint(-largest, largest)]
-    return found
 
 
 def loosely(states: list[Expression], rng: Random) -> str:
@@ -183,7 +113,7 @@ def arithmetic(rng: Random) -> Example:
     states = steps(filled(whole), by_parts=True)
     links = [shown(state)[1:-1] if isinstance(state, list) else str(state) for state in states]
     lines.append(f"Then, the final equation is {' = '.join([outer, *links])}. So the answer is {states[-1]}")
-    return parted(f"{shown(tree)} =", lines, given_lines, str(value(tree)))
+    return parted(f"{shown(tree)} =", lines, given_lines, str(steps(tree)[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +205,11 @@ def shuffled(rng: Random) -> Example:
             forgotten = rng.choice(names)
             names = [name for name in names if name != forgotten]
         lines.append(line(form, names, pair))
-    end = f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}."
+    ending = tracking.ending(theme, [named(item) for item in items], asked, state[asked], named(state[asked]))
     if rng.random() < OTHER_ENDS:
-        lines.append(f"{end} So the answer is ({'ABCDEFG'[items.index(state[asked])]})")
+        lines.append(f"{ending[1]} So the answer is ({'ABCDEFG'[items.index(state[asked])]})")
     else:
-        lines.append(lettered([named(item) for item in items]))
-        lines += [end, named_option([named(item) for item in items], named(state[asked]))]
+        lines += ending
     weight = 0.0 if wrong_at else GIVEN_WEIGHT
     return parted(question, lines, foreign, f"({'ABCDEFG'[items.index(truth[asked])]})", weight)
 

@@ -172,10 +172,14 @@ def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Exa
         state = swapped(state, one, other, bool(set(previous) & {one, other}), rng, slips)
         previous = (one, other)
         lines.append(f"{one} and {other} {swap}: {shown([one, other] if brief else people)}")
-    lines.append(lettered([named(item) for item in items]))
-    lines.append(f"At the end of the {theme.ends.format(asked)} {theme.called(state[asked])}.")
-    lines.append(named_option([named(item) for item in items], named(state[asked])))
+    lines += ending(theme, [named(item) for item in items], asked, state[asked], named(state[asked]))
     return Example(question, "\n".join(lines), f"({'ABCDEFG'[items.index(truth[asked])]})")
+
+
+def ending(theme: Theme, shown: Sequence[str], asked: str, held: str, called: str) -> list[str]:
+    """The last lines: the options anew, what the person asked about holds, and its letter."""
+    end = f"At the end of the {theme.ends.format(asked)} {theme.called(held)}."
+    return [lettered(shown), end, named_option(shown, called)]
 
 
 def family(objects: int) -> Make:
