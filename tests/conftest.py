@@ -76,3 +76,14 @@ def audited(browser: Any, scheme: str, width: int) -> Iterator[Any]:
     page.audit = audit
     yield page
     context.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread during the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -122,12 +122,8 @@ def teacher() -> Callable[[Any, tuple[int, ...], tuple[int, ...], float], list[f
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def rounding_is_the_same(one_thread: None) -> None:
     """Tiny matrices are slower on several threads, and rounding then depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from gpo.methods.offline import Offline, last_checkpoint
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds
+
+# A forked process has none of the OpenMP threads that its parent has begun, and would wait for them.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 2, "save_steps": 2, "warmup": 0.5}
 
@@ -80,15 +82,6 @@ def alike(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(alike(a, b) for a, b in zip(left, right, strict=True))
     return bool(left == right)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A forked process has none of the OpenMP threads that its parent has begun, and would wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
