@@ -30,8 +30,9 @@ import httpx2 as httpx
 import numpy as np
 
 from gpo.annotate.marks import Marks
-from gpo.config import RunConfig, Spec
-from gpo.run import Run
+from gpo.config.components import Spec
+from gpo.config.run import RunConfig
+from gpo.experiment.run import Run
 
 FIELD = re.compile(r'name="(token|item)" value="([^"]*)"')
 STEP = re.compile(r'name="step" value="(\d+)"')
@@ -43,9 +44,9 @@ Times = dict[str, list[float]]  # seconds, by kind of request
 def make_run(path: Path, items: int) -> None:
     """A run of toy processes with searched trajectories."""
     config = RunConfig(
-        task=Spec("task", "gpo.engines.chain:ChainTask"),
-        engine=Spec("engine", "gpo.engines.chain:ChainEngine", {"padding": 8}),
-        method=Spec("method", "gpo.engines.chain:ChainEngine"),  # nothing is trained
+        task=Spec("task", "gpo.toy:ChainTask"),
+        engine=Spec("engine", "gpo.toy:ChainEngine", {"padding": 8}),
+        method=Spec("method", "gpo.toy:ChainEngine"),  # nothing is trained
         problems=items,
         budget=30.0,
         locate_share=0.9,

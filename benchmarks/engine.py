@@ -28,8 +28,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
 from gpo.engines.hf import HFEngine
-from gpo.prompting import render
-from gpo.segment import Newline
+from gpo.rollout.prompting import render
+from gpo.rollout.segmenters import Newline
 from gpo.tasks.generated import Generated
 from gpo.types import Request
 

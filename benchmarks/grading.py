@@ -19,8 +19,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import gpo
-from gpo.config import model_path
-from gpo.prompting import render
+from gpo.config.presets import model_path
+from gpo.rollout.prompting import render
 from gpo.types import Problem, Task
 
 FORMS = ("So the answer is {}.", "We get $\\boxed{{{}}}$.", "Therefore:\n#### {}", "The final answer is **{}**")

@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 
 import gpo
-from gpo.config import model_path
-from gpo.directory import RunDirectory
-from gpo.evaluation import Evaluation, EvaluationConfig
-from gpo.pairs import read_pairs
+from gpo.config.presets import model_path
+from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
+from gpo.preferences.pairs import read_pairs
+from gpo.storage.directory import RunDirectory
 
 
 def main() -> None:

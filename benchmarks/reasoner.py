@@ -10,7 +10,7 @@ import time
 
 import gpo
 from gpo.reasoner.families import FAMILIES
-from gpo.sampling import Sampler, question_start
+from gpo.rollout.sampler import Sampler, question_start
 from gpo.statistics import bootstrap_mean
 
 

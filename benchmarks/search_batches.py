@@ -22,8 +22,8 @@ from gpo.engines.hf import HFEngine
 from gpo.engines.library import Decoder
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
-from gpo.prompting import question_start
-from gpo.sampling import Sampler
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler
 from gpo.tasks.generated import Generated
 from gpo.types import Estimator
 from search_grounds import WEIGHTS

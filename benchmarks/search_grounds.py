@@ -32,15 +32,16 @@ from random import Random
 
 import numpy as np
 
-from gpo.config import model_path
+from gpo.config.presets import model_path
 from gpo.engines.hf import HFEngine
 from gpo.estimators.branches import follow_probabilities
-from gpo.prompting import question_start
+from gpo.experiment.traces import as_trajectory
 from gpo.reasoner.dyck import QUESTION
-from gpo.sampling import Sampler, request_seed
-from gpo.store import Chunks, from_json, to_json
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler, request_seed
+from gpo.storage.chunks import Chunks
+from gpo.storage.codec import from_json, to_json
 from gpo.tasks.generated import Generated
-from gpo.traces import as_trajectory
 from gpo.types import Completion, Problem, Request, Task, Trajectory
 
 WEIGHTS = Path(model_path("reasoner"))

@@ -15,7 +15,7 @@ from gpo.engines.hf import HFEngine
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
-from gpo.sampling import Sampler
+from gpo.rollout.sampler import Sampler
 from gpo.tasks.generated import Generated
 from gpo.types import Estimator, StepScores
 from search import WORTH, merit

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpo.plots import COLORS, save
+from gpo.report.plots import COLORS, save
 from search_budgets import PANELS, Results, panel
 
 TITLES = {"near_exact": "the reasoner's own trajectories", "human": "BIG-Bench-Mistake"}

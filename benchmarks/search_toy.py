@@ -20,16 +20,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpo.engines.chain import ChainEngine, ChainTask, Process, random_process
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.entropy import Entropy
 from gpo.estimators.evidence import Rule
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
-from gpo.prompting import question_start
-from gpo.sampling import Sampler
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler
 from gpo.statistics import bootstrap_mean, wilson
+from gpo.toy import ChainEngine, ChainTask, Process, random_process
 from gpo.types import Estimator, Trajectory
 
 

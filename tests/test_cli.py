@@ -8,9 +8,9 @@ import pytest
 import gpo
 from gpo import cli
 from gpo.cli import main
+from gpo.config.options import split
 from gpo.errors import ConfigError
-from gpo.options import split
-from gpo.run import Run
+from gpo.experiment.run import Run
 from toy import ToyMethod
 
 TOY = (

@@ -1,11 +1,11 @@
 import pytest
 
 from gpo import diagnose
-from gpo.engines.chain import ChainEngine, ChainTask, Process
 from gpo.errors import DataError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
+from gpo.toy import ChainEngine, ChainTask, Process
 
 # One decision matters: after "a" the answer is right, after "b" it is wrong; the second decision changes nothing.
 PROCESS = Process(

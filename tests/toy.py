@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gpo.config import RunConfig, Spec
-from gpo.engines.chain import CHOICE_A, ChainEngine, ChainTask
-from gpo.store import replacing
+from gpo.config.components import Spec
+from gpo.config.run import RunConfig
+from gpo.storage.files import replacing
+from gpo.toy import CHOICE_A, ChainEngine, ChainTask
 from gpo.types import Group, Message, Problem, Score, Split
 
 
@@ -87,7 +88,7 @@ class EveryLetterIsRight(LetterTask):
 def toy_config(**changes: Any) -> RunConfig:
     settings: dict[str, Any] = {
         "task": Spec("task", "toy:ToyTask"),
-        "engine": Spec("engine", "gpo.engines.chain:ChainEngine", {"padding": 2}),
+        "engine": Spec("engine", "gpo.toy:ChainEngine", {"padding": 2}),
         "method": Spec("method", "toy:ToyMethod"),
         "arms": {"plain": "none", "random": "random", "gpo": "monte_carlo"},
         "rollouts": 4,

@@ -9,10 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpo.config import RunConfig as RunConfig
-    from gpo.config import Spec as Spec
-    from gpo.config import make as make
-    from gpo.dataset import load_pairs as load_pairs
+    from gpo.config.components import Spec as Spec
+    from gpo.config.components import make as make
+    from gpo.config.run import RunConfig as RunConfig
     from gpo.diagnosis import Diagnosis as Diagnosis
     from gpo.diagnosis import diagnose as diagnose
     from gpo.errors import ConfigError as ConfigError
@@ -20,12 +19,13 @@ if TYPE_CHECKING:
     from gpo.errors import EngineError as EngineError
     from gpo.errors import GPOError as GPOError
     from gpo.errors import MissingDependency as MissingDependency
-    from gpo.pairs import Pair as Pair
-    from gpo.pairs import build_pairs as build_pairs
-    from gpo.results import Results as Results
-    from gpo.run import Run as Run
-    from gpo.sampling import Sampler as Sampler
-    from gpo.sampling import question_start as question_start
+    from gpo.experiment.run import Run as Run
+    from gpo.preferences.dataset import load_pairs as load_pairs
+    from gpo.preferences.pairs import Pair as Pair
+    from gpo.preferences.pairs import build_pairs as build_pairs
+    from gpo.report.results import Results as Results
+    from gpo.rollout.sampler import Sampler as Sampler
+    from gpo.rollout.sampler import question_start as question_start
     from gpo.types import Completion as Completion
     from gpo.types import Group as Group
     from gpo.types import Problem as Problem
@@ -37,14 +37,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "gpo.config": ("RunConfig", "Spec", "make"),
-    "gpo.dataset": ("load_pairs",),
+    "gpo.config.components": ("Spec", "make"),
+    "gpo.config.run": ("RunConfig",),
+    "gpo.preferences.dataset": ("load_pairs",),
     "gpo.diagnosis": ("Diagnosis", "diagnose"),
     "gpo.errors": ("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
-    "gpo.pairs": ("Pair", "build_pairs"),
-    "gpo.results": ("Results",),
-    "gpo.run": ("Run",),
-    "gpo.sampling": ("Sampler", "question_start"),
+    "gpo.preferences.pairs": ("Pair", "build_pairs"),
+    "gpo.report.results": ("Results",),
+    "gpo.experiment.run": ("Run",),
+    "gpo.rollout.sampler": ("Sampler", "question_start"),
     "gpo.types": ("Completion", "Group", "Problem", "Score", "Start", "StepScores", "Trajectory"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

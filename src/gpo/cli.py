@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpo.allocation import keep_freed_memory
+from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpo.results import Results
-    from gpo.run import Run
+    from gpo.experiment.run import Run
+    from gpo.report.results import Results
 
 DEFAULT_RUN = "runs/gpo"
 DEFAULT_EVALUATION = "runs/evaluation"
@@ -44,7 +44,10 @@ PROGRAMS = {
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
     "report": ("gpo.report.command:main", "everything that a run found as one HTML file, and plots"),
-    "traces": ("gpo.traces:main", "solutions that somebody else wrote, as the trajectories of a run to be searched"),
+    "traces": (
+        "gpo.experiment.traces:main",
+        "solutions that somebody else wrote, as the trajectories of a run to be searched",
+    ),
 }
 
 LOCATE_HELP = """\
@@ -136,7 +139,7 @@ def command(arguments: Sequence[str]) -> int:
         module, _, function = PROGRAMS[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
         return code
-    from gpo.options import split
+    from gpo.config.options import split
 
     names, options = split(arguments)
     if "version" in options:
@@ -164,7 +167,7 @@ def command(arguments: Sequence[str]) -> int:
     if name == "evaluate" and (options.keys() & {"models", "harness"} or (rest and holds_evaluation(Path(rest[0])))):
         evaluate_models(Path(rest[0] if rest else DEFAULT_EVALUATION), options)
     elif name == "locate" and options.keys() & {"show", "question", "watch"}:
-        from gpo.closeup import close_up
+        from gpo.report.closeup import close_up
 
         close_up(Path(rest[0]) if rest else None, options)
     else:
@@ -173,7 +176,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def holds_evaluation(directory: Path) -> bool:
-    from gpo.evaluation import is_evaluation
+    from gpo.evaluation.evaluation import is_evaluation
 
     return is_evaluation(directory)
 
@@ -182,11 +185,11 @@ def evaluate_models(directory: Path, options: dict[str, str]) -> None:
     """Measure models that belong to no run, with a task of ours or with those of another harness."""
     from rich.console import Console
 
-    from gpo.directory import RunDirectory
-    from gpo.evaluation import Evaluation, resolve_evaluation
-    from gpo.harness import evaluate_with
-    from gpo.progress import ProgressDisplay, rich_table
-    from gpo.scoreboard import count_rows, score_rows
+    from gpo.evaluation.evaluation import Evaluation, resolve_evaluation
+    from gpo.evaluation.harness import evaluate_with
+    from gpo.evaluation.scoreboard import count_rows, score_rows
+    from gpo.report.progress import ProgressDisplay, rich_table
+    from gpo.storage.directory import RunDirectory
 
     console = Console()
     if (harness := options.pop("harness", None)) is not None:
@@ -206,10 +209,10 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     """Do a command on a run directory and show what it does."""
     from rich.console import Console
 
-    from gpo.directory import RunDirectory
-    from gpo.options import resolve
-    from gpo.progress import ProgressDisplay, print_results
-    from gpo.run import Run
+    from gpo.config.options import resolve
+    from gpo.experiment.run import Run
+    from gpo.report.progress import ProgressDisplay, print_results
+    from gpo.storage.directory import RunDirectory
 
     console = Console()
     arm = options.pop("arm", None)
@@ -256,9 +259,10 @@ def print_places(console: Console, run: Run) -> None:
 
 def help_text(name: str, options: dict[str, str]) -> str:
     """All options of a command, and the settings of the components that are named in `options`."""
-    from gpo.config import COMPONENTS, RunConfig, Spec
-    from gpo.options import SHORT
-    from gpo.registry import REGISTRIES
+    from gpo.config.components import Spec
+    from gpo.config.options import SHORT
+    from gpo.config.registry import REGISTRIES
+    from gpo.config.run import COMPONENTS, RunConfig
 
     parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", *field_lines(RunConfig, "--", skip=("arms", *COMPONENTS)), ""]
     for kind in (*COMPONENTS, *SHORT):
@@ -277,7 +281,7 @@ def help_text(name: str, options: dict[str, str]) -> str:
 
 def field_lines(component: Any, prefix: str, skip: Sequence[str] = ()) -> list[str]:
     """A line for each setting: name, default, and the comment that stands beside the field."""
-    from gpo.config import setting_types
+    from gpo.config.components import setting_types
 
     found: dict[str, tuple[str, str]] = {}
     for parent in reversed(component.__mro__[:-1]):

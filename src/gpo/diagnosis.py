@@ -8,8 +8,8 @@ from math import nan
 
 from gpo.errors import DataError
 from gpo.estimators.monte_carlo import MonteCarlo
-from gpo.sampling import Sampler, question_start
-from gpo.segment import Newline, Segmenter, pieces
+from gpo.rollout.sampler import Sampler, question_start
+from gpo.rollout.segmenters import Newline, Segmenter, pieces
 from gpo.statistics import Interval, exact
 from gpo.types import Engine, Estimator, Problem, StepScores, Task, Trajectory
 

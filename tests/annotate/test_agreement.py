@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gpo.agreement import agreement, alpha, attentive, study
 from gpo.annotate.agree import main
+from gpo.annotate.agreement import agreement, alpha, attentive, study
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
-from gpo.directory import RunDirectory
 from gpo.errors import DataError
-from gpo.run import Run
+from gpo.experiment.run import Run
+from gpo.storage.directory import RunDirectory
 from gpo.types import Completion, Score, Start, StepScores, Trajectory
 from toy import toy_config
 

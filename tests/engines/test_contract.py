@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gpo.engines.chain import ChainEngine
 from gpo.engines.hf import HFEngine
+from gpo.toy import ChainEngine
 from gpo.types import Engine, Request
 
 Case = tuple[Engine, tuple[int, ...], tuple[int, ...]]  # an engine and two token sequences that it can continue

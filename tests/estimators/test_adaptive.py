@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 
-from gpo.engines.chain import ChainEngine, random_process
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.toy import ChainEngine, random_process
 from gpo.types import Completion, Estimator, Score
 
 ENGINE = ChainEngine(tuple(random_process(seed, decisions=8) for seed in range(12)))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 
-from gpo.engines.chain import ChainEngine
 from gpo.errors import ConfigError
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.random import RandomStep
+from gpo.toy import ChainEngine
 from gpo.types import Completion, Estimator, Score
 
 # Twelve decisions that seldom fail but one, and the answer line.
@@ -51,7 +51,7 @@ def test_rounds_of_all_trajectories_are_one_call_each() -> None:
 
 def test_a_threshold_searches_both_halves() -> None:
     # One lucky and one unlucky decision cancel out in the first half: 0.5 -> 1 -> 0.5.
-    from gpo.engines.chain import Process
+    from gpo.toy import Process
 
     process = Process(
         probabilities=(((0.5, 0.5),), ((0.5, 0.5), (1.0, 0.0)), ((0.5, 0.5), (1.0, 0.0)), ((1.0, 0.0), (1.0, 0.0))),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 
-from gpo.engines.chain import ChainEngine, random_process
 from gpo.estimators.branches import Branches, follow_probabilities
 from gpo.estimators.evidence import Evidence
+from gpo.toy import ChainEngine, random_process
 from gpo.types import Completion, Score, Start, Trajectory
 
 QUESTION = Start("q", (9,))

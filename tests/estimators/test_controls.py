@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from toy_chain import first_rollouts, make_sampler
 
-from gpo.engines.chain import ChainEngine
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
+from gpo.toy import ChainEngine
 from gpo.types import Completion, Estimator
 
 ENGINE = ChainEngine()

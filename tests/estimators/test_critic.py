@@ -10,13 +10,13 @@ import torch
 from scipy.special import expit, logit
 from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 
-from gpo.engines.chain import ChainEngine
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.branches import Branches
 from gpo.estimators.critic import Critic, Head
 from gpo.estimators.evidence import Evidence
 from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.toy import ChainEngine
 
 ENGINE = ChainEngine(tuple(mistake_chain([0.1] * 3 + [0.4] + [0.1] * 2) for _ in range(24)))
 

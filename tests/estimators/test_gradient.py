@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_chain import first_rollouts
 
-from gpo.engines.chain import VOCABULARY, ChainEngine
 from gpo.errors import ConfigError
 from gpo.estimators.gradient import Gradient, influences
+from gpo.toy import VOCABULARY, ChainEngine
 
 WEIGHTS = {"a": 0.5, "b": -2.0}
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_chain import TASK, exact_values, first_rollouts, make_sampler, mistake_chain
 
-from gpo.engines.chain import ChainEngine, random_process
 from gpo.errors import ConfigError
 from gpo.estimators.evidence import choose
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
+from gpo.toy import ChainEngine, random_process
 from gpo.types import Completion, Estimator, Group, Problem, Score, Start
 
 ENGINE = ChainEngine()

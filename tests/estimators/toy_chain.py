@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpo.engines.chain import ChainEngine, ChainTask, Process
-from gpo.prompting import question_start
-from gpo.sampling import Sampler
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler
+from gpo.toy import ChainEngine, ChainTask, Process
 from gpo.types import Trajectory
 
 TASK = ChainTask(size=64)

@@ -11,8 +11,8 @@ from datasets import load_dataset
 from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from gpo.dataset import write_dataset
-from gpo.pairs import PrefixIn
+from gpo.preferences.dataset import write_dataset
+from gpo.preferences.pairs import PrefixIn
 
 SETTINGS = {
     "max_steps": 1,

@@ -8,9 +8,9 @@ from peft import PeftConfig
 
 import gpo
 from gpo.cli import main
-from gpo.config import model_path
+from gpo.config.presets import model_path
 from gpo.methods.simpo import SimPO
-from gpo.pairs import Pair
+from gpo.preferences.pairs import Pair
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from gpo.config import model_path
+from gpo.config.presets import model_path
 from gpo.engines.hf import HFEngine
 from gpo.reasoner import foreign
 from gpo.reasoner.example import Example

@@ -9,8 +9,8 @@ from rich.console import Console
 from written_run import NAN, Written, write_run
 
 from gpo.cli import main
-from gpo.closeup import close_up
 from gpo.errors import ConfigError, DataError
+from gpo.report.closeup import close_up
 from gpo.report.terminal import BAR, Row, bar, rows_between, table
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}

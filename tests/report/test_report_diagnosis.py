@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from written_run import NAN, Written, write_run
 
-from gpo.directory import RunDirectory
 from gpo.errors import DataError
 from gpo.report.compare import compare
 from gpo.report.kinds import JOINED, Kinds
 from gpo.report.losses import check_choice, halves, question_losses, rank_losses
 from gpo.report.places import by_kind, by_length, by_position
 from gpo.report.reading import Reading, read_run
+from gpo.storage.directory import RunDirectory
 from gpo.types import Verdict
 
 KINDS = Kinds([])

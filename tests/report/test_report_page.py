@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from written_run import NAN, Written, write_run
 
 from gpo.cli import main
-from gpo.config import Spec
-from gpo.directory import RunDirectory
+from gpo.config.components import Spec
 from gpo.errors import ConfigError
+from gpo.experiment.run import Run
 from gpo.report import command
 from gpo.report.command import write_report
 from gpo.report.page import percent, points
 from gpo.report.reading import Searched, read_run
 from gpo.report.show import STEPS, level_lengths, show, signed, tone
-from gpo.run import Run
 from gpo.statistics import Interval
+from gpo.storage.directory import RunDirectory
 from gpo.types import Verdict
 from toy import toy_config
 

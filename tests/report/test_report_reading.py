@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from written_run import NAN, Written, write_run
 
-from gpo.config import Spec
-from gpo.directory import RunDirectory
+from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
+from gpo.experiment.run import Run
 from gpo.report.clean import clip, html_size, one_line, visible
 from gpo.report.kinds import Kinds
 from gpo.report.reading import read_run
-from gpo.run import Run
+from gpo.storage.directory import RunDirectory
 from toy import toy_config
 
 
@@ -117,7 +117,7 @@ def test_reading_a_run_loads_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import gpo.report.command
-from gpo.directory import RunDirectory
+from gpo.storage.directory import RunDirectory
 from gpo.report.reading import read_run
 assert read_run(RunDirectory(Path({str(run)!r}))).searched
 assert not {{"torch", "transformers"}} & sys.modules.keys()

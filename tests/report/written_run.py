@@ -6,8 +6,8 @@ from itertools import pairwise
 from math import isnan
 from pathlib import Path
 
-from gpo.directory import RunDirectory
-from gpo.store import write_json
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_json
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict
 
 NAN = float("nan")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gpo.config.registry import lookup
 from gpo.errors import ConfigError, DataError
-from gpo.registry import lookup
 from gpo.tasks.bbh import BBH, SUBTASKS
 from gpo.types import Task
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from gpo.agreement import Study, study
+from gpo.annotate.agreement import Study, study
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
-from gpo.directory import RunDirectory
 from gpo.errors import DataError
 from gpo.statistics import Interval
-from gpo.store import to_json, write_json, write_text
+from gpo.storage.codec import to_json
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(options.export, "".join(json.dumps(to_json(mark)) + "\n" for mark in marks))
     found = study(files, marks, checks)
     write_json(files.path / "agreement.json", to_json(found))
-    from gpo.plots import save
+    from gpo.report.plots import save
 
     save(figure(found), files.plots / "agreement.png")
     show(Console(), found)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from gpo.directory import RunDirectory
 from gpo.errors import DataError
-from gpo.texts import StepTexts
+from gpo.report.texts import StepTexts
+from gpo.storage.directory import RunDirectory
 
 CHECK = "This line was put here to see whether it is read. Please mark it."
 CHECK_EVERY = 10

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from gpo.annotate.items import load_items, with_checks
 from gpo.annotate.marks import Marks
-from gpo.directory import RunDirectory
 from gpo.errors import ConfigError, MissingDependency
+from gpo.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -13,7 +13,7 @@ from math import isnan, nan
 from typing import Literal, get_args
 
 from gpo.errors import ConfigError
-from gpo.segment import merge_short, spread
+from gpo.rollout.segmenters import merge_short, spread
 from gpo.statistics import exact
 from gpo.types import Group, Sample, Start, StepScores, Trajectory
 

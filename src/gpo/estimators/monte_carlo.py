@@ -66,7 +66,7 @@ class MonteCarlo:
     def authors(cls) -> MonteCarlo:
         """The rule of the authors' development code: the best prefix of a failed trajectory.
 
-        It goes with `gpo.segment.Authors`; the limits of that segmenter are set here too.
+        It goes with `gpo.rollout.segmenters.Authors`; the limits of that segmenter are set here too.
         """
         return cls(
             rollouts=4,

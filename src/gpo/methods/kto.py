@@ -10,11 +10,11 @@ from typing import Any
 from trl import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from gpo.dataset import interleave
 from gpo.errors import ConfigError
 from gpo.methods.offline import Offline, pair_row
 from gpo.methods.trainers import Row, UnpairedTrainer
-from gpo.pairs import Pair
+from gpo.preferences.dataset import interleave
+from gpo.preferences.pairs import Pair
 
 
 @dataclass

@@ -32,7 +32,7 @@ from gpo.methods.losses import kl_estimate, policy_loss
 from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, save_policy
 from gpo.methods.progress import Progress
 from gpo.methods.rows import Batch, Row, group_by_start, pad_rows, sequence_outputs
-from gpo.trackers import Trackers
+from gpo.methods.trackers import Trackers
 from gpo.types import Group
 
 

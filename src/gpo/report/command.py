@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from gpo.directory import RunDirectory
 from gpo.errors import ConfigError
-from gpo.plots import write_plots
 from gpo.report.compare import compare, in_common
 from gpo.report.figures import inline_figures
 from gpo.report.kinds import Kinds
 from gpo.report.page import render
+from gpo.report.plots import write_plots
 from gpo.report.reading import Reading, read_run, read_searches
-from gpo.results import summarize
-from gpo.store import write_text
+from gpo.report.results import summarize
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from gpo.directory import RunDirectory
-from gpo.plots import run_figures
-from gpo.results import Results
+from gpo.report.plots import run_figures
+from gpo.report.results import Results
+from gpo.storage.directory import RunDirectory
 
 INK = "#010203"  # drawn as this, then replaced by the page's colour
 INKED = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color")

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from gpo.experiment.budget import subtask
 from gpo.report.kinds import JOINED, Kinds
 from gpo.report.reading import Reading, Searched
-from gpo.stages import subtask
 from gpo.statistics import Interval, paired_difference
 
 RANKED = 15  # kinds in a table

@@ -19,8 +19,8 @@ from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
 from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
+from gpo.report.results import Results, accuracy_rows, origin, token_rows
 from gpo.report.show import Shown, level_lengths, show, signed
-from gpo.results import Results, accuracy_rows, origin, token_rows
 from gpo.statistics import Interval
 
 ROWS = 80  # of each table of kinds, over all searches of the page

@@ -10,10 +10,10 @@ from itertools import pairwise
 from math import isnan
 from typing import Any
 
-from gpo.directory import RunDirectory
 from gpo.errors import ConfigError, DataError, GPOError
+from gpo.report.texts import StepTexts, text_lines
 from gpo.statistics import Interval, exact
-from gpo.texts import StepTexts, text_lines
+from gpo.storage.directory import RunDirectory
 from gpo.types import Group, Problem, StepScores, Trajectory
 
 Block = tuple[int, int]  # two boundaries between which no value is known

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import isnan
 
+from gpo.experiment.budget import subtask
 from gpo.report.clean import clip, one_line
 from gpo.report.reading import Searched
-from gpo.stages import subtask
 from gpo.statistics import Interval, exact
 from gpo.types import Trajectory, Verdict
 

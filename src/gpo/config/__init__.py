@@ -1,0 +1,1 @@
+"""Settings of a run: components by name, options, registries, presets."""

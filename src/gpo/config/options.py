@@ -1,0 +1,190 @@
+"""Settings from texts: command-line options with dotted names, on top of a stored configuration or the default one."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from gpo.config.components import Spec, setting_types
+from gpo.config.presets import EMBEDDED, EMBEDDED_SETTINGS, SHIPPED
+from gpo.config.registry import REGISTRIES, lookup
+from gpo.config.run import ARMS, COMPONENTS, RunConfig
+from gpo.errors import ConfigError, unknown
+from gpo.storage.codec import from_json
+
+SHORT = {"estimator": "arms.gpo"}
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Names and options of a command line; an option without a value is "true".
+
+    Raises:
+        ConfigError: an option is given twice.
+    """
+    names: list[str] = []
+    options: dict[str, str] = {}
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if word == "-h":
+            word = "--help"
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = left.pop(0) if left and not left[0].startswith("--") and name not in ("help", "version") else "true"
+        if name in options:
+            raise ConfigError(f"--{name} is given twice.")
+        options[name] = value
+    return names, options
+
+
+def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a stored run (or the default), changed by option texts with dotted names.
+
+    `{"estimator": "monte_carlo", "estimator.rollouts": "8", "method.beta": "0.1", "problems": "100"}`.
+
+    Raises:
+        ConfigError: an unknown name, or a text that is not of the setting's type.
+    """
+    base = _defaults() if stored is None else with_defaults(stored)
+    left = {_long(name): text for name, text in options.items()}
+    if stored is None and left.get("model", EMBEDDED) in SHIPPED:
+        settings = EMBEDDED_SETTINGS.get(left.get("method", str(RunConfig.method)), {})
+        left = {f"method.{name}": text for name, text in settings.items()} | left
+    values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
+    arms = dict(base["arms"])
+    for name in left:
+        if name.startswith("arms."):
+            arms.setdefault(name.split(".")[1], {})
+    chosen = left.pop("arms", None)
+    for name in chosen.split(",") if chosen else arms:
+        values.setdefault("arms", {})[name] = spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left)
+    hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in values}
+    for name, kind in hints.items():
+        values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
+    for name in left:
+        if name.startswith("arms."):
+            given = next(option for option in options if _long(option) == name)
+            arm, arms_given = name.split(".")[1], ", ".join(values["arms"])
+            raise ConfigError(f"--{given} is for arm {arm!r}, and --arms has {arms_given} only. Add {arm} to --arms.")
+        raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, *SHORT, "arms", "data")])
+    return RunConfig(**values)
+
+
+def _defaults() -> dict[str, Any]:
+    """The default configuration by names only: no component is imported for it."""
+    values = {item.name: getattr(RunConfig(), item.name) for item in fields(RunConfig)}
+    values |= {kind: {"name": values[kind]} for kind in COMPONENTS}
+    return values | {"arms": dict(ARMS)}
+
+
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the default of every field of the run that an earlier version did not have.
+
+    Settings of components are as they are stored: one that a component has gained since makes another run.
+    """
+    return _defaults() | dict(stored)
+
+
+def _long(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    return SHORT.get(head, head) + dot + rest
+
+
+def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dict[str, str]) -> Spec:
+    """One component of the stored settings and of the options below `path`, which are taken out of `left`."""
+    name = left.pop(path, stored.get("name"))
+    if name is None:
+        raise ConfigError(f"Which {kind}? Give --{path}: {', '.join(sorted(REGISTRIES[kind]))}.")
+    known = setting_types(Spec(kind, name).component_class())
+    same = name == stored.get("name")
+    values = {key: from_json(known[key], stored[key]) for key in known if same and key in stored}
+    if (preset := left.pop(f"{path}.preset", None)) is not None:
+        values = _preset(Spec(kind, name), preset)
+    for option in [option for option in left if option.startswith(f"{path}.")]:
+        key = option.removeprefix(f"{path}.")
+        if key not in known:
+            raise unknown(f"setting of {kind} {name!r}", key, known)
+        values[key] = parse(known[key], left.pop(option), f"--{option}")
+    return Spec(kind, name, values)
+
+
+def _preset(spec: Spec, name: str) -> dict[str, Any]:
+    """All settings of a preset: a class method without arguments that makes the component."""
+    component = spec.component_class()
+    known = _presets(component)
+    if not known:
+        others = [other for other in REGISTRIES[spec.kind] if name in _presets(lookup(spec.kind, other))]
+        advice = f" That is one of {', '.join(others)}: --{spec.kind} {others[0]}." if others else ""
+        raise ConfigError(f"The {spec.kind} {spec.name!r} has no presets, got {name!r}.{advice}")
+    if name not in known:
+        raise unknown(f"preset of {spec.kind} {spec.name!r}", name, known)
+    instance = getattr(component, name)()
+    return {key: getattr(instance, key) for key in setting_types(component)}
+
+
+def _presets(component: Any) -> list[str]:
+    return [key for key, value in vars(component).items() if isinstance(value, classmethod)]
+
+
+def parse(kind: Any, text: str, where: str) -> Any:
+    """The value of type `kind` that a text stands for: a number, true or false, none, a,b,c, or JSON.
+
+    Raises:
+        ConfigError: it stands for none.
+    """
+    try:
+        return _parse(kind, text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where} is {text!r}, expected {_words(kind)}.") from None
+
+
+def _parse(kind: Any, text: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _parse_union(arguments, text)
+    if kind in (Any, str):
+        return text
+    if kind is bool:
+        arguments, text = (True, False), text.capitalize()
+    if kind is bool or origin is Literal:
+        return {str(value): value for value in arguments}[text]
+    if kind is float and math.isnan(float(text)):
+        raise ValueError(text)
+    if kind in (int, float, Path):
+        return kind(text)
+    if origin is tuple and not text.startswith("["):
+        return tuple(_parse(arguments[0], item.strip()) for item in text.split(",") if item.strip())
+    return from_json(kind, json.loads(text))
+
+
+def _parse_union(members: tuple[Any, ...], text: str) -> Any:
+    if types.NoneType in members and text.lower() == "none":
+        return None
+    # str takes every text, so it comes last.
+    for member in sorted(members, key=lambda member: member in (str, Path)):
+        try:
+            if member is not types.NoneType:
+                return _parse(member, text)
+        except (ValueError, KeyError):
+            continue
+    raise ValueError(text)
+
+
+def _words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(member) for member in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a comma-separated list of {_words(arguments[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "none", str: "a text"}
+    return names.get(kind, f"JSON of {getattr(kind, '__name__', kind)}")

@@ -1,0 +1,109 @@
+"""Settings of a run: components by name with their fields, and numbers, from Python or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import Any, Literal
+
+from gpo.config.components import Spec, describe_component
+from gpo.config.presets import EMBEDDED
+from gpo.errors import ConfigError
+from gpo.rollout.segmenters import Segmenter
+from gpo.types import Engine, Estimator, Method, Task
+
+SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
+ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": SEARCH}
+COMPONENTS = ("task", "engine", "method", "segmenter")
+
+
+def default_arms() -> dict[str, Estimator | Spec | str]:
+    """The plain baseline, the control, and the search that did best on development questions."""
+    rest = {arm: {k: v for k, v in each.items() if k != "name"} for arm, each in ARMS.items()}
+    return {arm: Spec("estimator", each["name"], rest[arm]) for arm, each in ARMS.items()}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is made of: components as instances or by name. Tokens are sampled tokens."""
+
+    task: Task | Spec | str = "reasoner"
+    model: str = EMBEDDED  # directory or hub id, for engine and method alike; an engine with its own ignores it
+    engine: Engine | Spec | str = "hf"
+    method: Method | Spec | str = "dpo"
+    segmenter: Segmenter | Spec | str = "newline"
+    arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
+    problems: int = 120  # training problems, taken evenly from the sub-tasks
+    rollouts: int = 8  # of each training problem, before anything is located
+    budget: float = 2.5  # tokens of each arm, as a multiple of the first rollouts' tokens
+    locate_share: float = 0.4  # of the budget, at most, for the search
+    locate_per_problem: int = 4  # trajectories to search at most
+    reset_rollouts: int = 8  # of each reset start when its turn comes
+    reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
+    reuse: bool = True  # train on the search's rollouts too
+    rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
+    round_problems: int | None = None  # training problems of each round, in turns; None: all
+    test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all
+    test_samples: int = 4  # of each test problem
+    test_split: Literal["dev", "test"] = "test"  # dev: to choose settings, so that the test questions stay unseen
+    max_tokens: int = 512  # of a response
+    temperature: float = 1.0
+    chunk: int = 512  # rollouts between two writes, about
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "problems",
+            "rollouts",
+            "locate_per_problem",
+            "reset_rollouts",
+            "rounds",
+            "test_samples",
+            "max_tokens",
+            "chunk",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        for name in ("test_problems", "round_problems"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1, or none for all.")
+        if not 1 < self.budget < inf:
+            raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
+        if not 0 < self.locate_share < 1:
+            raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
+        if not 0 <= self.reset_fraction <= 1:
+            raise ConfigError(f"reset_fraction is {self.reset_fraction}, expected a share from 0 to 1.")
+        if not 0 < self.temperature < inf:
+            raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
+        if not self.arms:
+            raise ConfigError(f"A run needs at least one arm, for instance {', '.join(ARMS)}.")
+        for name in self.arms:
+            if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
+                raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as JSON: what `resolve` takes as `stored`."""
+    described = {item.name: getattr(config, item.name) for item in fields(config)}
+    described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described["arms"] = {name: describe_component("estimator", estimator) for name, estimator in config.arms.items()}
+    return described
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """The dotted names of the settings that differ, each with its old and its new value."""
+    found: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after, where = old.get(key), new.get(key), f"{path}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{where}.")
+        elif before != after:
+            found.append(f"{where} was {_short(before)}, now {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

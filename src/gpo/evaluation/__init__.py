@@ -1,0 +1,1 @@
+"""Measuring any models on a task."""

@@ -1,0 +1,239 @@
+"""Measuring models on a task: k samples of each question, resumable, the same questions and seeds for every model.
+
+An evaluation directory holds
+
+    config.json             the settings, models by name
+    problems.jsonl          the questions that were chosen
+    evaluation/NAME.jsonl   Group per question, in chunks
+    results.json, table.md  what came of it
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gpo import __version__
+from gpo.config.components import Spec, describe_component, made, setting_types
+from gpo.config.options import parse, spec_from_options
+from gpo.config.presets import EMBEDDED, model_path
+from gpo.config.run import differences
+from gpo.errors import ConfigError, DataError, unknown
+from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
+from gpo.experiment.budget import evenly
+from gpo.rollout.sampler import Sampler, question_start
+from gpo.storage.codec import from_json, to_json
+from gpo.storage.directory import Progress, RunDirectory
+from gpo.storage.files import locked, write_json, write_text
+from gpo.types import Engine, Group, Problem, Split, Task
+
+COMPONENTS = ("task", "engine")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is asked of whom."""
+
+    # By name: a directory or hub id, or an engine that has its model. The first is what the others are compared with.
+    models: Mapping[str, str | Engine] = field(default_factory=lambda: {EMBEDDED: EMBEDDED})
+    task: Task | Spec | str = "reasoner"
+    engine: Engine | Spec | str = "hf"  # an engine without a field `model` loads each model as a checkpoint
+    split: Split = "test"
+    samples: int = 4  # of each question
+    limit: int | None = None  # questions, taken evenly from the sub-tasks; None: all
+    max_tokens: int = 512  # of a response
+    temperature: float = 1.0  # 0: greedy
+    chunk: int = 512  # samples between two writes, about
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens", "chunk", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1.")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more.")
+        if self.temperature == 0 and self.samples > 1:
+            raise ConfigError(f"Greedy samples are all alike: temperature 0 goes with samples 1, got {self.samples}.")
+        if not self.models:
+            raise ConfigError("Which models? Give --models A,B with directories or hub ids.")
+        for name in self.models:
+            if not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+                raise ConfigError(f"A model cannot be called {name!r}: letters, digits, '.', '-' and '_' only.")
+
+
+def model_names(text: str) -> dict[str, str]:
+    """Models of a text such as `A,B` or `before=A,after=B`; without a name a model is called as its path is.
+
+    Raises:
+        ConfigError: two models have one name.
+    """
+    models: dict[str, str] = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        name, equals, path = item.partition("=")
+        if not equals:
+            path = item
+            name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.strip("./"))
+        if name in models:
+            raise ConfigError(f"Two models are called {name!r}. Name them: --models first=PATH,second=PATH.")
+        models[name] = path
+    return models
+
+
+def describe_evaluation(config: EvaluationConfig) -> dict[str, Any]:
+    """The configuration as JSON."""
+    described = {item.name: getattr(config, item.name) for item in fields(config)}
+    described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described["models"] = {
+        name: model if isinstance(model, str) else f"<{type(model).__qualname__}>"
+        for name, model in config.models.items()
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(to_json(described)))
+    return plain
+
+
+def resolve_evaluation(options: Mapping[str, str], stored: Mapping[str, Any] | None = None) -> EvaluationConfig:
+    """The configuration of a stored evaluation (or the default), changed by option texts with dotted names.
+
+    Raises:
+        ConfigError: an unknown name, or a text that is not of the setting's type.
+    """
+    left = dict(options)
+    default = EvaluationConfig()
+    base = stored or {item.name: getattr(default, item.name) for item in fields(default)}
+    values: dict[str, Any] = {}
+    for kind in COMPONENTS:
+        known = base[kind] if isinstance(base[kind], Mapping) else {"name": base[kind]}
+        values[kind] = spec_from_options(kind, kind, known, left)
+    models = left.pop("models", None)
+    values["models"] = dict(base["models"]) if models is None else model_names(models)
+    hints = {name: kind for name, kind in get_type_hints(EvaluationConfig).items() if name not in values}
+    for name, kind in hints.items():
+        values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
+    for name in left:
+        raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, "models", "data")])
+    return EvaluationConfig(**values)
+
+
+class Evaluation:
+    """An evaluation directory and what is left to do in it.
+
+    Models may be added to one that is there; all else must stay as it was, so that all models answer the same.
+
+    Args:
+        directory: made if it is not there.
+        config: None takes that of the directory.
+        on_progress: called after every chunk.
+
+    Raises:
+        ConfigError: the directory was made with other settings, holds something else, or has none and none is given.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        config: EvaluationConfig | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.files = RunDirectory(Path(directory))
+        self.on_progress = on_progress
+        stored = self.files.config_or_none()
+        if stored is not None and not is_evaluation(self.files.path):
+            raise ConfigError(f"{directory} is a run, no evaluation. Choose another directory.")
+        if config is None and stored is None:
+            raise ConfigError(f"{directory} is no evaluation. Start one with: gpo evaluate {directory} --models A,B")
+        self.config = resolve_evaluation({}, stored) if config is None else config
+        described = describe_evaluation(self.config)
+        if stored is not None:
+            known = {name: described["models"].get(name, model) for name, model in stored["models"].items()}
+            if changed := differences(stored, described | {"models": known}):
+                raise ConfigError(
+                    f"{directory} was made with other settings: {'; '.join(changed[:3])}. "
+                    "Leave these as they were, or choose another directory."
+                )
+            described["models"] = {**stored["models"], **described["models"]}
+            self.config = replace(self.config, models={**stored["models"], **self.config.models})
+        if described != stored:
+            write_json(self.files.path / "config.json", {"gpo": __version__, **described})
+        self.task: Task = made("task", self.config.task)
+
+    def all(self) -> Scoreboard:
+        """Ask every model what it was not asked yet, then write tables."""
+        with locked(self.files.path):
+            problems = self.problems()
+            answers = {name: self._answers(name, problems) for name in self.config.models}
+            board = score_models(answers, problems)
+            write_json(self.files.results, board)
+            write_text(self.files.path / "table.md", markdown(board))
+        return board
+
+    def problems(self) -> list[Problem]:
+        """The questions; chosen once, and read from the directory from then on.
+
+        Raises:
+            DataError: the task has none in this split.
+        """
+        split = self.config.split
+        known = self.files.problems(split)
+        if known is None:
+            chosen = evenly(self.task.problems(split), self.config.limit)
+            if not chosen:
+                raise DataError(f"The task has no {split} questions. Choose another task, split or path.")
+            self.files.write_problems({split: chosen})
+            known = self.files.problems(split)
+        return known or []
+
+    def _answers(self, name: str, problems: Sequence[Problem]) -> list[Group]:
+        """Samples of every question, chunk by chunk; a chunk's seeds do not depend on the model."""
+        file = self.files.evaluation(name)
+        groups = file.read()
+        if len(groups) >= len(problems):
+            return groups
+        engine = self._engine(self.config.models[name])
+        size = max(1, self.config.chunk // self.config.samples)
+        while len(groups) < len(problems):
+            began = time.monotonic()
+            batch = problems[len(groups) : len(groups) + size]
+            sampler = Sampler(
+                engine,
+                self.task,
+                {problem.id: problem for problem in batch},
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_tokens,
+                seed=self.config.seed,
+                stream=f"evaluate/{len(groups)}",
+            )
+            new = sampler(
+                [question_start(problem, self.task, engine.tokenizer) for problem in batch], self.config.samples
+            )
+            file.append(new)
+            groups += new
+            self._tell(name, len(groups), len(problems), sampler.tokens, time.monotonic() - began)
+        return groups
+
+    def _engine(self, model: str | Engine) -> Engine:
+        if not isinstance(model, str):
+            return model
+        chosen = Spec("engine", self.config.engine) if isinstance(self.config.engine, str) else self.config.engine
+        settings = setting_types(chosen.component_class() if isinstance(chosen, Spec) else type(chosen))
+        if "model" in settings:
+            engine: Engine = made("engine", chosen, model=model_path(model))
+        else:
+            engine = made("engine", chosen)
+            engine.load(Path(model))
+        return engine
+
+    def _tell(self, name: str, done: int, total: int, tokens: int, seconds: float) -> None:
+        progress = Progress("evaluate", name, done, total, "questions", tokens, round(seconds, 3))
+        self.files.log(progress)
+        if self.on_progress is not None:
+            self.on_progress(progress)
+
+
+def is_evaluation(directory: Path) -> bool:
+    """Whether a directory holds an evaluation (a run has arms, and one model)."""
+    return "models" in (RunDirectory(directory).config_or_none() or {})

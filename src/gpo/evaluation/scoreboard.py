@@ -1,0 +1,132 @@
+"""What models got on the same questions: pass@1, maj@k, unbiased pass@k, and paired differences.
+
+A sample counts as right or wrong; partial rewards of a task are not looked at. An ungradable sample (no answer found)
+is wrong. A failed one (the grader broke) is left out and counted, and so is a question that left no room to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpo.experiment.budget import subtask, tokens_of
+from gpo.report.results import VERDICTS, percent
+from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
+from gpo.types import Group, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class ModelScore:
+    """One model. Intervals are 95%, by bootstrap over questions."""
+
+    name: str
+    passes: dict[int, Interval]  # k -> probability that one of k samples is right; passes[1] is the accuracy
+    majority: Interval  # probability that the most frequent answer of all samples is right
+    subtasks: dict[str, Interval]  # pass@1
+    gain: Interval | None  # pass@1 minus that of the first model, paired by question; None for the first
+    verdicts: dict[str, int]  # of all samples
+    truncated: int  # samples that ran into max_tokens or the context
+    unanswered: int  # questions that left no room for a response
+    tokens: int  # sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Scoreboard:
+    """Models on the same questions with the same seeds."""
+
+    questions: int
+    samples: int  # of each question
+    models: tuple[ModelScore, ...]
+
+
+def score_models(answers: Mapping[str, Sequence[Group]], problems: Sequence[Problem]) -> Scoreboard:
+    """Score each model's samples.
+
+    Args:
+        answers: by model, a group for each problem, in order.
+    """
+    right = {name: [_right(group) for group in groups] for name, groups in answers.items()}
+    first = next(iter(right.values()))
+    samples = max((len(group.trajectories) for groups in answers.values() for group in groups), default=0)
+    rows: dict[str, list[int]] = {}
+    for row, problem in enumerate(problems):
+        rows.setdefault(subtask(problem), []).append(row)
+    models = tuple(
+        ModelScore(
+            name=name,
+            passes={k: bootstrap_mean([_pass(scores, k) for scores in right[name]]) for k in _ks(samples)},
+            majority=bootstrap_mean([_majority(group) for group in groups]),
+            subtasks={task: bootstrap_mean([right[name][row] for row in at]) for task, at in rows.items() if task},
+            gain=None if right[name] is first else paired_difference(first, right[name]),
+            verdicts=_verdicts(groups),
+            truncated=sum(t.completion.finish_reason == "length" for group in groups for t in group.trajectories),
+            unanswered=sum(not group.trajectories for group in groups),
+            tokens=tokens_of(groups),
+        )
+        for name, groups in answers.items()
+    )
+    return Scoreboard(len(problems), samples, models)
+
+
+def _ks(samples: int) -> list[int]:
+    """1, 2, 4 and so on, and the number of samples."""
+    return sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), max(1, samples)})
+
+
+def _right(group: Group) -> list[float | None]:
+    """1, 0 or None (failed) for each sample."""
+    return [None if t.score.verdict == "failed" else float(t.score.right) for t in group.trajectories]
+
+
+def _pass(right: Sequence[float | None], k: int) -> list[float]:
+    """pass@k of one question; empty where it has fewer than k graded samples."""
+    graded = [score for score in right if score is not None]
+    return [pass_at_k(round(sum(graded)), len(graded), k)] if len(graded) >= k else []
+
+
+def _majority(group: Group) -> list[float]:
+    graded = [t.score for t in group.trajectories if t.score.verdict != "failed"]
+    if not graded:
+        return []
+    return [maj_at_k([score.answer for score in graded], [score.right for score in graded], len(graded))]
+
+
+def _verdicts(groups: Sequence[Group]) -> dict[str, int]:
+    verdicts = [t.score.verdict for group in groups for t in group.trajectories]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def score_rows(board: Scoreboard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: a column for each model."""
+    models = board.models
+    rows = [[f"pass@{k}", *(percent(model.passes[k]) for model in models)] for k in models[0].passes]
+    if board.samples > 1:
+        rows.append([f"maj@{board.samples}", *(percent(model.majority) for model in models)])
+    if len(models) > 1:
+        gains = ["" if model.gain is None else percent(model.gain, signed=True) for model in models]
+        rows.append([f"pass@1 minus {models[0].name}, paired", *gains])
+    if len(models[0].subtasks) > 1:
+        rows += [[task, *(percent(model.subtasks[task]) for model in models)] for task in models[0].subtasks]
+    return ["in %", *(model.name for model in models)], rows
+
+
+def count_rows(board: Scoreboard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of counts: a line for each model."""
+    header = ["samples", *VERDICTS, "cut off", "questions without room", "tokens"]
+    rows = [
+        [m.name, *(str(m.verdicts[v]) for v in VERDICTS), str(m.truncated), str(m.unanswered), f"{m.tokens:,}"]
+        for m in board.models
+    ]
+    return header, rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def markdown(board: Scoreboard) -> str:
+    """The tables."""
+    told = f"{board.questions} questions, {board.samples} samples of each, the same seeds for all models."
+    tables = (markdown_table(*score_rows(board)), markdown_table(*count_rows(board)))
+    return "\n\n".join(["# Evaluation", told + " Intervals are 95%, by bootstrap over questions.", *tables]) + "\n"

@@ -1,0 +1,1 @@
+"""Runs: rounds of stages on a run directory, and their budget."""

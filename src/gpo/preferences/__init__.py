@@ -1,0 +1,1 @@
+"""Preference pairs and the data sets made of them."""

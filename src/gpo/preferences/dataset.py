@@ -1,0 +1,250 @@
+"""Preference pairs as a data set for any trainer: Parquet files with a card, read by `datasets.load_dataset`.
+
+Two forms of the same pairs: `pairs` (prompt, chosen, rejected) and `unpaired` (prompt, completion, label), in the
+standard text columns of TRL, with our token ids and the provenance of every row beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from gpo.errors import ConfigError, DataError
+from gpo.preferences.pairs import Pair, PrefixIn, to_row
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import replacing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Item = TypeVar("Item")
+Form = Literal["pairs", "unpaired"]
+FORMS: tuple[Form, ...] = ("pairs", "unpaired")
+
+PROVENANCE = {  # Arrow types: a column that is null in every row of one arm must still fit that of another
+    **dict.fromkeys(("model", "arm", "estimator", "parent", "chosen_id", "rejected_id", "completion_id"), "string"),
+    **dict.fromkeys(
+        ("boundary", "reset_boundary", "critical_step", "prefix_tokens", "round", "seed", "pairing_seed"), "int64"
+    ),
+    "values": "list<double>",
+}
+
+
+def unpaired_rows(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", seed: int = 0) -> list[dict[str, Any]]:
+    """Two labelled rows of each pair, in the order of `interleave`."""
+    rows = []
+    for pair in pairs:
+        row = to_row(pair, prefix_in)
+        texts, ids = ([row.pop(side + end) for side in ("chosen", "rejected")] for end in ("", "_ids"))
+        names = [row["provenance"].pop(f"{side}_id", None) for side in ("chosen", "rejected")]
+        for text, token_ids, name, label in zip(texts, ids, names, (True, False), strict=True):
+            provenance = row["provenance"] | {"completion_id": name}
+            rows.append(
+                row | {"completion": text, "label": label, "completion_ids": token_ids, "provenance": provenance}
+            )
+    return interleave(
+        rows,
+        Random(seed),
+        problem=lambda row: row["problem_id"],
+        start=lambda row: (row["problem_id"], *row["prompt_ids"], *row["prefix_ids"]),
+    )
+
+
+def interleave(
+    rows: Sequence[Item], random: Random, *, problem: Callable[[Item], Any], start: Callable[[Item], Any]
+) -> list[Item]:
+    """The rows in a random order that keeps siblings apart.
+
+    Those of one problem are about evenly far from each other, and no two of one start are neighbours, unless a start
+    has more than half of all rows.
+    """
+    by_problem: dict[Any, list[Item]] = {}
+    for row in random.sample(rows, len(rows)):
+        by_problem.setdefault(problem(row), []).append(row)
+    placed = []
+    for siblings in by_problem.values():
+        offset = random.random()
+        placed += [((i + offset) / len(siblings), row) for i, row in enumerate(siblings)]
+    return apart([row for _, row in sorted(placed, key=lambda item: item[0])], start)
+
+
+def apart(rows: Sequence[Item], key: Callable[[Item], Any]) -> list[Item]:
+    """The rows, moved as little as it takes that no neighbours have the same key, where that is possible."""
+    waiting, placed = list(rows), list[Item]()
+    while waiting:
+        fits = (i for i, row in enumerate(waiting) if not placed or key(row) != key(placed[-1]))
+        if (first := next(fits, None)) is None:
+            break
+        placed.append(waiting.pop(first))
+    for row in waiting:  # all alike: each goes back to where it has no sibling beside it
+        keys = [None, *map(key, placed), None]
+        gaps = (i for i in reversed(range(len(placed) + 1)) if key(row) not in keys[i : i + 2])
+        placed.insert(next(gaps, len(placed)), row)
+    return placed
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A pyarrow table of rows of one form; columns have the same types whatever the rows hold."""
+    import pyarrow as pa
+
+    text, ids = pa.string(), pa.list_(pa.int32())
+    known = {"list<double>": pa.list_(pa.float64()), "string": text, "int64": pa.int64()}
+    names = dict.fromkeys(name for row in rows for name in row["provenance"])
+    provenance = [
+        (name, known[PROVENANCE[name]])
+        if name in PROVENANCE
+        else (name, pa.array([row["provenance"].get(name) for row in rows]).type)
+        for name in names
+    ]
+    texts = ("problem_id", "prompt", "chosen", "rejected", "completion", "prefix", "prefix_in")
+    columns = dict.fromkeys(texts, text)
+    columns |= {f"{name}_ids": ids for name in ("prompt", "prefix", "chosen", "rejected", "completion")}
+    columns |= {"label": pa.bool_()}
+    if provenance:  # Parquet has no empty columns
+        columns["provenance"] = pa.struct(provenance)
+    schema = pa.schema([(name, columns[name]) for name in rows[0] if name in columns]) if rows else None
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def to_dataset(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", form: Form = "pairs", seed: int = 0) -> Dataset:
+    """The pairs as a `datasets.Dataset`, ready for any preference trainer.
+
+    Args:
+        form: `unpaired` unrolls each pair into two labelled rows, as KTO takes them, in an order that `seed` fixes.
+
+    Raises:
+        ConfigError: there is no such form.
+    """
+    from datasets import Dataset
+
+    return Dataset(to_table(form_rows(list(pairs), prefix_in, form, seed)))
+
+
+def form_rows(pairs: Sequence[Pair], prefix_in: PrefixIn, form: Form, seed: int) -> list[dict[str, Any]]:
+    """Raises: ConfigError if there is no such form."""
+    if form not in FORMS:
+        raise ConfigError(f"form is {form!r}, expected one of {', '.join(FORMS)}.")
+    return unpaired_rows(pairs, prefix_in, seed) if form == "unpaired" else [to_row(p, prefix_in) for p in pairs]
+
+
+def write_dataset(
+    pairs: Sequence[Pair],
+    directory: Path,
+    prefix_in: PrefixIn = "prompt",
+    *,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a folder with both forms and their card; it is there in whole or not at all.
+
+    Args:
+        about: what the card says of the origin, by name.
+    """
+    from pyarrow import parquet
+
+    with replacing(directory) as partial:
+        partial.mkdir()
+        for form in FORMS if pairs else ():
+            parquet.write_table(to_table(form_rows(pairs, prefix_in, form, seed)), partial / f"{form}.parquet")
+        (partial / "README.md").write_text(card(pairs, prefix_in, about or {}), encoding="utf-8")
+
+
+def load_pairs(run: Path | str, arm: str, form: Form = "pairs", number: int = 1) -> Dataset:
+    """The preference pairs of one arm of a run, as `gpo build` has written them.
+
+    Args:
+        form: `pairs` (prompt, chosen, rejected), or `unpaired` (prompt, completion, label), as KTO takes them.
+        number: of the round, from 1.
+
+    Raises:
+        ConfigError: no such run, arm or form.
+        DataError: they are not built yet, or there is none.
+    """
+    files = RunDirectory(Path(run))
+    if arm not in files.arms():
+        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(files.arms())}.")
+    if form not in FORMS:
+        raise ConfigError(f"form is {form!r}, expected one of {', '.join(FORMS)}.")
+    folder = files.dataset(arm, number)
+    if not folder.is_dir():
+        raise DataError(f"There is no data set at {folder}. Write it with: gpo build {files.path} --arm {arm}")
+    if not (folder / f"{form}.parquet").is_file():
+        raise DataError(
+            f"The arm {arm!r} has no pair: no start had both a right and a wrong continuation. Sample more from each "
+            "start, raise the temperature, or choose problems that the model solves sometimes."
+        )
+    from datasets import Dataset
+    from pyarrow import parquet
+
+    return Dataset(parquet.read_table(folder / f"{form}.parquet"))
+
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+CARD = """\
+---
+pretty_name: {title}
+task_categories:
+- text-generation
+tags:
+- preference
+- trl
+- gpo
+size_categories:
+- {size}
+{configs}---
+
+# {title}
+
+{count} preference pairs over {problems} problems and {starts} starts. Both continuations of a pair begin at the same
+place of a response, one ends in a right answer and one does not; {after} pairs begin behind a prefix of the response,
+the others at the question. Written by GPO (Guided Pivotal Optimization).
+
+| | |
+|---|---|
+{about}
+
+## Columns
+
+- `prompt`, `chosen`, `rejected`: text, the standard preference columns of TRL (configuration `pairs`).
+- `prompt`, `completion`, `label`: text, the columns that KTO takes, two rows a pair, rows of one start kept apart
+  (configuration `unpaired`).
+- `prompt_ids`, `prefix_ids`: token ids of the question as the model was given it, and of the prefix that both share.
+- `chosen_ids`, `rejected_ids`, `completion_ids`: sampled token ids behind the prefix.
+- `problem_id`; `prefix`, its text; `prefix_in`, where the text columns have it: here {where}.
+- `provenance`: `model`, `estimator`, `arm`; `seed` of sampling, `pairing_seed`; `prefix_tokens`; `chosen_id` and
+  `rejected_id`, the trajectories; `parent`, the one that the prefix was cut from, and `boundary`, behind how many
+  of its steps; what the search said of the parent: `values` (success probability at each boundary, null where
+  unknown), `critical_step`, `reset_boundary`.
+
+The text of `prompt` has its special tokens in it. An end of sequence is in the ids only, and only if it was sampled: a
+trainer that tokenises the text and appends one also ends what was cut off.
+
+```python
+from datasets import load_dataset
+pairs = load_dataset("FOLDER", "pairs", split="train")
+```
+"""
+
+
+def card(pairs: Sequence[Pair], prefix_in: PrefixIn, about: Mapping[str, Any]) -> str:
+    """The data-set card, with the YAML header that hubs read; without pairs it names no files."""
+    listed = "".join(
+        f"- config_name: {form}\n{'  default: true' + chr(10) if form == 'pairs' else ''}"
+        f"  data_files:\n  - split: train\n    path: {form}.parquet\n"
+        for form in FORMS
+    )
+    starts = {(pair.problem_id, pair.prompt_ids, pair.prefix_ids) for pair in pairs}
+    return CARD.format(
+        title=" ".join(["Preference pairs", *(f"({about[key]})" for key in ("arm",) if key in about)]),
+        size=next((name for limit, name in SIZES if len(pairs) < limit), "1M<n<10M"),
+        configs=f"configs:\n{listed}" if pairs else "",
+        count=len(pairs),
+        problems=len({pair.problem_id for pair in pairs}),
+        starts=len(starts),
+        after=sum(bool(pair.prefix_ids) for pair in pairs),
+        about="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items()) or "| | |",
+        where="in `prompt`" if prefix_in == "prompt" else "at the head of both completions",
+    )

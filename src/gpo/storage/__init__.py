@@ -1,0 +1,1 @@
+"""The run directory: rows in chunks, whole files, and where everything is."""

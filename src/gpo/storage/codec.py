@@ -1,0 +1,112 @@
+"""Dataclasses as JSON and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gpo.errors import DataError
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """What `json.dumps` takes: dataclasses as objects of their fields, tuples as lists, numbers not finite as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"A {type(value).__name__} cannot be stored as JSON.")
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """The inverse of `to_json` for a dataclass or any type its fields may have.
+
+    Raises:
+        DataError: a field is missing, unknown or of another type; the message names it.
+    """
+    decoded: T = _decode(kind, data, getattr(kind, "__name__", str(kind)))
+    return decoded
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return _decode_dataclass(kind, data, where)
+    if kind is float:
+        return math.nan if data is None else float(_plain(data, where, int, float))
+    if kind is Path:
+        return Path(_plain(data, where, str))
+    if kind is Any:
+        return data
+    if get_origin(kind) is None:
+        return _plain(data, where, kind)
+    return _decode_generic(get_origin(kind), get_args(kind), data, where)
+
+
+def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: str) -> Any:
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, data, where)
+    if origin is Literal:
+        if data not in arguments:
+            raise DataError(f"{where} is {_short(data)}, expected one of {', '.join(map(str, arguments))}.")
+        return data
+    if origin is tuple:
+        item = arguments[0]
+        if item is int:  # token ids, the bulk of every file, are not looked at one by one
+            return tuple(_plain(data, where, list))
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(_plain(data, where, list)))
+    return _plain(data, where, dict if issubclass(origin, Mapping) else origin)
+
+
+def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and types.NoneType in members:
+        return None
+    *others, last = (member for member in members if member is not types.NoneType)
+    for member in others:
+        with suppress(DataError):
+            return _decode(member, data, where)
+    return _decode(last, data, where)
+
+
+def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
+    hints, required = _fields(kind)
+    data = _plain(data, where, dict)
+    if missing := required - data.keys():
+        raise DataError(f"{where} lacks {', '.join(sorted(missing))}.")
+    if extra := data.keys() - hints.keys():
+        raise DataError(f"{where} has no field {', '.join(sorted(extra))}.")
+    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """Types of the fields by name, and the names of those that have no default."""
+    hints = get_type_hints(kind)
+    required = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+    return {field.name: hints[field.name] for field in fields(kind)}, required
+
+
+def _plain(data: Any, where: str, *kinds: type) -> Any:
+    if not isinstance(data, kinds) or (isinstance(data, bool) and bool not in kinds):
+        raise DataError(f"{where} is {_short(data)}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
+    return data
+
+
+def _short(data: Any) -> str:
+    text = json.dumps(data)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,183 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from gpo.config.components import Spec, made
+from gpo.config.options import parse, resolve
+from gpo.config.run import RunConfig, describe, differences
+from gpo.errors import ConfigError
+from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.rollout.segmenters import Newline
+
+TOY = {
+    "estimator": "monte_carlo",
+    "task": "toy:ToyTask",
+    "engine": "gpo.toy:ChainEngine",
+    "method": "toy:ToyMethod",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (int, "8", 8),
+        (float, "2e-5", 2e-5),
+        (bool, "true", True),
+        (bool, "False", False),
+        (str, "8", "8"),
+        (Any, "runs/a", "runs/a"),
+        (Path, "a/b", Path("a/b")),
+        (int | None, "none", None),
+        (int | None, "3", 3),
+        (int | str, "x", "x"),
+        (Literal["before", "after"], "after", "after"),
+        (tuple[str, ...], "a, b", ("a", "b")),
+        (tuple[int, ...], "[1, 2]", (1, 2)),
+    ],
+)
+def test_option_texts_become_values(kind: Any, text: str, value: Any) -> None:
+    assert parse(kind, text, "--x") == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (int, "many", r"--x is 'many', expected a whole number\."),
+        (bool, "maybe", r"--x is 'maybe', expected true or false\."),
+        (int | None, "few", r"--x is 'few', expected a whole number or none\."),
+        (Literal["before", "after"], "at", r"--x is 'at', expected one of before, after\."),
+        (tuple[int, ...], "1,b", r"--x is '1,b', expected a comma-separated list of a whole number\."),
+    ],
+)
+def test_a_text_of_another_type_is_refused(kind: Any, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(kind, text, "--x")
+
+
+def test_dotted_options_reach_the_components() -> None:
+    config = resolve(
+        {**TOY, "estimator.rollouts": "8", "engine.padding": "3", "problems": "5", "arms.random.seed": "2"}
+    )
+    described = describe(config)
+    assert described["arms"]["gpo"]["rollouts"] == 8
+    assert described["arms"]["gpo"]["name"] == "monte_carlo"
+    assert described["arms"]["random"] == {"name": "random", "seed": 2}
+    assert described["engine"]["padding"] == 3
+    assert described["problems"] == 5
+
+
+def test_a_stored_configuration_comes_back_the_same() -> None:
+    stored = describe(resolve({**TOY, "arms": "plain,gpo", "estimator.rollouts": "8", "test_problems": "none"}))
+    assert describe(resolve({}, stored)) == stored
+    changed = describe(resolve({"estimator.rule": "drop"}, stored))
+    assert differences(stored, changed) == ['arms.gpo.rule was "advantage", now "drop"']
+
+
+def test_another_component_forgets_the_settings_of_the_one_before() -> None:
+    stored = describe(resolve({**TOY, "arms": "gpo", "estimator.rollouts": "8"}))
+    assert describe(resolve({"estimator": "random"}, stored))["arms"]["gpo"] == {"name": "random", "seed": 0}
+
+
+def test_arms_can_be_chosen_and_added() -> None:
+    assert list(resolve({**TOY, "arms": "plain,gpo"}).arms) == ["plain", "gpo"]
+    assert list(resolve({**TOY, "arms.paper": "monte_carlo"}).arms) == ["plain", "random", "gpo", "paper"]
+    with pytest.raises(ConfigError, match=r"Which estimator\? Give --arms\.best: .*monte_carlo"):
+        resolve({**TOY, "arms": "plain,best"})
+
+
+def test_a_preset_sets_all_settings_and_options_change_it() -> None:
+    options = {**TOY, "estimator.preset": "authors", "estimator.rollouts": "6"}
+    described = describe(resolve(options))["arms"]["gpo"]
+    assert described["rule"] == "authors"
+    assert described["min_step_tokens"] == 30
+    assert described["rollouts"] == 6
+    with pytest.raises(
+        ConfigError, match=r"Unknown preset of estimator 'monte_carlo' 'autors'.*'authors'\? Known: authors, paper"
+    ):
+        resolve({**TOY, "estimator.preset": "autors"})
+    with pytest.raises(
+        ConfigError,
+        match=r"'adaptive' has no presets, got 'paper'. That is one of monte_carlo: --estimator monte_carlo",
+    ):
+        resolve({**TOY, "estimator": "adaptive", "estimator.preset": "paper"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"estimator.rolouts": "8"},
+            r"Unknown setting of estimator 'monte_carlo' 'rolouts'\. Did you mean 'rollouts'\?",
+        ),
+        ({"problem": "8"}, r"Unknown option '--problem'\. Did you mean '--problems'\?"),
+        ({"estimator": "monte"}, r"Unknown estimator 'monte'\..* Known: .*monte_carlo"),
+        ({"task": "nowhere:Task"}, r"There is no task 'nowhere:Task': No module named 'nowhere'"),
+        ({"budget": "0.5"}, r"budget is 0\.5, expected a number above 1"),
+        ({"budget": "inf"}, r"budget is inf, expected a number above 1"),
+        ({"temperature": "0"}, r"temperature is 0\.0, expected a number above 0"),
+        ({"rollouts": "0"}, r"rollouts is 0, expected at least 1"),
+        ({"locate_share": "1"}, r"locate_share is 1\.0, expected a share"),
+        ({"test_problems": "0"}, r"test_problems is 0"),
+        ({"arms.a/b": "none"}, r"An arm cannot be called 'a/b'"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve({**TOY, **options})
+
+
+@dataclass
+class Needy:
+    """Has a setting without a default."""
+
+    model: Any
+    size: int = 1
+
+
+def test_a_run_gives_what_was_not_set() -> None:
+    assert made("engine", Spec("engine", "test_config:Needy"), model="m", other=1).model == "m"
+    assert made("engine", Spec("engine", "test_config:Needy", {"model": "own"}), model="m").model == "own"
+    assert made("engine", Spec("engine", "test_config:Needy", {"model": None}), model="m").model == "m"
+    with pytest.raises(ConfigError, match=r"needs --engine\.model"):
+        made("engine", "test_config:Needy")
+
+
+def test_an_instance_is_copied_and_described() -> None:
+    estimator = MonteCarlo(rollouts=2)
+    assert made("estimator", estimator) == estimator
+    needy = Needy(object())
+    assert made("engine", needy, model="m").model is needy.model
+    config = RunConfig("toy:ToyTask", engine=needy, method=Spec("method", "toy:ToyMethod"), segmenter=Newline())  # type: ignore[arg-type]
+    described = describe(config)
+    assert described["engine"] == {"name": "test_config:Needy", "model": "<object>", "size": 1}
+    assert described["segmenter"]["name"] == "newline"
+
+
+def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
+    def method(**options: str) -> dict[str, Any]:
+        described: dict[str, Any] = describe(resolve(options))["method"]
+        return described
+
+    assert method(method="ppo")["learning_rate"] == 3e-4
+    assert method(method="kto")["learning_rate"] == 3e-4
+    assert method(method="grpo")["minibatches"] == 4
+    assert method(method="ppo", **{"method.learning_rate": "1e-6"})["learning_rate"] == 1e-6
+    assert method(method="ppo", model="another")["learning_rate"] == 1e-5
+    assert method() == method(method="dpo")
+    assert method(model="reader") == method()
+
+
+def test_an_option_of_an_arm_that_does_not_run_is_refused_by_the_name_it_was_given() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--estimator is for arm 'gpo', and --arms has plain only\. Add gpo to --arms"
+    ):
+        resolve({"arms": "plain", "estimator": "adaptive"})
+    with pytest.raises(ConfigError, match=r"--arms\.own is for arm 'own'"):
+        resolve({"arms": "plain,gpo", "arms.own": "adaptive"})
+
+
+def test_not_a_number_is_not_a_number() -> None:
+    with pytest.raises(ConfigError, match=r"--estimator\.rollouts is 'nan', expected a number"):
+        parse(float, "nan", "--estimator.rollouts")

@@ -1,0 +1,119 @@
+from gpo.experiment.budget import (
+    evenly,
+    expected_lengths,
+    in_turns,
+    next_resets,
+    next_searches,
+    reset_starts,
+    rollouts_from,
+    search_weight,
+    to_search,
+    tokens_of,
+)
+from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict
+
+VALUES: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "ungradable": 0.0, "failed": None}
+
+
+def trajectory(name: str, verdict: Verdict = "right", tokens: int = 4, start: Start | None = None) -> Trajectory:
+    start = start or Start("p", (1,))
+    response = len(start.prefix_ids) + tokens
+    return Trajectory(
+        name, start, Completion((9,) * tokens, "", "stop"), Score(VALUES[verdict], verdict), (2, response)
+    )
+
+
+def group(problem: str, *verdicts: Verdict) -> Group:
+    start = Start(problem, (ord(problem),))
+    return Group(start, tuple(trajectory(f"{problem}{i}", v, start=start) for i, v in enumerate(verdicts)))
+
+
+def scores(name: str, boundary: int | None) -> StepScores:
+    return StepScores(name, (), (), (), (), (), None, boundary, 0)
+
+
+def test_problems_are_taken_in_turns_from_the_subtasks() -> None:
+    problems = [Problem(f"{task}{i}", "", "", {"subtask": task}) for task in "abc" for i in range(3)]
+    assert [p.id for p in evenly(problems, 5)] == ["a0", "b0", "c0", "a1", "b1"]
+    assert len(evenly(problems, None)) == 9
+    assert [p.id for p in evenly([Problem("x", "", ""), Problem("y", "", "")], 1)] == ["x"]
+    assert in_turns([[1, 2, 3], [4], []]) == [1, 4, 2, 3]
+
+
+def test_open_questions_are_searched_first_and_their_wrong_trajectories_before_the_right_ones() -> None:
+    groups = [
+        group("a", "right", "right"),
+        group("b", "wrong", "ungradable"),
+        group("c", "right", "failed", "wrong", "wrong"),
+        group("d", "wrong", "right"),
+    ]
+    assert [t.id for t in to_search(groups, 2)] == ["c2", "d0", "c3", "d1", "b0", "b1", "a0", "a1"]
+    assert [t.id for t in to_search(groups, 1)] == ["c2", "d0", "b0", "a0"]
+
+
+def test_reset_starts_are_distinct_prefixes_in_the_order_of_the_search() -> None:
+    trajectories = [trajectory("x"), trajectory("y"), trajectory("z")]
+    starts = reset_starts([scores("y", 1), scores("x", 1), scores("z", None), scores("x", 0)], trajectories)
+    assert starts == [Start("p", (1,), (9, 9), "y"), Start("p", (1,), (), "x")]
+
+
+def test_a_rollout_is_expected_to_be_as_long_as_those_seen_or_as_its_parents_rest() -> None:
+    parent = trajectory("x", tokens=10)
+    seen, unseen, unknown = parent.prefix(0), parent.prefix(1), Start("q", (5,))
+    groups = [Group(seen, (parent, trajectory("y", tokens=4))), Group(Start("r", (7,)), ())]
+    expected = expected_lengths([seen, unseen, unknown], groups)
+    assert expected == {(1,): 7.0, (1, 9, 9): 8.0, (5,): 7.0}
+    assert tokens_of(groups) == 14
+
+
+def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> None:
+    a, b, c = (Start("p", (i,)) for i in range(3))
+    lengths = {(0,): 10.0, (1,): 20.0, (2,): 5.0}
+    assert next_resets([a, b, c], lengths, done=0, left=1000, n=4, most=2) == ([a, b], 4)
+    assert next_resets([a, b, c], lengths, done=2, left=1000, n=4, most=4) == ([c, a, b, c], 4)
+    assert next_resets([a, b, c], lengths, done=0, left=151, n=4, most=9) == ([a, b], 4)  # 120 of at most 120.8
+    assert next_resets([a, b, c], lengths, done=0, left=149, n=4, most=9) == ([a], 4)
+    assert next_resets([a, b, c], lengths, done=0, left=41, n=4, most=9) == ([a], 4)
+    assert next_resets([a, b, c], lengths, done=3, left=29, n=4, most=9) == ([a], 3)
+    assert next_resets([a, b, c], lengths, done=3, left=4, n=4, most=9) == ([], 4)
+    assert next_resets([a, b, c], lengths, done=3, left=-7, n=4, most=9) == ([], 4)
+    assert next_resets([], {}, done=0, left=100, n=4, most=9) == ([], 4)
+
+
+def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() -> None:
+    a, b, c = (Start("p", (i,)) for i in range(3))
+    lengths = dict.fromkeys(((0,), (1,), (2,)), 10.0)
+    had = {(0,): 4, (1,): 1}
+
+    def chunk(done: int, left: int = 1000) -> tuple[list[Start], int]:
+        return next_resets([a, b, c], lengths, done=done, left=left, n=4, most=9, had=had)
+
+    assert chunk(0) == ([c], 4)
+    assert chunk(1) == ([b], 3)
+    assert chunk(2, left=190) == ([a, b, c], 4)  # every start has four by now, and all take turns again
+    assert chunk(1, left=21) == ([b], 2)
+    assert next_resets([a], lengths, done=0, left=1000, n=4, most=1, had=had) == ([a], 4)
+
+
+def test_rollouts_from_a_start_are_counted_if_they_have_a_grade() -> None:
+    assert rollouts_from([group("a", "right", "failed"), group("b"), group("a", "wrong")]) == {
+        (ord("a"),): 2,
+        (ord("b"),): 0,
+    }
+
+
+def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:
+    assert search_weight(trajectory("a", tokens=6)) == 6 + 4
+
+
+def test_a_search_takes_what_its_share_pays_for() -> None:
+    rows = [trajectory(f"a{i}", tokens=6) for i in range(9)]
+
+    def taken(left: int, weight: int = 20, spent: int = 40) -> int:
+        return len(next_searches(rows, weight=weight, spent=spent, left=left, first=2, most=5))
+
+    assert taken(0, weight=0, spent=0) == 2
+    # 20 tokens each: half of 120 pays for three, 25 for one, 19 for none.
+    assert [taken(120), taken(25), taken(19)] == [3, 1, 0]
+    assert taken(10_000) == 5
+    assert taken(0, spent=0) == 5  # a search that samples nothing is paid for whatever is left

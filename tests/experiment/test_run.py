@@ -1,0 +1,240 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpo.config.components import Spec
+from gpo.config.run import RunConfig
+from gpo.errors import ConfigError, DataError, EngineError
+from gpo.estimators.none import NoReset
+from gpo.experiment.budget import tokens_of
+from gpo.experiment.run import Run
+from gpo.storage.directory import Progress, RunDirectory
+from gpo.storage.files import locked
+from gpo.toy import ChainEngine, ChainTask
+from gpo.types import Problem, Sample, Split, StepScores, Trajectory
+from toy import toy_config
+
+HERE = Path(__file__).parents[1]
+RUN_OPTIONS = (
+    *("--task", "toy:ToyTask", "--engine", "gpo.toy:ChainEngine", "--engine.padding", "2"),
+    *("--estimator", "monte_carlo", "--method", "toy:ToyMethod"),
+    *("--rollouts", "4", "--budget", "6", "--locate_per_problem", "2"),
+    *("--reset_rollouts", "4", "--test_samples", "8", "--chunk", "16"),
+)  # toy_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("run") / "whole", toy_config())
+    run.all()
+    return run
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file but the times and the lock."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in ("events.jsonl", ".lock"))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def test_a_run_writes_what_the_architecture_page_says(finished: Run) -> None:
+    names = set(contents(finished.files.path))
+    for arm in ("plain", "random", "gpo"):
+        assert {f"arms/{arm}/{name}" for name in ("scores.jsonl", "resets.jsonl", "pairs.jsonl")} <= names
+        assert f"arms/{arm}/model/chain.json" in names
+        assert f"evaluation/{arm}.jsonl" in names
+    assert {"config.json", "problems.jsonl", "rollouts.jsonl", "evaluation/base.jsonl"} <= names
+    assert {"results.json", "table.md", "plots/accuracy.png", "plots/tokens.png", "plots/values.png"} <= names
+    assert not [name for name in names if "partial" in name or "unfinished" in name]
+
+
+def test_all_arms_sample_the_same_number_of_tokens(finished: Run) -> None:
+    results = json.loads(finished.files.results.read_text())
+    budget = 6 * tokens_of(finished.files.rollouts.read())
+    for arm in results["arms"]:
+        sampled = tokens_of(finished.files.groups(arm["name"]))
+        assert sum(arm["tokens"].values()) == sampled
+        assert abs(sampled - budget) < 0.01 * budget
+    assert results["arms"][0]["tokens"]["locate"] == 0
+    assert results["arms"][2]["tokens"]["locate"] > 0
+
+
+def test_the_plain_arm_resets_to_the_questions_only(finished: Run) -> None:
+    assert all(group.start.prefix_ids == () for group in finished.files.resets("plain").read())
+    assert any(group.start.prefix_ids for group in finished.files.resets("gpo").read())
+
+
+def test_a_finished_stage_samples_nothing_again(finished: Run) -> None:
+    before = contents(finished.files.path)
+    seen: list[Progress] = []
+    again = Run(finished.files.path, on_progress=seen.append)
+    again.all()
+    assert contents(finished.files.path) == before
+    assert {progress.stage for progress in seen} == {"report"}
+
+
+def test_a_run_is_the_same_every_time(finished: Run, tmp_path: Path) -> None:
+    other = Run(tmp_path / "again", toy_config())
+    other.all()
+    assert contents(other.files.path) == contents(finished.files.path)
+
+
+def work(directory: Path) -> None:
+    Run(directory, toy_config()).all()
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_the_same(finished: Run, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")  # a kill costs no import
+    timed = fork.Process(target=work, args=(tmp_path / "timed",))
+    began = time.monotonic()
+    timed.start()
+    timed.join()
+    duration = time.monotonic() - began
+    chance = random.Random(7)
+    kills = 0
+    for round_ in range(3):
+        directory = tmp_path / str(round_)
+        for _ in range(5):
+            process = fork.Process(target=work, args=(directory,))
+            process.start()
+            process.join(chance.uniform(0, 0.6 * duration))
+            if process.is_alive():
+                process.kill()
+                kills += 1
+            process.join()
+        process = fork.Process(target=work, args=(directory,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert contents(directory) == contents(finished.files.path)
+    assert kills >= 3
+
+
+def test_the_same_command_goes_on_after_a_kill(finished: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpo", "run", str(tmp_path / "killed"), *RUN_OPTIONS]
+    process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (tmp_path / "killed/arms/random/resets.jsonl").exists():
+        assert process.poll() is None, process.stderr
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, cwd=HERE, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(finished.files.path)
+
+
+def test_models_answer_the_same_questions_with_the_same_random_numbers(tmp_path: Path) -> None:
+    unchanged = Spec("method", "toy:ToyMethod", {"strength": 0.0})
+    run = Run(tmp_path, toy_config(method=unchanged, arms={"plain": NoReset()}))
+    results = run.all()
+    assert run.files.evaluation("base").read() == run.files.evaluation("plain").read()
+    assert results.models[1].against["base"].estimate == 0
+
+
+def test_another_configuration_is_refused_by_name(finished: Run) -> None:
+    with pytest.raises(ConfigError, match=r"made with other settings: arms\.gpo\.rollouts was 4, now 8"):
+        Run(finished.files.path, toy_config(arms={"plain": "none", "random": "random", "gpo": gpo_arm(rollouts=8)}))
+    with pytest.raises(ConfigError, match="seed was 0, now 1"):
+        Run(finished.files.path, toy_config(seed=1))
+
+
+def gpo_arm(**settings: Any) -> Spec:
+    return Spec("estimator", "monte_carlo", settings)
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run directory\. Start one with: gpo run"):
+        Run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_arm_lists_the_known_ones(finished: Run) -> None:
+    for stage in (finished.locate, finished.reset, finished.build, finished.train, finished.evaluate):
+        with pytest.raises(ConfigError, match=r"no arm 'best'\. Its arms: plain, random, gpo"):
+            stage("best")
+
+
+def test_a_run_held_by_another_process_is_left_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config())
+    with locked(tmp_path), pytest.raises(ConfigError, match="Another process works in"):
+        run.rollout()
+
+
+@dataclass(frozen=True)
+class Nowhere(NoReset):
+    """Finds no place to reset to."""
+
+    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+        return [replace(score, reset_boundary=None) for score in super().__call__(trajectories, sample)]
+
+
+@dataclass(frozen=True)
+class AtTheEnd(NoReset):
+    """Resets behind the last step, from where nothing can be sampled."""
+
+    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+        scores = super().__call__(trajectories, sample)
+        return [replace(s, reset_boundary=len(t.step_ends)) for s, t in zip(scores, trajectories, strict=True)]
+
+
+@dataclass(frozen=True)
+class Dishonest(NoReset):
+    """Samples without saying so."""
+
+    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+        sample([trajectories[0].prefix(0)], 1)
+        return super().__call__(trajectories, sample)
+
+
+def test_an_arm_that_resets_nowhere_samples_the_questions(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"nowhere": Nowhere()}))
+    groups = run.reset("nowhere")
+    assert tokens_of(groups) == run.budget(run.rollout()) - tokens_of(run.rollout())
+
+
+def test_starts_that_give_no_tokens_are_given_up(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"end": AtTheEnd()}))
+    assert tokens_of(run.reset("end")) == 0
+
+
+def test_an_estimator_must_say_what_it_sampled(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"dishonest": Dishonest()}))
+    with pytest.raises(EngineError, match=r"2 results with 0 tokens for 2 trajectories and 26 sampled tokens"):
+        run.locate("dishonest")
+
+
+@dataclass(frozen=True)
+class TrainOnly(ChainTask):
+    def problems(self, split: Split) -> Sequence[Problem]:
+        return super().problems(split) if split == "train" else []
+
+
+def test_a_task_without_test_problems_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The task has no test problems"):
+        Run(tmp_path, toy_config(task=TrainOnly())).rollout()
+
+
+def test_components_may_be_instances(tmp_path: Path) -> None:
+    engine = ChainEngine(padding=1)
+    config = RunConfig(ChainTask(), engine=engine, method=toy_config().method, arms={"gpo": "monte_carlo"}, rollouts=4)
+    run = Run(tmp_path, config)
+    processes = engine.processes
+    run.train("gpo")
+    run.evaluate("gpo")
+    assert engine.processes is processes
+    assert json.loads((tmp_path / "config.json").read_text())["engine"]["padding"] == 1
+
+
+def test_times_are_kept_apart(finished: Run) -> None:
+    seconds = RunDirectory(finished.files.path).seconds()
+    assert set(seconds) == {"rollout", "locate", "reset", "build", "train", "evaluate", "report"}
