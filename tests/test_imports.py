@@ -12,7 +12,15 @@ SOURCE = Path(gpo.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers"}
 MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "estimators/critic", "estimators/gradient")
 PACKAGES = ("tasks", "engines", "estimators", "methods")
-READS_RUNS_ONLY = ("storage", "preferences", "report/page", "report/reading", "report/plots", "report/results", "annotate")
+READS_RUNS_ONLY = (
+    "storage",
+    "preferences",
+    "report/page",
+    "report/reading",
+    "report/plots",
+    "report/results",
+    "annotate",
+)
 
 
 def modules() -> list[Path]:

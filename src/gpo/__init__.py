@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from gpo.errors import MissingDependency as MissingDependency
     from gpo.experiment.run import Run as Run
     from gpo.preferences.dataset import load_pairs as load_pairs
-    from gpo.preferences.pairs import Pair as Pair
     from gpo.preferences.pairs import build_pairs as build_pairs
     from gpo.report.results import Results as Results
     from gpo.rollout.sampler import Sampler as Sampler
     from gpo.rollout.sampler import question_start as question_start
     from gpo.types import Completion as Completion
     from gpo.types import Group as Group
+    from gpo.types import Pair as Pair
     from gpo.types import Problem as Problem
     from gpo.types import Score as Score
     from gpo.types import Start as Start
@@ -42,11 +42,11 @@ _HOMES = {
     "gpo.preferences.dataset": ("load_pairs",),
     "gpo.diagnosis": ("Diagnosis", "diagnose"),
     "gpo.errors": ("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
-    "gpo.preferences.pairs": ("Pair", "build_pairs"),
+    "gpo.preferences.pairs": ("build_pairs",),
     "gpo.report.results": ("Results",),
     "gpo.experiment.run": ("Run",),
     "gpo.rollout.sampler": ("Sampler", "question_start"),
-    "gpo.types": ("Completion", "Group", "Problem", "Score", "Start", "StepScores", "Trajectory"),
+    "gpo.types": ("Completion", "Group", "Pair", "Problem", "Score", "Start", "StepScores", "Trajectory"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

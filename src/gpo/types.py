@@ -1,4 +1,4 @@
-"""All data types and protocols of GPO, in one place and without torch.
+"""All data types and contracts of GPO, in one place and without torch.
 
 Axis names used in comments: P prompt tokens, R prefix tokens, T completion tokens, K steps, G trajectories of a
 group. A *response* is everything after the prompt: prefix followed by completion. Token offsets count from the start
@@ -7,14 +7,32 @@ of the response.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict, runtime_checkable
 
 Split = Literal["train", "dev", "test"]
 Verdict = Literal["right", "wrong", "ungradable", "failed"]
 FinishReason = Literal["stop", "length"]
+Truncated = Literal["rejected", "excluded"]
+PrefixIn = Literal["prompt", "completion", "masked"]
+"""Where the shared prefix of a pair goes: to the prompt, or to both completions, where it is trained on
+(`completion`) or carries no loss (`masked`: the token ids are trained as with `prompt`, only the text differs)."""
+
+
+class Stage(StrEnum):
+    """What a run does, in this order; `more` is what a reset fraction leaves for the questions."""
+
+    ROLLOUT = "rollout"
+    LOCATE = "locate"
+    RESET = "reset"
+    MORE = "more"
+    BUILD = "build"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    REPORT = "report"
 
 
 class Message(TypedDict):
@@ -45,10 +63,14 @@ class Score:
     value: float | None  # in [0, 1]; None if and only if failed
     verdict: Verdict
     answer: str | None = None  # what was extracted
+    reason: str | None = None  # why the grader failed, such as "TimeoutError: 5 s"
 
     @property
     def right(self) -> bool:
         return self.verdict == "right"
+
+
+StartKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +86,14 @@ class Start:
     def token_ids(self) -> tuple[int, ...]:
         """What the model is given, (P + R,)."""
         return self.prompt_ids + self.prefix_ids
+
+    @property
+    def key(self) -> StartKey:
+        """What tells one start from another: starts with equal keys are the same place, whoever cut them.
+
+        The problem is a part of it, because placeholder tokens can stand for something else in each (an image, say).
+        """
+        return (self.problem_id, self.prompt_ids, self.prefix_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +144,9 @@ class Group:
 class StepScores:
     """What an estimator says about one trajectory.
 
-    `values[k]` estimates V_k, the success probability after k steps. The last value is the observed reward. A value
-    that was not estimated is NaN with count 0. `advantages[k] = values[k+1] - values[k]` belongs to step k.
+    `values[k]` estimates V_k, the success probability after k steps. The last value is the observed reward. A search
+    that only counts has NaN with count 0 where it did not look; one that models the values (`adaptive`, `critic`) has a
+    number there too, and the count is 0 all the same. `advantages[k] = values[k+1] - values[k]` belongs to step k.
     """
 
     trajectory_id: str
@@ -138,6 +169,70 @@ class Request:
     n: int
     max_tokens: int
     seed: int  # continuation i of the same request and seed is the same on one machine
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a round has sampled so far, unselected, for an estimator to learn from."""
+
+    groups: tuple[Group, ...] = ()  # every rollout from the questions, whether its trajectory is searched or not
+    scores: tuple[StepScores, ...] = ()  # of the trajectories searched before, their rollouts included
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Which model is meant: resolved once, then handed down."""
+
+    source: Any  # directory (of a model or of LoRA adapters) or hub id; or a model in memory, which nobody writes to
+    name: str  # what tables, provenance and messages call it
+    revision: str | None = None  # of a hub id
+    tokenizer: Any = None  # directory, hub id or object; None: the one beside the model
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two continuations of prompt + prefix: `chosen` is right, `rejected` is not.
+
+    A completion ends with the end-of-sequence token if and only if it was sampled. Texts leave out that last token.
+    """
+
+    problem_id: str
+    prompt_ids: tuple[int, ...]  # (P,)
+    prefix_ids: tuple[int, ...]  # (R,)
+    chosen_ids: tuple[int, ...]  # (T,)
+    rejected_ids: tuple[int, ...]  # (T,)
+    prompt: str
+    prefix: str
+    chosen: str
+    rejected: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How preference pairs are made of groups."""
+
+    per_start: int = 16  # as many as of a problem, so that an arm of one start a problem is not short of pairs
+    per_problem: int | None = 16  # taken in turns from the starts of a problem; None: no cap
+    most: int | None = None  # in all; None: no cap
+    truncated: Truncated = "rejected"  # what a completion that ran out of tokens may be
+    prefix_in: PrefixIn = "prompt"
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What a method is told of the round that it trains in. Outside a run the defaults will do."""
+
+    model: ModelRef | None = None  # training begins with it; None: the method's own
+    reference: ModelRef | None = None  # of the KL of online methods; None: the model as it is at the first update
+    number: int = 1  # of the round, from 1; a method's random numbers may depend on it
+    last: bool = True  # no round goes on from what is saved
+    temperature: float = 1.0  # at which the rollouts were sampled
+    pairing: PairSettings = field(default_factory=PairSettings)  # how the pairs were made
+    sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
+    work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
+    metrics_path: Path | None = None  # JSON lines; None: none are written
+    on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all
 
 
 class Tokenizer(Protocol):
@@ -163,13 +258,25 @@ class Task(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Samples continuations of token sequences."""
+    """Samples continuations of token sequences. A context manager: leaving it closes it.
+
+    `docs/engines.md` shows how to write one, and `gpo.engines.contract` checks it.
+    """
 
     @property
     def tokenizer(self) -> Any: ...
 
     @property
+    def model_ref(self) -> ModelRef: ...  # what it samples from now
+
+    @property
     def context_length(self) -> int: ...  # tokens, prompt and response together
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...  # tokens that end a response; one of them is its last if it was sampled
+
+    @property
+    def repeatable(self) -> bool: ...  # whether a request and its seed give the same tokens, whatever else is asked
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
@@ -177,28 +284,79 @@ class Engine(Protocol):
         """One list of `n` completions for each request, in order. `temperature` 0 is greedy."""
         ...
 
-    def load(self, checkpoint: Path) -> None:
-        """Replace the weights by those of a checkpoint directory."""
+    def logprobs(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, temperature: float = 1.0
+    ) -> list[tuple[float, ...]]:
+        """(T,) nats for each continuation: what the model gives to its tokens behind its context, teacher-forced."""
         ...
 
+    def load(self, model: ModelRef) -> None:
+        """Replace the weights; the tokenizer stays."""
+        ...
 
+    def close(self) -> None:
+        """Let go of memory, processes and connections. Nothing may be asked after it; closing twice is allowed."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@runtime_checkable
 class Sample(Protocol):
     """The one verb: rollouts from starts, scored and segmented, every sampled token counted."""
 
-    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]: ...
+    @property
+    def left(self) -> int | None: ...  # tokens that may still be sampled; None: no limit
+
+    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
+        """A group of n trajectories for each start, in order; fewer or none once nothing is left."""
+        ...
 
 
 @runtime_checkable
 class Estimator(Protocol):
     """Finds the critical step of each trajectory."""
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]: ...
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = ...
+    ) -> list[StepScores]:
+        """One result for each trajectory, in order. It may not depend on how a run splits its trajectories over calls,
+        but for the rollouts of earlier calls, which are in `evidence`."""
+        ...
 
 
 @runtime_checkable
-class Method(Protocol):
+class OfflineMethod(Protocol):
+    """Trains the policy on preference pairs."""
+
+    trains_on: ClassVar[Literal["pairs"]]
+
+    def update(self, pairs: Sequence[Pair], context: RoundContext = ...) -> dict[str, float]:
+        """Train; the metrics. Where there is nothing to learn the model stays, and `skipped` is 1 in them."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint directory, whole or not at all."""
+        ...
+
+
+@runtime_checkable
+class OnlineMethod(Protocol):
     """Trains the policy on groups of trajectories."""
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]: ...
+    trains_on: ClassVar[Literal["groups"]]
 
-    def save(self, path: Path) -> None: ...
+    def update(self, groups: Sequence[Group], context: RoundContext = ...) -> dict[str, float]:
+        """As `OfflineMethod.update`."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """As `OfflineMethod.save`."""
+        ...
+
+
+Method = OfflineMethod | OnlineMethod

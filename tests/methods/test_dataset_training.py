@@ -12,7 +12,7 @@ from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from gpo.preferences.dataset import write_dataset
-from gpo.preferences.pairs import PrefixIn
+from gpo.types import PrefixIn
 
 SETTINGS = {
     "max_steps": 1,

@@ -14,8 +14,7 @@ from gpo.errors import ConfigError, DataError, EngineError
 from gpo.methods.dpo import DPO
 from gpo.methods.offline import last_checkpoint
 from gpo.methods.trainers import order_by_length
-from gpo.preferences.pairs import Pair
-from gpo.types import Completion, Group, Method, Score, Start, Trajectory
+from gpo.types import Completion, Group, Method, Pair, Score, Start, Trajectory
 
 
 def dpo(model: Any, **settings: Any) -> DPO:

@@ -19,7 +19,7 @@ from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds
-from gpo.preferences.pairs import Pair
+from gpo.types import Pair
 
 METHODS = [DPO, KTO, SimPO, ORPO]
 Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]  # (context, completion)

@@ -10,7 +10,7 @@ import gpo
 from gpo.cli import main
 from gpo.config.presets import model_path
 from gpo.methods.simpo import SimPO
-from gpo.preferences.pairs import Pair
+from gpo.types import Pair
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds, PairTrainer, ReferenceFreeTrainer, Row, UnpairedTrainer
-from gpo.preferences.pairs import PrefixIn
+from gpo.types import PrefixIn
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "epochs": 3, "max_grad_norm": 100.0}
 METHODS = [KTO, SimPO, ORPO]

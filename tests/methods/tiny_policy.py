@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gpo.preferences.pairs import Pair
+from gpo.types import Pair
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+= \n"
 EOS, PAD = len(LETTERS) + 1, len(LETTERS) + 2

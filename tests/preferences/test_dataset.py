@@ -16,7 +16,8 @@ from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import rollouts_from
 from gpo.experiment.run import Run
 from gpo.preferences.dataset import apart, interleave, to_dataset, to_table, unpaired_rows, write_dataset
-from gpo.preferences.pairs import Pair, read_pairs, to_row
+from gpo.preferences.pairs import read_pairs, to_row
+from gpo.types import Pair
 from toy import toy_config
 
 

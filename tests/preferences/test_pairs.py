@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
-from gpo.preferences.pairs import Pair, build_pairs, read_pairs, to_row, write_pairs
-from gpo.types import Completion, FinishReason, Group, Score, Start, StepScores, Trajectory, Verdict
+from gpo.preferences.pairs import build_pairs, read_pairs, to_row, write_pairs
+from gpo.types import Completion, FinishReason, Group, Pair, Score, Start, StepScores, Trajectory, Verdict
 
 EOS = 9
 

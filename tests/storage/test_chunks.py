@@ -149,7 +149,9 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    script = f"from gpo.storage.files import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
+    script = (
+        f"from gpo.storage.files import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
+    )
     with locked(tmp_path):
         other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert other.returncode == 1

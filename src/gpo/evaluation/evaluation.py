@@ -29,7 +29,7 @@ from gpo.rollout.sampler import Sampler, question_start
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked, write_json, write_text
-from gpo.types import Engine, Group, Problem, Split, Task
+from gpo.types import Engine, Group, ModelRef, Problem, Split, Task
 
 COMPONENTS = ("task", "engine")
 
@@ -224,7 +224,7 @@ class Evaluation:
             engine: Engine = made("engine", chosen, model=model_path(model))
         else:
             engine = made("engine", chosen)
-            engine.load(Path(model))
+            engine.load(ModelRef(model_path(model), model))
         return engine
 
     def _tell(self, name: str, done: int, total: int, tokens: int, seconds: float) -> None:

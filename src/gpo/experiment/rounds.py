@@ -19,10 +19,9 @@ from gpo.config.components import Spec, made
 from gpo.config.presets import model_path
 from gpo.config.run import RunConfig
 from gpo.experiment.budget import tokens_of
-from gpo.preferences.pairs import Pair
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import read_json, write_json, write_rows
-from gpo.types import Group, Problem, StepScores
+from gpo.types import Group, Pair, Problem, StepScores
 
 
 def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:

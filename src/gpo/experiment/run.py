@@ -25,12 +25,12 @@ from gpo.experiment.budget import (
 from gpo.experiment.resources import Resources, label
 from gpo.experiment.rounds import questions_of, train_round, trains_on_pairs, write_rounds
 from gpo.preferences.dataset import write_dataset
-from gpo.preferences.pairs import Pair, build_pairs, read_pairs, write_pairs
+from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.report.results import Results, summarize, write_results
 from gpo.rollout.sampler import question_start
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import BASE
-from gpo.types import Group, Problem, Split, Start, StepScores
+from gpo.types import Group, Pair, Problem, Split, Start, StepScores
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
 SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before

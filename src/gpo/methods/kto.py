@@ -14,7 +14,7 @@ from gpo.errors import ConfigError
 from gpo.methods.offline import Offline, pair_row
 from gpo.methods.trainers import Row, UnpairedTrainer
 from gpo.preferences.dataset import interleave
-from gpo.preferences.pairs import Pair
+from gpo.types import Pair
 
 
 @dataclass

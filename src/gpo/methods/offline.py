@@ -26,8 +26,8 @@ from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, quiet, save_policy
 from gpo.methods.trackers import Trackers
 from gpo.methods.trainers import MetricsCallback, Row, order_by_length
-from gpo.preferences.pairs import Pair, PrefixIn, Truncated, build_pairs
-from gpo.types import Group
+from gpo.preferences.pairs import build_pairs
+from gpo.types import Group, Pair, PrefixIn, Truncated
 
 MORE_PAIRS = "Sample more from each start, raise the temperature, or choose problems that the model solves sometimes."
 

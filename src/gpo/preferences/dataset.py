@@ -12,9 +12,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gpo.errors import ConfigError, DataError
-from gpo.preferences.pairs import Pair, PrefixIn, to_row
+from gpo.preferences.pairs import to_row
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import replacing
+from gpo.types import Pair, PrefixIn
 
 if TYPE_CHECKING:
     from datasets import Dataset

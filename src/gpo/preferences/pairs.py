@@ -8,39 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from gpo.errors import ConfigError, DataError
-from gpo.types import Completion, Group, Start, StepScores, Tokenizer, Trajectory
-
-PrefixIn = Literal["prompt", "completion", "masked"]
-"""Where the shared prefix of a pair goes: to the prompt, or to both completions, where it is trained on
-(`completion`) or carries no loss (`masked`: the token ids are trained as with `prompt`, only the text differs)."""
-
-Truncated = Literal["rejected", "excluded"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two continuations of prompt + prefix: `chosen` is right, `rejected` is not.
-
-    A completion ends with the end-of-sequence token if and only if it was sampled. Texts leave out that last token.
-    """
-
-    problem_id: str
-    prompt_ids: tuple[int, ...]  # (P,)
-    prefix_ids: tuple[int, ...]  # (R,)
-    chosen_ids: tuple[int, ...]  # (T,)
-    rejected_ids: tuple[int, ...]  # (T,)
-    prompt: str
-    prefix: str
-    chosen: str
-    rejected: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+from gpo.types import Completion, Group, Pair, PrefixIn, Start, StepScores, Tokenizer, Trajectory, Truncated
 
 
 def build_pairs(

@@ -41,6 +41,7 @@ class Sampler:
     seed: int = 0
     stream: str = "rollout"
     logprobs: bool = False
+    limit: int | None = None  # tokens that it may sample in all; None: no limit
 
     tokens: int = field(default=0, init=False)  # sampled so far
     failed: int = field(default=0, init=False)  # trajectories that could not be graded because the grader broke
@@ -49,6 +50,11 @@ class Sampler:
     skipped: int = field(default=0, init=False)  # starts with no room to sample
     _draws: Counter[tuple[int, ...]] = field(default_factory=Counter, init=False, repr=False)
     _serials: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+
+    @property
+    def left(self) -> int | None:
+        """Tokens that may still be sampled; None: no limit."""
+        return None if self.limit is None else max(0, self.limit - self.tokens)
 
     def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
         """One group of n trajectories for each start, in order.
