@@ -1,0 +1,143 @@
+"""Step credit on toy processes, whose values are known."""
+
+from statistics import fmean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from gpo.preferences.credit import StepTree, grow, preferences, probability_of_more
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler
+from gpo.toy import CHOICE_A, ChainEngine, ChainTask, random_process
+from gpo.types import Group, Start, Trajectory
+
+
+def sampler(seed: int, sample_seed: int = 0) -> tuple[Sampler, Start, ChainEngine]:
+    engine = ChainEngine(processes=(random_process(seed, decisions=4, choices=2),))
+    task = ChainTask()
+    problem = task.problems("train")[0]
+    sample = Sampler(engine, task, {problem.id: problem}, seed=sample_seed)
+    return sample, question_start(problem, task, engine.tokenizer), engine
+
+
+def true_values(trajectory: Trajectory, engine: ChainEngine) -> list[float]:
+    """(K + 1,) of the decisions that the response took, and its score."""
+    process = engine.processes[0]
+    values, state = [process.values[0][0]], 0
+    for k, token in enumerate(t for t in trajectory.response_ids if t >= CHOICE_A):
+        state = process.successors[k][state][token - CHOICE_A]
+        values.append(process.values[k + 1][state])
+    return [*values, float(trajectory.score.right)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 20), st.floats(0, 5))
+def test_the_credits_of_a_response_sum_to_its_score_minus_the_value_of_the_question(
+    seed: int, n: int, strength: float
+) -> None:
+    sample, start, _ = sampler(seed)
+    [group] = sample([start], n)
+    resets = sample([t.prefix(k) for t in group.trajectories[:2] for k in (1, 2)], 3)
+    [tree] = grow([group, *resets]).values()
+    root = fmean(t.score.value for t in group.trajectories if t.score.value is not None)
+    for trajectory in [t for g in (group, *resets) for t in g.trajectories]:
+        reward = trajectory.score.value
+        assert reward is not None
+        assert sum(tree.advantages(trajectory, strength)) == pytest.approx(reward - root)
+
+
+def test_values_of_nodes_are_unbiased_whether_rollouts_pass_or_start_there() -> None:
+    """Planted: rollouts that a reset sampled, counted for the prefixes before it, would bias the question's value."""
+    errors: dict[int, list[float]] = {}
+    for seed in range(60):
+        sample, start, engine = sampler(3, seed)
+        [group] = sample([start], 40)
+        resets = sample([group.trajectories[0].prefix(k) for k in (1, 2, 3)], 20)
+        [tree] = grow([group, *resets]).values()
+        path = tree.path(group.trajectories[0])
+        for k, (node, true) in enumerate(zip(path, true_values(group.trajectories[0], engine), strict=True)):
+            errors.setdefault(k, []).append(node.total / node.count - true)
+    for k in range(4):
+        assert abs(fmean(errors[k])) < 0.03, k
+
+
+def test_a_node_is_shrunk_towards_the_one_before_it() -> None:
+    sample, start, _ = sampler(1)
+    [group] = sample([start], 30)
+    tree = next(iter(grow([group]).values()))
+    for node in tree.nodes():
+        if node.parent is not None and not node.final:
+            raw, before = node.total / node.count, node.parent.value(2.0)
+            assert min(raw, before) - 1e-9 <= node.value(2.0) <= max(raw, before) + 1e-9
+            assert node.value(0.0) == pytest.approx(raw)
+        if node.final:
+            assert node.value(100.0) in (0.0, 1.0)
+
+
+def test_prefixes_are_given_back_to_the_token() -> None:
+    sample, start, _ = sampler(2)
+    [group] = sample([start], 10)
+    tree = next(iter(grow([group]).values()))
+    for trajectory in group.trajectories:
+        for end, node in zip(trajectory.boundaries, tree.path(trajectory), strict=True):
+            assert node.prefix_ids == trajectory.response_ids[:end]
+
+
+def test_preferences_point_to_the_better_step() -> None:
+    """As often as they say: of pairs that are better with probability c, about a share c is."""
+    told: list[tuple[float, bool]] = []
+    counts = {0.95: 0, 0.6: 0}
+    for seed in range(40):
+        sample, start, engine = sampler(seed)
+        [group] = sample([start], 40)
+        reset = sample([group.trajectories[0].prefix(1)], 20)
+        tree = next(iter(grow([group, *reset]).values()))
+        of_node = {
+            id(n): v
+            for each in (group, *reset)
+            for t in each.trajectories
+            for n, v in zip(tree.path(t), true_values(t, engine), strict=True)
+        }
+        for certainty in counts:
+            found = [p for each in preferences(tree, strength=2, certainty=certainty, resets_only=False) for p in each]
+            counts[certainty] += len(found)
+            assert all(pair.gain > 0 and certainty <= pair.certainty <= 1 for pair in found)
+        differences = [(p.certainty, of_node[id(p.better)] - of_node[id(p.worse)]) for p in found]
+        told += [(certainty, difference > 0) for certainty, difference in differences if difference]
+        behind = [p for each in preferences(tree, strength=2, certainty=0.6, resets_only=True) for p in each]
+        assert {len(p.node.prefix_ids) for p in behind} <= {len(group.trajectories[0].prefix(1).prefix_ids)}
+    assert counts[0.6] > counts[0.95] > 40
+    assert abs(fmean(right for _, right in told) - fmean(certainty for certainty, _ in told)) < 0.1
+
+
+def test_steps_in_other_words_are_one_step_if_the_task_says_so() -> None:
+    sample, start, _ = sampler(4)
+    [group] = sample([start], 50)
+    every = StepTree("0", start.prompt_ids, wording=len)  # all steps of a length are one
+    for trajectory in group.trajectories:
+        every.add(trajectory)
+    apart = next(iter(grow([group]).values()))
+    assert len(list(every.nodes())) < len(list(apart.nodes()))
+    assert every.root.count == apart.root.count == 50
+
+
+def test_a_failed_grade_tells_nothing() -> None:
+    from gpo.types import Score
+
+    sample, start, _ = sampler(4)
+    [group] = sample([start], 1)
+    [trajectory] = group.trajectories
+    failed = Trajectory("x", start, trajectory.completion, Score(None, "failed"), trajectory.step_ends)
+    tree = next(iter(grow([Group(start, (failed,))]).values()))
+    assert tree.root.count == 0
+
+
+@given(st.floats(0.5, 20), st.floats(0.5, 20), st.floats(0.5, 20), st.floats(0.5, 20))
+@settings(max_examples=25, deadline=None)
+def test_the_probability_of_more_is_that_of_an_integral(a: float, b: float, c: float, d: float) -> None:
+    from scipy.integrate import quad
+
+    exact = quad(lambda y: beta.pdf(y, c, d) * beta.sf(y, a, b), 0, 1, limit=200)[0]
+    assert probability_of_more((a, b), (c, d)) == pytest.approx(exact, abs=0.02)
