@@ -1,0 +1,121 @@
+"""An engine whose answers survive a kill within a chunk.
+
+A run keeps what it samples in chunks of some hundred rollouts. On a slow model one of them takes long, so the engine is
+asked in pieces of some seconds, and every piece is appended to a journal before the next one is asked for. After a kill
+the same chunk asks for the same rollouts, and those in the journal are not sampled again; once the chunk is written the
+journal goes. So the files of a run do not depend on how long a piece took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from gpo.errors import DataError
+from gpo.storage.codec import from_json, to_json
+from gpo.types import Completion, Engine, ModelRef, Request
+
+GROWTH = 4  # a piece is at most so many times as large as the one before
+
+
+@dataclass
+class Journal(Engine):
+    """Asks `engine` in pieces of about `seconds`, and keeps the answers in the file `path` until `clear`."""
+
+    engine: Engine
+    path: Path
+    seconds: float
+    on_piece: Callable[[int, int, int], None]  # rollouts done and wanted of this call, tokens of the piece
+    _known: dict[str, list[Completion]] | None = field(default=None, init=False)
+    _speed: float | None = field(default=None, init=False)  # rollouts a second
+
+    def generate(
+        self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
+    ) -> list[list[Completion]]:
+        known = self._read()
+        keys = [self._key(request, temperature, logprobs) for request in requests]
+        todo = [i for i, key in enumerate(keys) if key not in known]
+        size, wanted = 1, sum(request.n for request in requests)
+        while todo:
+            if self._speed is not None:
+                size = max(1, min(GROWTH * size, round(self._speed * self.seconds / requests[todo[0]].n)))
+            piece, todo = todo[:size], todo[size:]
+            began = time.monotonic()
+            asked = [requests[i] for i in piece]
+            answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
+            self._speed = sum(r.n for r in asked) / max(time.monotonic() - began, 1e-6)
+            new = {keys[i]: answer for i, answer in zip(piece, answers, strict=True)}
+            if todo:
+                self._append(new)
+            known |= new
+            tokens = sum(len(completion.token_ids) for answer in answers for completion in answer)
+            self.on_piece(wanted - sum(requests[i].n for i in todo), wanted, tokens)
+        return [known[key] for key in keys]
+
+    def clear(self) -> None:
+        """What it holds is kept elsewhere."""
+        self.path.unlink(missing_ok=True)
+        self._known = None
+
+    def _key(self, request: Request, temperature: float, logprobs: bool) -> str:
+        asked = [self.engine.model_ref.name, temperature, logprobs, *(to_json(request).values())]
+        return blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+
+    def _read(self) -> dict[str, list[Completion]]:
+        if self._known is None:
+            self._known, whole = {}, 0
+            lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                    self._known[row["key"]] = [from_json(Completion, each) for each in row["completions"]]
+                except (ValueError, KeyError, TypeError, DataError):
+                    break
+                whole += len(line) + 1
+            if self.path.exists():
+                os.truncate(self.path, whole)  # what a kill left of a line is asked for again
+        return self._known
+
+    def _append(self, answers: dict[str, list[Completion]]) -> None:
+        rows = [json.dumps({"key": key, "completions": to_json(answer)}) + "\n" for key, answer in answers.items()]
+        with self.path.open("ab") as file:
+            file.write("".join(rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    @property
+    def model_ref(self) -> ModelRef:
+        return self.engine.model_ref
+
+    @property
+    def context_length(self) -> int:
+        return self.engine.context_length
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return self.engine.stop_ids
+
+    @property
+    def repeatable(self) -> bool:
+        return self.engine.repeatable
+
+    def logprobs(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, temperature: float = 1.0
+    ) -> list[tuple[float, ...]]:
+        return self.engine.logprobs(contexts, continuations, temperature=temperature)
+
+    def load(self, model: ModelRef) -> None:
+        self.engine.load(model)
+
+    def close(self) -> None:
+        self.engine.close()
