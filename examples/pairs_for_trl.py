@@ -1,0 +1,20 @@
+"""Make preference pairs at critical steps, and hand them to a trainer that is not ours.
+
+    python examples/pairs_for_trl.py [DIRECTORY]
+
+The data set has TRL's columns `prompt`, `chosen` and `rejected`, and our token ids beside them.
+"""
+
+import sys
+
+import gpo
+
+if __name__ == "__main__":
+    directory = sys.argv[1] if len(sys.argv) > 1 else "runs/pairs"
+    run = gpo.Run(directory, gpo.RunConfig(problems=9, rollouts=4, arms={"gpo": "adaptive"}))
+    run.build("gpo")
+    pairs = gpo.load_pairs(directory, "gpo")
+    print(pairs)
+    print(pairs[0]["prompt"], "\n+", pairs[0]["chosen"], "\n-", pairs[0]["rejected"])
+    # from trl import DPOConfig, DPOTrainer
+    # DPOTrainer("MODEL", args=DPOConfig("trained"), train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"])).train()
