@@ -1,4 +1,4 @@
-"""A search of one's own: reset before the step in which the policy was least sure. It goes through a whole run unchanged.
+"""A search of one's own in a whole run: reset before the step in which the policy was least sure.
 
 python examples/own_search.py [DIRECTORY]
 """

@@ -17,4 +17,5 @@ if __name__ == "__main__":
     print(pairs)
     print(pairs[0]["prompt"], "\n+", pairs[0]["chosen"], "\n-", pairs[0]["rejected"])
     # from trl import DPOConfig, DPOTrainer
-    # DPOTrainer("MODEL", args=DPOConfig("trained"), train_dataset=pairs.select_columns(["prompt", "chosen", "rejected"])).train()
+    # rows = pairs.select_columns(["prompt", "chosen", "rejected"])
+    # DPOTrainer("MODEL", args=DPOConfig("trained"), train_dataset=rows).train()

@@ -7,7 +7,7 @@ of the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -138,6 +138,11 @@ class Group:
 
     start: Start
     trajectories: tuple[Trajectory, ...]  # (G,)
+
+
+def tokens_of(groups: Iterable[Group]) -> int:
+    """Sampled tokens."""
+    return sum(len(trajectory.completion.token_ids) for group in groups for trajectory in group.trajectories)
 
 
 @dataclass(frozen=True, slots=True)

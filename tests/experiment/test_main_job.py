@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gpo.cli import main
-from gpo.experiment.budget import tokens_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
+from gpo.types import tokens_of
 
 OPTIONS = (
     *("--problems", "9", "--rollouts", "4", "--test_problems", "9", "--test_samples", "2", "--test_split", "dev"),

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpo.experiment.rounds import questions_of
 
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
-from gpo.experiment.budget import tokens_of
-from gpo.experiment.rounds import questions_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import Progress
-from gpo.types import Problem
+from gpo.types import Problem, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
@@ -164,20 +163,6 @@ def test_rounds_that_are_killed_at_any_moment_end_the_same(tmp_path: Path) -> No
     work(directory)
     assert contents(directory) == contents(tmp_path / "timed")
     assert kills >= 3
-
-
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny language model of single letters."""
-    sys.path.insert(0, str(HERE / "methods"))
-    try:
-        from tiny_policy import make_model, make_tokenizer
-    finally:
-        sys.path.pop(0)
-    path = tmp_path_factory.mktemp("letters")
-    make_model().save_pretrained(path)
-    make_tokenizer().save_pretrained(path)
-    return path
 
 
 LETTER_OPTIONS = {

@@ -17,12 +17,11 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.estimators.none import NoReset
-from gpo.experiment.budget import tokens_of
 from gpo.experiment.run import Run
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Problem, Sample, Split, StepScores, Trajectory
+from gpo.types import Problem, Sample, Split, StepScores, Trajectory, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]

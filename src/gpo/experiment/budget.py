@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TypeVar
 
-from gpo.types import Group, Problem, Start, StepScores, Trajectory
+from gpo.types import Group, Problem, Start, StartKey, StepScores, Trajectory
 
 Item = TypeVar("Item")
 SAFE_SHARE = 0.8  # of the tokens left, for a chunk of resets
@@ -20,6 +20,24 @@ def in_turns(rows: Iterable[Sequence[Item]]) -> list[Item]:
     """The first item of each row, then the second of each, and so on."""
     nothing = object()
     return [item for turn in zip_longest(*rows, fillvalue=nothing) for item in turn if item is not nothing]  # type: ignore[misc]
+
+
+def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:
+    """The problems of round `number`, from 1: the next `size` of them in turns. None: all."""
+    size = min(size or len(problems), len(problems))
+    first = (number - 1) * size
+    return [problems[i % len(problems)] for i in range(first, first + size)]
+
+
+def allowance(first: int, factor: float, number: int, spent: int) -> int:
+    """Tokens that an arm may sample in round `number`: as many as in the first, plus what earlier ones left.
+
+    Args:
+        first: tokens of the first rollouts.
+        factor: the budget of a round as a multiple of these.
+        spent: tokens of the arm in all rounds before.
+    """
+    return number * round(factor * first) - spent
 
 
 def subtask(problem: Problem) -> str:
@@ -33,11 +51,6 @@ def evenly(problems: Sequence[Problem], count: int | None) -> list[Problem]:
     for problem in problems:
         by_subtask.setdefault(subtask(problem), []).append(problem)
     return in_turns(by_subtask.values())[:count]
-
-
-def tokens_of(groups: Iterable[Group]) -> int:
-    """Sampled tokens."""
-    return sum(len(trajectory.completion.token_ids) for group in groups for trajectory in group.trajectories)
 
 
 def to_search(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
@@ -94,15 +107,15 @@ def next_searches(
 def reset_starts(scores: Iterable[StepScores], trajectories: Iterable[Trajectory]) -> list[Start]:
     """The distinct prefixes that an estimator resets to, in the order of `scores`."""
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
-    starts: dict[tuple[int, ...], Start] = {}
+    starts: dict[StartKey, Start] = {}
     for score in scores:
         if score.reset_boundary is not None:
             start = by_id[score.trajectory_id].prefix(score.reset_boundary)
-            starts.setdefault(start.token_ids, start)
+            starts.setdefault(start.key, start)
     return list(starts.values())
 
 
-def expected_lengths(starts: Sequence[Start], groups: Iterable[Group]) -> dict[tuple[int, ...], float]:
+def expected_lengths(starts: Sequence[Start], groups: Iterable[Group]) -> dict[StartKey, float]:
     """Tokens that a rollout from each start takes.
 
     The mean of those seen from it, else what its parent had left behind it, else the mean of all.
@@ -112,40 +125,40 @@ def expected_lengths(starts: Sequence[Start], groups: Iterable[Group]) -> dict[t
     """
     groups = list(groups)
     parents = {trajectory.id: trajectory for group in groups for trajectory in group.trajectories}
-    seen: dict[tuple[int, ...], list[int]] = {}
+    seen: dict[StartKey, list[int]] = {}
     for group in groups:
         lengths = [len(trajectory.completion.token_ids) for trajectory in group.trajectories]
-        seen.setdefault(group.start.token_ids, []).extend(lengths)
+        seen.setdefault(group.start.key, []).extend(lengths)
     every = [length for lengths in seen.values() for length in lengths]
     expected = {}
     for start in starts:
-        if own := seen.get(start.token_ids):
-            expected[start.token_ids] = sum(own) / len(own)
+        if own := seen.get(start.key):
+            expected[start.key] = sum(own) / len(own)
         elif start.parent in parents:
             left = len(parents[start.parent].response_ids) - len(start.prefix_ids)
-            expected[start.token_ids] = float(max(1, left))
+            expected[start.key] = float(max(1, left))
         else:
-            expected[start.token_ids] = sum(every) / len(every) if every else 1.0
+            expected[start.key] = sum(every) / len(every) if every else 1.0
     return expected
 
 
-def rollouts_from(groups: Iterable[Group]) -> Counter[tuple[int, ...]]:
+def rollouts_from(groups: Iterable[Group]) -> Counter[StartKey]:
     """How many graded trajectories begin at each start."""
-    counts: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[StartKey] = Counter()
     for group in groups:
-        counts[group.start.token_ids] += sum(t.score.value is not None for t in group.trajectories)
+        counts[group.start.key] += sum(t.score.value is not None for t in group.trajectories)
     return counts
 
 
 def next_resets(
     starts: Sequence[Start],
-    lengths: Mapping[tuple[int, ...], float],
+    lengths: Mapping[StartKey, float],
     *,
     done: int,
     left: int,
     n: int,
     most: int,
-    had: Mapping[tuple[int, ...], int] | None = None,
+    had: Mapping[StartKey, int] | None = None,
 ) -> tuple[list[Start], int]:
     """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
 
@@ -161,12 +174,12 @@ def next_resets(
         had: rollouts of each start that there are already, such as those of a search.
     """
     had = had or {}
-    missing = {start.token_ids: n - had.get(start.token_ids, 0) for start in starts}
-    first = sorted((s for s in starts if missing[s.token_ids] > 0), key=lambda s: -missing[s.token_ids])
+    missing = {start.key: n - had.get(start.key, 0) for start in starts}
+    first = sorted((s for s in starts if missing[s.key] > 0), key=lambda s: -missing[s.key])
 
     def turn(number: int) -> tuple[Start, int]:
         if number < len(first):
-            return first[number], missing[first[number].token_ids]
+            return first[number], missing[first[number].key]
         return starts[(number - len(first)) % len(starts)], n
 
     if not starts:
@@ -176,11 +189,11 @@ def next_resets(
     start, each = turn(done)
     while len(chosen) < most:
         start, own = turn(done + len(chosen))
-        cost += own * lengths[start.token_ids]
+        cost += own * lengths[start.key]
         if own != each or cost > (SAFE_SHARE * left if chosen else left):
             break
         chosen.append(start)
     if chosen:
         return chosen, each
-    affordable = round(left / lengths[start.token_ids])
+    affordable = round(left / lengths[start.key])
     return ([start], min(each, affordable)) if affordable > 0 else ([], n)

@@ -1,40 +1,48 @@
-"""What the stages of a run share: its directory and who holds it, problems, engine, samplers, progress."""
+"""What the stages of a run share: its directory and who holds it, problems, model, engine, samplers, progress."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gpo import __version__
-from gpo.config.components import made
+from gpo.config.components import check, made
+from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
-from gpo.config.presets import model_path
 from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError, DataError
-from gpo.experiment.budget import evenly
-from gpo.experiment.rounds import trains_on_pairs
-from gpo.methods.trackers import check_trackers
+from gpo.experiment.budget import allowance, evenly
 from gpo.rollout.sampler import Sampler
 from gpo.storage.codec import to_json
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked, write_json
-from gpo.types import Engine, Problem, Split, Task
+from gpo.storage.rounds import RoundState
+from gpo.types import Engine, Estimator, Group, Method, ModelRef, Problem, Split, Stage, Task, tokens_of
+
+log = logging.getLogger(__name__)
+FREE = ("launch",)  # settings that may differ from call to call, because what is computed does not depend on them
 
 
 class Resources:
     """The directory, the configuration and what both make; loaded when it is needed, and kept.
 
+    Nothing is written before the first stage, and then only once every component was made, the problems were chosen
+    and the model was loaded: a call that cannot work leaves no directory behind.
+
     Args:
-        directory: made if it is not there.
+        directory: made by the first stage if it is not there.
         config: None takes that of the directory.
         on_progress: called after every piece of work.
 
     Raises:
-        ConfigError: the directory was made with another configuration, or has none and none is given.
+        ConfigError: the directory was made with another configuration, or has none and none is given; or a component
+            refuses its settings.
     """
 
     def __init__(
@@ -48,58 +56,132 @@ class Resources:
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
         self._holding = False
+        self._spent: dict[tuple[str, int], int] = {}
         stored = self.files.config() if config is None else self.files.config_or_none()
         self.config = resolve({}, stored) if config is None else config
-        self.described = json.loads(json.dumps(to_json(describe(self.config))))
-        check_trackers(self.described["method"].get("trackers") or ())
-        if stored is None:
-            write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
-        elif changed := differences(with_defaults(stored), self.described):
+        self.described: dict[str, Any] = json.loads(json.dumps(to_json(describe(self.config))))
+        check(self.config)
+        self._written = stored is not None and not self._refuse_changes(with_defaults(stored))
+
+    def _refuse_changes(self, stored: dict[str, Any]) -> bool:
+        """Whether settings changed that may; the directory then takes the new ones.
+
+        Before anything is sampled all settings may change, and those of the method until a model is trained.
+
+        Raises:
+            ConfigError: another one changed.
+        """
+        changed = [each for each in differences(stored, self.described) if not each.startswith(FREE)]
+        if not changed:
+            return False
+        sampled = bool(self.files.rollouts.read())
+        trained = any(self.files.model(arm).exists() or self.files.rounds(arm) != [1] for arm in stored["arms"])
+        refused = [each for each in changed if sampled and (trained or not each.startswith("method."))]
+        if refused:
             raise ConfigError(
-                f"{self.files.path} was made with other settings: {'; '.join(changed[:3])}. "
+                f"{self.files.path} was made with other settings: {'; '.join(refused[:3])}. "
                 "Leave these as they were, or choose another run directory."
             )
+        return True
+
+    def _begin(self) -> None:
+        """Write the configuration and the problems, once everything that they name has been found to work."""
+        known = self.files.rollouts.read()
+        chosen = None if known else self._choose_problems()
+        if chosen is not None:
+            self.engine()
+        write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
+        if chosen is not None:
+            self.files.write_problems(chosen)
+        self._written = True
+
+    def _choose_problems(self) -> dict[Split, list[Problem]]:
+        wanted: list[tuple[Split, Split, int | None]] = [
+            ("train", "train", self.config.problems),
+            ("test", self.config.test_split, self.config.test_problems),
+        ]
+        chosen: dict[Split, list[Problem]] = {}
+        for name, split, count in wanted:
+            found = evenly(self.task.problems(split), count)
+            if not found:
+                raise DataError(f"The task has no {name} problems. Choose another task or another path.")
+            if count is not None and len(found) < count:
+                log.warning(
+                    "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count
+                )
+            chosen[name] = found
+        return chosen
 
     def problems(self, split: Split) -> list[Problem]:
         """The training or test problems; chosen once, and read from the directory from then on."""
         if split not in self._problems:
-            with self._held():
-                known = self.files.problems(split)
-                if known is None:
-                    self._choose_problems()
-                    known = self.files.problems(split)
-            self._problems[split] = known or []
+            with self.held():
+                self._problems[split] = self.files.problems(split) or []
         return self._problems[split]
-
-    def _choose_problems(self) -> None:
-        chosen: dict[Split, list[Problem]] = {
-            "train": evenly(self.task.problems("train"), self.config.problems),
-            "test": evenly(self.task.problems(self.config.test_split), self.config.test_problems),
-        }
-        for name, problems in chosen.items():
-            if not problems:
-                raise DataError(f"The task has no {name} problems. Choose another task or another path.")
-        self.files.write_problems(chosen)
 
     @cached_property
     def task(self) -> Task:
         task: Task = made("task", self.config.task)
         return task
 
+    @cached_property
+    def model(self) -> ModelRef:
+        """The model before training."""
+        return resolve_model(self.config)
+
+    def model_of(self, checkpoint: Path | None) -> ModelRef:
+        """A checkpoint of this run, or the model before training."""
+        return self.model if checkpoint is None else ModelRef(str(checkpoint), str(checkpoint))
+
+    @cached_property
+    def trains_on_pairs(self) -> bool:
+        method: Method = made("method", self.config.method)
+        return method.trains_on == "pairs"
+
+    def estimator(self, arm: str, checkpoint: Path | None) -> Estimator:
+        """The search of an arm; one that reads a model reads the one that samples.
+
+        Raises:
+            ConfigError: there is no such arm.
+        """
+        self.check_arm(arm)
+        estimator: Estimator = made("estimator", self.config.arms[arm], model=self.model_of(checkpoint).source)
+        return estimator
+
+    def check_arm(self, arm: str) -> None:
+        if arm not in self.config.arms:
+            raise ConfigError(f"This run has no arm {arm!r}. Its arms: {', '.join(self.config.arms)}.")
+
     def engine(self, checkpoint: Path | None = None) -> Engine:
         """The engine with the weights of a checkpoint, or with those it begins with. One is kept at a time."""
-        if self._engine is None or self._engine[0] != checkpoint:
-            self._engine = None
-            engine = made("engine", self.config.engine, model=model_path(self.config.model))
-            if checkpoint is not None:
-                engine.load(checkpoint)
+        if self._engine is not None and self._engine[0] != checkpoint and checkpoint is None:
+            self.release_engine()
+        if self._engine is None:
+            self._engine = (None, made("engine", self.config.engine, model=self.model.source))
+        loaded, engine = self._engine
+        if loaded != checkpoint:
+            engine.load(self.model_of(checkpoint))
             self._engine = (checkpoint, engine)
-        return self._engine[1]
+        return engine
 
-    def _sampler(self, stream: str, split: Split, checkpoint: Path | None = None) -> Sampler:
-        # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it; those of all that
-        # is sampled are the behaviour policy's of an online method.
-        wanted = "rollout/" in stream or (split == "train" and not trains_on_pairs(self.config.method))
+    def release_engine(self) -> None:
+        """Make room for training."""
+        if self._engine is not None:
+            self._engine[1].close()
+            self._engine = None
+
+    def sampler(
+        self,
+        stage: Stage,
+        split: Split,
+        first: int,
+        checkpoint: Path | None,
+        number: int = 1,
+        arm: str | None = None,
+        limit: int | None = None,
+    ) -> Sampler:
+        """Samples a chunk; stage, round, arm and the number of the chunk's first row name its random numbers."""
+        names = [f"round{number}" if number > 1 else "", stage, arm or "", str(first)]
         return Sampler(
             self.engine(checkpoint),
             self.task,
@@ -108,23 +190,41 @@ class Resources:
             temperature=self.config.temperature,
             max_tokens=self.config.max_tokens,
             seed=self.config.seed,
-            stream=stream,
-            logprobs=wanted,
+            stream="/".join(filter(None, names)),
+            # Log-probabilities of what is searched tell an estimator how often a rollout would repeat it; those of all
+            # that is sampled are the behaviour policy's of an online method.
+            logprobs=stage == Stage.ROLLOUT or (split == "train" and not self.trains_on_pairs),
+            limit=limit,
         )
 
-    def _tell(self, stage: str, arm: str | None, done: int, total: int, unit: str) -> None:
+    def budget(self, first: list[Group]) -> int:
+        """Tokens that every arm may sample in a round, the first rollouts included."""
+        return allowance(tokens_of(first), self.config.budget, 1, 0)
+
+    def allowance(self, state: RoundState) -> int:
+        """Tokens that an arm may sample in a round."""
+        first = tokens_of(self.files.rollouts.read())
+        return allowance(first, self.config.budget, state.number, self.spent(state.arm, state.number - 1))
+
+    def spent(self, arm: str, number: int) -> int:
+        """Tokens that an arm has sampled in its rounds up to this one, all of which have sampled."""
+        for each in range(1, number + 1):
+            if (arm, each) not in self._spent:
+                self._spent[arm, each] = sum(RoundState.of(self.files, arm, each).tokens().values())
+        return sum(self._spent[arm, each] for each in range(1, number + 1))
+
+    def tell(self, stage: Stage, label: str | None, done: int, total: int, unit: str) -> None:
+        """Say how far a piece of work is that is not finished."""
         if self.on_progress is not None:
-            self.on_progress(Progress(stage, arm, done, total, unit, 0, 0.0))
+            self.on_progress(Progress(stage, label, done, total, unit, 0, 0.0))
 
     @contextmanager
-    def _piece(self, stage: str, arm: str | None, number: int = 1) -> Iterator[Callable[[int, int, str, int], None]]:
+    def piece(self, stage: Stage, label: str | None) -> Iterator[Callable[[int, int, str, int], None]]:
         """Time a piece of work; the function says what came of it: done, total, unit, sampled tokens."""
         began = time.monotonic()
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
-            progress = Progress(
-                stage, arm and label(arm, number), done, total, unit, tokens, round(time.monotonic() - began, 3)
-            )
+            progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
             self.files.log(progress)
             if self.on_progress is not None:
                 self.on_progress(progress)
@@ -132,7 +232,7 @@ class Resources:
         yield report
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Hold the run directory; a stage that calls another holds it already."""
         if self._holding:
             yield
@@ -140,11 +240,8 @@ class Resources:
         with locked(self.files.path):
             self._holding = True
             try:
+                if not self._written:
+                    self._begin()
                 yield
             finally:
                 self._holding = False
-
-
-def label(arm: str, number: int) -> str:
-    """What progress and events call an arm in a round."""
-    return arm if number == 1 else f"{arm} {number}"

@@ -1,7 +1,8 @@
 """What each step is worth, from all rollouts that took it.
 
-The responses sampled from one prompt are a tree: a node is a prefix that ends where a step ends, an edge a step. Every rollout is a
-fair sample of the value of the node that it starts from and, given that it got there, of every node that it passes behind it; so
+The responses sampled from one prompt are a tree: a node is a prefix that ends where a step ends, an edge a step. Every
+rollout is a fair sample of the value of the node that it starts from and, given that it got there, of every node that
+it passes behind it; so
 
     V(s) = mean score of the rollouts that start at s or pass it,   A(s, a) = V(child of s by a) - V(s)
 
@@ -9,9 +10,10 @@ and the advantages along a response sum to R - V(root), since the value of a fin
 arXiv 2410.01679, and SPO, arXiv 2505.23564, estimate the same quantity with rollouts of its own for each step; TreeRL,
 arXiv 2506.11902, from a tree that it samples. Here the tree is what search, resets and plain sampling have left.)
 
-A node that few rollouts passed says little. Its value is shrunk towards that of the node before it, as if `strength` more rollouts had
-had that value: V(child) = (sum of scores + strength V(s)) / (count + strength). Assumption: rollouts are not selected by
-their score. A search that looks at wrong trajectories first selects: what that does is told in `docs/methods.md`.
+A node that few rollouts passed says little. Its value is shrunk towards that of the node before it, as if `strength`
+more rollouts had had that value: V(child) = (sum of scores + strength V(s)) / (count + strength). Assumption: rollouts
+are not selected by their score. A search that looks at wrong trajectories first selects: `docs/methods.md` tells what
+that does.
 """
 
 from __future__ import annotations
@@ -138,8 +140,8 @@ class Preference:
 def preferences(tree: StepTree, *, strength: float, certainty: float, resets_only: bool) -> list[list[Preference]]:
     """For each prefix that two kinds of step have left, its surest pairs first; each step is in as few as can be.
 
-    Given the scores behind them the values of two steps are Beta distributed, with `strength` rollouts of the prefix's own value as
-    the prior; a pair counts if P(better > worse) is at least `certainty`.
+    Given the scores behind them the values of two steps are Beta distributed, with `strength` rollouts of the prefix's
+    own value as the prior; a pair counts if P(better > worse) is at least `certainty`.
 
     Args:
         resets_only: only prefixes that a reset or a search has sampled from.

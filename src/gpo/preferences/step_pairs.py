@@ -28,8 +28,8 @@ def build_step_pairs(
 ) -> list[Pair]:
     """Pairs whose completions are one step each; an empty list if no prefix was left in two surely different ways.
 
-    `gpo.preferences.credit` says what a step is worth and when one is better than another. Pairs come in turns: one of each problem,
-    then a second of each; within a problem prefixes take turns.
+    `gpo.preferences.credit` says what a step is worth and when one is better than another. Pairs come in turns: one of
+    each problem, then a second of each; within a problem prefixes take turns.
 
     Args:
         stop_ids: tokens that end a response; the text of a pair leaves out the one that ends its step.

@@ -1,0 +1,251 @@
+"""The stages of a round that sample, and the pairs that are built of it.
+
+Each does what is left of it on a `RoundState`. What it decides is a function of the rows that are there (`budget`), so
+that a run that was killed decides the same again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpo import __version__
+from gpo.errors import ConfigError, DataError, EngineError
+from gpo.estimators.matched import MatchedRandom
+from gpo.experiment.budget import (
+    expected_lengths,
+    next_resets,
+    next_searches,
+    questions_of,
+    reset_starts,
+    rollouts_from,
+    search_weight,
+    to_search,
+)
+from gpo.experiment.resources import Resources
+from gpo.preferences.dataset import write_dataset
+from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
+from gpo.rollout.prompting import question_start
+from gpo.storage.chunks import Chunks
+from gpo.storage.rounds import RoundState
+from gpo.types import Group, Problem, Split, Stage, Start, StartKey, StepScores, Trajectory, tokens_of
+
+SEARCH_CHUNK = 32  # trajectories searched between two writes
+SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
+log = logging.getLogger(__name__)
+
+
+def rollout(work: Resources, state: RoundState) -> None:
+    """Rollouts from the questions of a round; those of the first round are the same for all arms."""
+    problems = questions_of(work.problems("train"), work.config.round_problems, state.number)
+    shared = state.number == 1
+    began = bool(state.rollouts.read())
+    ask(work, Stage.ROLLOUT, state.rollouts, problems, work.config.rollouts, None if shared else state)
+    if shared and not began:
+        _warn_of_one_outcome(state.rollouts.read())
+
+
+def evaluate(work: Resources, name: str, checkpoint: Path | None) -> None:
+    """Answers of a model to the test questions. All models are asked on the same random numbers."""
+    problems, n = work.problems("test"), work.config.test_samples
+    ask(work, Stage.EVALUATE, work.files.evaluation(name), problems, n, None, name, checkpoint)
+
+
+def ask(
+    work: Resources,
+    stage: Stage,
+    file: Chunks[Group],
+    problems: Sequence[Problem],
+    n: int,
+    state: RoundState | None,
+    label: str | None = None,
+    checkpoint: Path | None = None,
+) -> None:
+    """n rollouts from every question.
+
+    Raises:
+        DataError: no answer of the first chunk could be graded.
+    """
+    size = max(1, work.config.chunk // n)
+    split: Split = "test" if stage == Stage.EVALUATE else "train"
+    if state is not None:
+        label, checkpoint = state.label, state.checkpoint
+    while (done := len(file.read())) < len(problems):
+        with work.piece(stage, label) as report:
+            sampler = work.sampler(stage, split, done, checkpoint, number=1 if state is None else state.number)
+            batch = problems[done : done + size]
+            new = sampler([question_start(problem, work.task, sampler.engine.tokenizer) for problem in batch], n)
+            if not done:
+                _refuse_a_broken_grader(new)
+            file.append(new)
+            report(done + len(new), len(problems), "problems", sampler.tokens)
+
+
+def locate(work: Resources, state: RoundState) -> None:
+    """Search trajectories for their critical steps until the search's share of the budget is spent.
+
+    Raises:
+        EngineError: an estimator does not account for what it was given and what it sampled.
+    """
+    estimator = work.estimator(state.arm, state.checkpoint)
+    if isinstance(estimator, MatchedRandom):
+        if state.number == 1:
+            _copy_search(work, state, estimator)
+            return
+        estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
+    candidates = to_search(state.rollouts.read(), work.config.locate_per_problem)
+    limit = round(work.config.locate_share * work.allowance(state))
+    while True:
+        found = state.scores.read()
+        spent = sum(score.tokens for score in found)
+        batch = next_searches(
+            candidates[len(found) :],
+            weight=sum(map(search_weight, candidates[: len(found)])),
+            spent=spent,
+            left=limit - spent,
+            first=SEARCH_FIRST,
+            most=max(SEARCH_FIRST, min(SEARCH_CHUNK, len(found))),
+        )
+        if not batch:
+            return
+        with work.piece(Stage.LOCATE, state.label) as report:
+            # The number of the first trajectory names the chunk.
+            sampler = work.sampler(
+                Stage.LOCATE, "train", len(found), state.checkpoint, state.number, state.arm, limit=limit - spent
+            )
+            new = estimator(batch, sampler, state.evidence())
+            _check_scores(new, batch, sampler.tokens)
+            state.scores.append(new)
+            done, spent = len(found) + len(new), spent + sampler.tokens
+            # In trajectories, of as many as the budget is expected to pay for.
+            paid = round(limit * done / spent) if spent else len(candidates)
+            report(done, max(done, min(paid, len(candidates))), "trajectories", sampler.tokens)
+
+
+def reset(work: Resources, state: RoundState) -> None:
+    """Rollouts from the reset boundaries, in turns, until the arm's budget is spent.
+
+    An arm whose estimator resets nowhere spends its budget on the questions, as every arm does with what
+    `reset_fraction` leaves.
+    """
+    first, scores, spent = state.rollouts.read(), state.scores.read(), state.tokens()
+    searched = state.searched()
+    known = [*first, *searched]
+    questions = [group.start for group in first]
+    starts = reset_starts(scores, [t for group in first for t in group.trajectories]) or questions
+    budget = work.allowance(state)
+    left = budget - spent[Stage.ROLLOUT] - spent[Stage.LOCATE]
+    at_most = min(left, round(work.config.reset_fraction * budget))
+    # What the search sampled from a reset start is trained on, so that the start needs less.
+    had = rollouts_from(searched) if work.config.reuse else None
+    fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had)
+    if work.config.reset_fraction < 1:
+        resets = state.resets.read()
+        fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets])
+
+
+def fill(
+    work: Resources,
+    state: RoundState,
+    stage: Stage,
+    file: Chunks[Group],
+    starts: Sequence[Start],
+    budget: int,
+    known: Sequence[Group],
+    had: Mapping[StartKey, int] | None = None,
+) -> None:
+    """Rollouts from these starts in turns until the tokens of a budget are spent."""
+    most = max(1, work.config.chunk // work.config.reset_rollouts)
+    while True:
+        groups = file.read()
+        empty = {group.start.key for group in groups if not group.trajectories}
+        usable = [start for start in starts if start.key not in empty]
+        lengths = expected_lengths(usable, [*known, *groups])
+        left = budget - tokens_of(groups)
+        batch, n = next_resets(
+            usable, lengths, done=len(groups), left=left, n=work.config.reset_rollouts, most=most, had=had
+        )
+        if not batch:
+            return
+        with work.piece(Stage.RESET, state.label) as report:
+            sampler = work.sampler(stage, "train", len(groups), state.checkpoint, state.number, state.arm)
+            file.append(sampler(batch, n))
+            report(min(budget - left + sampler.tokens, budget), budget, "tokens", sampler.tokens)
+
+
+def build(work: Resources, state: RoundState) -> None:
+    """Preference pairs of what the arm has sampled in a round, as JSON lines and as a data set with its card."""
+    path, dataset = work.files.pairs(state.arm, state.number), work.files.dataset(state.arm, state.number)
+    if path.exists() and dataset.exists():
+        return
+    with work.piece(Stage.BUILD, state.label) as report:
+        pairing, seed = work.config.pairs, work.config.seed
+        origin: dict[str, Any] = {
+            "model": work.model.name,
+            "arm": state.arm,
+            "estimator": work.described["arms"][state.arm]["name"],
+            "seed": seed,
+        } | ({} if state.number == 1 else {"round": state.number})
+        if not path.exists():
+            engine = work.engine(state.checkpoint)
+            pairs = build_pairs(
+                state.groups(search=work.config.reuse),
+                engine.tokenizer,
+                settings=pairing,
+                scores=state.scores.read(),
+                stop_ids=engine.stop_ids,
+                seed=seed,
+                provenance=origin,
+            )
+            write_pairs(pairs, path, pairing.prefix_in)
+        pairs = read_pairs(path)
+        about = {"task": work.described["task"]["name"], **origin, **work.described["pairs"], "gpo": __version__}
+        write_dataset(pairs, dataset, pairing.prefix_in, seed=seed, about=about)
+        report(len(pairs), len(pairs), "pairs", 0)
+
+
+def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> None:
+    """The matched control searches what its arm does, at the same price, and resets to other steps."""
+    if control.arm not in work.config.arms or control.arm == state.arm:
+        others = ", ".join(arm for arm in work.config.arms if arm != state.arm)
+        raise ConfigError(
+            f"The arm {state.arm!r} repeats the search of arm {control.arm!r}, which this run does not have. "
+            f"Its other arms: {others}."
+        )
+    source = RoundState.of(work.files, control.arm)
+    locate(work, source)
+    scores = source.scores.read()
+    if len(state.scores.read()) < len(scores):
+        trajectories = {t.id: t for group in state.rollouts.read() for t in group.trajectories}
+        state.scores.append([control.choose(score, trajectories[score.trajectory_id]) for score in scores])
+
+
+def _check_scores(scores: Sequence[StepScores], batch: Sequence[Trajectory], tokens: int) -> None:
+    told = sum(score.tokens for score in scores)
+    if [score.trajectory_id for score in scores] != [trajectory.id for trajectory in batch] or told != tokens:
+        raise EngineError(
+            f"The estimator gave {len(scores)} results with {told} tokens for {len(batch)} trajectories and {tokens} "
+            "sampled tokens. Expected one result for each trajectory, in order, and `StepScores.tokens` that add up."
+        )
+
+
+def _refuse_a_broken_grader(groups: Sequence[Group]) -> None:
+    scores = [trajectory.score for group in groups for trajectory in group.trajectories]
+    if scores and all(score.verdict == "failed" for score in scores):
+        raise DataError(
+            f"None of the first {len(scores)} answers could be graded: {scores[0].reason or 'no reason is known'}. "
+            "Nothing was kept. Mend the task's `score`, then run the same command again."
+        )
+
+
+def _warn_of_one_outcome(groups: Sequence[Group]) -> None:
+    rewards = {t.score.value for group in groups for t in group.trajectories if t.score.value is not None}
+    if rewards in ({0.0}, {1.0}):
+        count = sum(len(group.trajectories) for group in groups)
+        kind, change = ("wrong", "easier") if rewards == {0.0} else ("right", "harder")
+        log.warning(
+            "All %d first rollouts are %s: nothing can be learned from them. Take %s questions.", count, kind, change
+        )

@@ -1,0 +1,165 @@
+"""Training of a round, in this process or in one of its own, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from math import isnan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gpo.config.components import made
+from gpo.errors import EngineError
+from gpo.experiment.resources import Resources
+from gpo.preferences.pairs import read_pairs
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import locked, read_json, write_json, write_rows
+from gpo.storage.rounds import RoundState
+from gpo.types import Group, Method, RoundContext, Stage, StepScores
+
+
+def trained(work: Resources, arm: str) -> int:
+    """The last round whose model is there; 0 before the first."""
+    if work.files.model(arm).exists():
+        return work.config.rounds
+    return max((n for n in work.files.rounds(arm) if work.files.checkpoint(arm, n).exists()), default=0)
+
+
+def train(work: Resources, state: RoundState) -> None:
+    """An update on what a round has sampled."""
+    if state.number <= trained(work, state.arm):
+        return
+    with work.piece(Stage.TRAIN, state.label) as report:
+        work.release_engine()
+        if work.config.launch is None:
+            metrics = train_round(
+                work,
+                state,
+                lambda row: work.tell(Stage.TRAIN, state.label, round(row["step"]), round(row["steps"]), "steps"),
+            )
+        else:
+            metrics = launch(work, state, work.config.launch)
+        steps = round(metrics.get("steps", 1))
+        report(steps, steps, "steps", 0)
+
+
+def train_round(
+    work: Resources, state: RoundState, on_step: Callable[[dict[str, float]], None] | None = None
+) -> dict[str, float]:
+    """Train on what a round sampled, and write the model and `training.json`."""
+    files, arm, number = work.files, state.arm, state.number
+    last = number == work.config.rounds
+    context = RoundContext(
+        model=work.model_of(state.checkpoint),
+        reference=work.model,
+        number=number,
+        last=last,
+        temperature=work.config.temperature,
+        pairing=work.config.pairs,
+        sampled=round_metrics(work, state),
+        work_dir=files.arm(arm) / "unfinished",
+        metrics_path=files.arm(arm) / "training.jsonl",
+        on_step=on_step,
+    )
+    method: Method = made("method", work.config.method)
+    if method.trains_on == "pairs":
+        metrics = method.update(read_pairs(files.pairs(arm, number)), context)
+    else:
+        metrics = method.update(state.groups(search=work.config.reuse), context)
+    if _writes():
+        write_json(files.arm(arm, number) / "training.json", metrics)
+    method.save(files.model(arm) if last else files.checkpoint(arm, number))
+    if _writes():
+        # A later checkpoint stands for the earlier ones, which would fill the disk.
+        shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
+    return metrics
+
+
+def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]:
+    """Train in a process of its own, such as those that accelerate starts.
+
+    Raises:
+        EngineError: it failed; the message has its last words.
+    """
+    words = [*shlex.split(command), "gpo", "train-round", str(work.files.path), state.arm, str(state.number)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.split("\n") if line.strip()][-3:]
+        raise EngineError(
+            f"Training of {state.label} ended with code {done.returncode}: {' '.join(said)} "
+            f"The command was: {shlex.join(words)}"
+        )
+    metrics: dict[str, float] = read_json(work.files.arm(state.arm, state.number) / "training.json")
+    return metrics
+
+
+def train_round_command(directory: Path, arm: str, number: int) -> None:
+    """What `launch` starts: the round has been sampled, and whoever started it holds the run."""
+    work = Resources(directory)
+    work.check_arm(arm)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        train_round(work, RoundState.of(work.files, arm, number))
+        return
+    with locked(work.files.arm(arm)):
+        train_round(work, RoundState.of(work.files, arm, number))
+
+
+def _writes() -> bool:
+    """Whether this is the process that writes, of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def round_metrics(work: Resources, state: RoundState) -> dict[str, float]:
+    """What every row of a round's metrics tells of its sampling, as far as it is known.
+
+    reward (mean score of the round's groups), tokens_sampled (by the arm so far), tokens_per_second (while it sampled
+    so far, by the clock) and critical_advantage (mean over the searched trajectories with a critical step).
+    """
+    groups = state.groups(search=work.config.reuse)
+    known = {
+        "reward": _mean(t.score.value for group in groups for t in group.trajectories),
+        "tokens_sampled": float(work.spent(state.arm, state.number)),
+        "tokens_per_second": work.files.tokens_per_second(state.arm),
+        "critical_advantage": _mean(map(critical_advantage, state.scores.read())),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def write_rounds(files: RunDirectory, arm: str) -> None:
+    """Write `rounds.jsonl`: a line for each round, with what it sampled and the metrics of its update."""
+    write_rows(files.arm(arm) / "rounds.jsonl", [_row(files, arm, number) for number in files.rounds(arm)])
+
+
+def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
+    """`accuracy` is that of the first rollouts of the round, by the model that the round began with."""
+    state = RoundState.of(files, arm, number)
+    tokens = state.tokens()
+    first: Sequence[Group] = state.rollouts.read()
+    return {
+        "round": number,
+        "accuracy": _mean(t.score.value for group in first for t in group.trajectories),
+        "tokens": {
+            "rollout": tokens[Stage.ROLLOUT] + tokens[Stage.MORE],
+            "locate": tokens[Stage.LOCATE],
+            "reset": tokens[Stage.RESET],
+        },
+        "critical_advantage": _mean(map(critical_advantage, state.scores.read())),  # the best of noisy values
+        "training": read_json(files.arm(arm, number) / "training.json"),
+    }
+
+
+def critical_advantage(score: StepScores) -> float | None:
+    """The advantage of the critical step as searched; None without one or where it was not estimated."""
+    if score.critical_step is None or isnan(score.advantages[score.critical_step]):
+        return None
+    return score.advantages[score.critical_step]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of the numbers; None without one."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None

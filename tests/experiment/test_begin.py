@@ -1,0 +1,122 @@
+"""What a run checks before it writes anything, and what may change later."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpo.cli import main
+from gpo.config.components import Spec
+from gpo.errors import ConfigError, DataError, GPOError
+from gpo.experiment.run import Run
+from gpo.storage.directory import RunDirectory
+from gpo.types import Problem, Score, Split, StepScores
+from toy import ToyTask, toy_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": Spec("method", "dpo", {"learning_rate": -1.0})}, "learning_rate"),
+        ({"method": Spec("method", "dpo", {"loss_type": "foo"})}, "loss_type"),
+        ({"arms": {"gpo": Spec("estimator", "monte_carlo", {"rollouts": -1})}}, "rollouts"),
+        ({"task": Spec("task", "toy:ToyMethod")}, "task"),
+        ({"arms": {"gpo": Spec("estimator", "toy:ToyTask")}}, "estimator"),
+    ],
+)
+def test_a_setting_that_a_later_stage_would_refuse_is_refused_at_once(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Run(tmp_path / "run", toy_config(**changes)).rollout()
+    assert not (tmp_path / "run/config.json").exists()
+
+
+@dataclass(frozen=True)
+class Empty(ToyTask):
+    def problems(self, split: Split) -> Sequence[Problem]:
+        return []
+
+
+def test_a_call_that_cannot_work_leaves_nothing_that_stands_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no train problems"):
+        Run(tmp_path, toy_config(task=Empty())).rollout()
+    with pytest.raises(GPOError):
+        Run(tmp_path, toy_config(engine=Spec("engine", "hf", {"model": str(tmp_path / "nothing")}))).rollout()
+    assert RunDirectory(tmp_path).config_or_none() is None
+    Run(tmp_path, toy_config()).rollout()
+    assert Run(tmp_path).config.rollouts == 4
+
+
+def test_a_directory_that_has_sampled_nothing_takes_new_settings(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config(problems=3)).problems("train")
+    again = Run(tmp_path, toy_config(problems=5))
+    assert len(again.problems("train")) == 5
+    again.rollout()
+    with pytest.raises(ConfigError, match="problems was 5, now 6"):
+        Run(tmp_path, toy_config(problems=6))
+
+
+def test_more_problems_than_there_are_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Run(tmp_path, toy_config(problems=999)).problems("train")
+    assert "The task has 8 train problems; all of them are taken, 999 were asked for." in caplog.text
+
+
+def test_the_method_may_change_until_a_model_is_trained(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config())
+    run.reset("gpo")
+    stronger = toy_config(method=Spec("method", "toy:ToyMethod", {"strength": 5.0}))
+    again = Run(tmp_path, stronger)
+    again.train("gpo")
+    assert json.loads((tmp_path / "config.json").read_text())["method"]["strength"] == 5.0
+    with pytest.raises(ConfigError, match=r"method\.strength was 5\.0, now 3\.0"):
+        Run(tmp_path, toy_config())
+
+
+@dataclass(frozen=True)
+class Broken(ToyTask):
+    def score(self, problem: Problem, text: str) -> Score:
+        raise ZeroDivisionError("division by zero")
+
+
+def test_a_grader_that_always_raises_stops_after_the_first_chunk(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(task=Broken()))
+    with pytest.raises(DataError, match=r"None of the first 16 answers could be graded: ZeroDivisionError"):
+        run.rollout()
+    assert not run.files.rollouts.read()
+
+
+@dataclass(frozen=True)
+class AlwaysWrong(ToyTask):
+    def score(self, problem: Problem, text: str) -> Score:
+        return Score(0.0, "wrong", text[-1:])
+
+
+def test_questions_that_are_never_solved_are_told_after_the_first_rollouts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        Run(tmp_path, toy_config(task=AlwaysWrong())).rollout()
+    assert "All 32 first rollouts are wrong: nothing can be learned from them. Take easier questions." in caplog.text
+
+
+def test_traces_are_searched_and_not_trained_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config())
+    run.rollout()
+    (tmp_path / "traces.json").write_text("{}")
+    scores: list[StepScores] = run.locate("gpo")
+    assert scores
+    with pytest.raises(ConfigError, match="solutions that somebody else wrote"):
+        run.all()
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "toy:ToyTask", "--engine", "gpo.toy:ChainEngine", "--method", "dpo"]
+    assert main(["run", str(tmp_path / "run"), *options, "--method.learning_rate", "-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

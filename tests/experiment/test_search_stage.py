@@ -1,0 +1,140 @@
+"""What a run tells its searches, what they may spend, and the control that is matched to one."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpo.config.components import Spec
+from gpo.errors import ConfigError
+from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.experiment.run import Run
+from gpo.storage.chunks import Chunks
+from gpo.toy import ChainEngine
+from gpo.types import Evidence, Sample, StepScores, Trajectory, tokens_of
+from toy import toy_config
+
+SEEN: list[tuple[int, int, int | None]] = []
+
+
+@dataclass
+class Spy(MonteCarlo):
+    """Notes what each call is told."""
+
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = Evidence()
+    ) -> list[StepScores]:
+        SEEN.append((len(evidence.groups), len(evidence.scores), sample.left))
+        return super().__call__(trajectories, sample, evidence)
+
+
+def test_a_search_is_told_all_rollouts_of_the_round_and_what_was_searched_before(tmp_path: Path) -> None:
+    SEEN.clear()
+    run = Run(tmp_path, toy_config(arms={"gpo": Spy(rollouts=1)}, locate_per_problem=4))
+    scores = run.locate("gpo")
+    assert {groups for groups, _, _ in SEEN} == {8}
+    assert [searched for _, searched, _ in SEEN] == [0, *(n for n in (2, 4, 8, 16) if n < len(scores))]
+    lefts = [left for _, _, left in SEEN if left is not None]
+    assert lefts == sorted(lefts, reverse=True)
+
+
+@pytest.mark.parametrize("padding", [2, 40])
+def test_a_search_stops_within_its_share_however_long_the_trajectories_are(tmp_path: Path, padding: int) -> None:
+    engine = Spec("engine", "gpo.toy:ChainEngine", {"padding": padding})
+    config = toy_config(
+        engine=engine, arms={"gpo": Spec("estimator", "monte_carlo", {"rollouts": 64})}, problems=2, rollouts=2,
+        budget=1.5,
+    )  # fmt: skip
+    run = Run(tmp_path, config)
+    run.reset("gpo")
+    budget = run.budget(run.rollout())
+    spent = sum(score.tokens for score in run.files.scores("gpo").read())
+    assert spent <= 0.4 * budget
+    assert tokens_of(run.files.groups("gpo")) < 1.2 * budget
+
+
+def matched(**changes: Any) -> dict[str, Any]:
+    arms = {
+        "plain": "none",
+        "random": Spec("estimator", "random_matched"),
+        "gpo": Spec("estimator", "monte_carlo", {"rollouts": 2}),
+    }
+    return {"arms": arms, **changes}
+
+
+def test_the_matched_control_differs_in_the_place_only(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(**matched()))
+    ours, theirs = run.locate("gpo"), run.locate("random")
+    assert [s.trajectory_id for s in ours] == [s.trajectory_id for s in theirs]
+    assert [s.tokens for s in ours] == [s.tokens for s in theirs]
+    assert [s.rollouts for s in ours] == [s.rollouts for s in theirs]
+    assert [s.critical_step is None for s in ours] == [s.critical_step is None for s in theirs]
+    assert [s.critical_step for s in ours] != [s.critical_step for s in theirs]
+    run.reset("random")
+    run.reset("gpo")
+    spent = [tokens_of(run.files.groups(arm)) for arm in ("random", "gpo")]
+    assert abs(spent[0] - spent[1]) < 0.01 * spent[0]
+
+
+def test_in_later_rounds_the_matched_control_searches_its_own_trajectories(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(**matched(rounds=2)))
+    run.train("random")
+    ids = {t.id for group in run.files.fresh("random", 2).read() for t in group.trajectories}
+    scores = run.files.scores("random", 2).read()
+    assert scores
+    assert {score.trajectory_id for score in scores} <= ids
+    assert sum(score.tokens for score in scores) > 0
+
+
+def test_a_control_without_its_arm_is_refused(tmp_path: Path) -> None:
+    arms = {"random": Spec("estimator", "random_matched", {"arm": "best"}), "gpo": "monte_carlo"}
+    with pytest.raises(ConfigError, match="repeats the search of arm 'best'"):
+        Run(tmp_path, toy_config(arms=arms)).locate("random")
+
+
+@dataclass
+class Named(ChainEngine):
+    """An engine with a model of its own."""
+
+    model: Any = None
+
+
+@dataclass
+class Reads(MonteCarlo):
+    """A search that reads a model."""
+
+    model: Any = None
+    told: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        TOLD.append(self.model)
+
+
+TOLD: list[Any] = []
+
+
+def test_a_search_that_reads_a_model_reads_the_one_that_samples(tmp_path: Path) -> None:
+    TOLD.clear()
+    engine = Spec("engine", "test_search_stage:Named", {"model": "somewhere/else"})
+    run = Run(tmp_path, toy_config(engine=engine, arms={"gpo": Spec("estimator", "test_search_stage:Reads")}))
+    run.locate("gpo")
+    assert set(TOLD) == {"somewhere/else"}
+    assert {pair.provenance["model"] for pair in run.build("gpo")} == {"somewhere/else"}
+
+
+def test_each_file_is_parsed_at_most_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: Counter[Path] = Counter()
+    scan = Chunks._scan
+
+    def counted(self: Chunks[Any]) -> Any:
+        parsed[self.path] += self.path.exists()
+        return scan(self)
+
+    monkeypatch.setattr(Chunks, "_scan", counted)
+    Run(tmp_path, toy_config()).all()
+    Run(tmp_path).report()
+    assert parsed
+    assert max(parsed.values()) <= 2  # once for each of the two

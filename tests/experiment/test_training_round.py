@@ -1,0 +1,69 @@
+"""Training of a round: what it is told, what it does where nothing can be learned, and as a process of its own."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_rounds import LETTER_OPTIONS, contents
+
+from gpo.errors import EngineError
+from gpo.experiment.run import Run
+from gpo.types import Problem, Score
+from toy import LetterTask, toy_config
+
+
+@dataclass(frozen=True)
+class OneIsOpen(LetterTask):
+    """Only what the plain arm samples from the questions can tell right from wrong."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        return Score(1.0, "right", text[:1])
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_nothing_to_learn_is_a_result_and_the_run_goes_on(tmp_path: Path, letters: Path, method: str) -> None:
+    from gpo.config.options import resolve
+
+    options = {key: text for key, text in LETTER_OPTIONS.items() if "minibatches" not in key or method == "grpo"}
+    options |= {"model": str(letters), "method": method, "rounds": "1", "task": "test_training_round:OneIsOpen"}
+    run = Run(tmp_path, resolve({**options, "problems": "2", "test_problems": "2", "rollouts": "2"}))
+    results = run.all()
+    for arm in ("plain", "gpo"):
+        metrics = json.loads((run.files.arm(arm) / "training.json").read_text())
+        assert metrics["skipped"] == 1.0
+        assert (run.files.model(arm) / "model.safetensors").exists()
+    assert [model.name for model in results.models] == ["base", "plain", "gpo"]
+    assert results.models[1].against["base"].estimate == 0
+    assert "not trained" in (tmp_path / "table.md").read_text()
+
+
+def test_a_round_trained_in_a_process_of_its_own_gives_the_same_files(
+    tmp_path: Path,
+    letters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gpo.config.options import resolve
+
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(Path(__file__).parents[1]), *filter(None, sys.path)]))
+    monkeypatch.setenv("GPO_TRUST", "1")
+    options = {**LETTER_OPTIONS, "model": str(letters), "method": "grpo", "arms": "gpo", "rounds": "2"}
+    found: list[dict[str, bytes]] = []
+    for name, more in (("here", {}), ("there", {"launch": f"{sys.executable} -m"})):
+        run = Run(tmp_path / name, resolve(options | more))
+        run.train("gpo")
+        files = contents(run.files.path)
+        found.append({path: data for path, data in files.items() if path != "config.json"})
+    assert found[0] == found[1]
+
+
+def test_a_launch_that_fails_says_how(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(launch=f"{sys.executable} -c 'import sys; sys.exit(\"no GPU here\")'"))
+    with pytest.raises(EngineError, match=r"Training of gpo ended with code 1: no GPU here"):
+        run.train("gpo")
+
+
+def test_what_changes_how_training_is_started_does_not_change_the_run(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config()).rollout()
+    Run(tmp_path, toy_config(launch="python -m"))
