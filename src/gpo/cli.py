@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 import os
-import re
 import resource
 import shlex
 import sys
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
@@ -49,6 +48,7 @@ PROGRAMS = {
         "solutions that somebody else wrote, as the trajectories of a run to be searched",
     ),
 }
+HIDDEN = {"train-round": ("gpo.experiment.training:main", "training of a round in a process of its own")}
 
 LOCATE_HELP = """\
 One trajectory in place of a run's search:
@@ -73,6 +73,7 @@ gpo evaluate [DIRECTORY] --models A,B --harness lm-eval: with the tasks of lm-ev
   --chat auto            whether prompts go through the chat template: where there is one, true or false
   --batch_size 8"""
 
+MORE_HELP = {"evaluate": EVALUATE_HELP, "locate": LOCATE_HELP}
 USAGE = f"""Usage: gpo COMMAND [RUN] [--OPTION VALUE]...
 
 Guided Pivotal Optimization: find the critical step of a reasoning trajectory, reset there, train on it.
@@ -93,6 +94,8 @@ Options:
   --arm NAME            only this arm (locate to evaluate; evaluate also knows `base`)
   --COMPONENT NAME      engine, method, segmenter or estimator, or module:Class of your own
   --COMPONENT.FIELD X   a setting of a component, such as --estimator.rollouts 8 or --method.beta 0.1
+  --trust               run code that the config.json of somebody else's run names
+  --verbose             say more on what is done
   --help                after a command: all options, and the settings of the components named beside it
   --version
 """
@@ -135,13 +138,16 @@ def quiet() -> None:
 
 def command(arguments: Sequence[str]) -> int:
     """Raises: ConfigError for a command line that cannot be understood, and whatever the command raises."""
-    if arguments and arguments[0] in PROGRAMS:
-        module, _, function = PROGRAMS[arguments[0]][0].partition(":")
+    if arguments and arguments[0] in PROGRAMS | HIDDEN:
+        module, _, function = (PROGRAMS | HIDDEN)[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
         return code
     from gpo.config.options import split
 
     names, options = split(arguments)
+    if options.pop("trust", "false") == "true":
+        os.environ["GPO_TRUST"] = "1"
+    start_logging(options.pop("verbose", "false") == "true")
     if "version" in options:
         from gpo import __version__
 
@@ -173,6 +179,15 @@ def command(arguments: Sequence[str]) -> int:
     else:
         work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
     return 0
+
+
+def start_logging(verbose: bool) -> None:
+    """What the package has to say goes to standard error, a line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gpo: %(message)s"))
+    logger = logging.getLogger("gpo")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def holds_evaluation(directory: Path) -> bool:
@@ -210,6 +225,7 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     from rich.console import Console
 
     from gpo.config.options import resolve
+    from gpo.config.trust import refuse_strangers
     from gpo.experiment.run import Run
     from gpo.report.progress import ProgressDisplay, print_results
     from gpo.storage.directory import RunDirectory
@@ -218,6 +234,7 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     arm = options.pop("arm", None)
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
+    refuse_strangers(directory, stored, options.values())
     with ProgressDisplay(console) as display:
         run = Run(directory, resolve(options, stored), on_progress=display)
         results = do(name, run, arm)
@@ -259,39 +276,9 @@ def print_places(console: Console, run: Run) -> None:
 
 def help_text(name: str, options: dict[str, str]) -> str:
     """All options of a command, and the settings of the components that are named in `options`."""
-    from gpo.config.components import Spec
-    from gpo.config.options import SHORT
-    from gpo.config.registry import REGISTRIES
-    from gpo.config.run import COMPONENTS, RunConfig
+    from gpo.config.help import options_text
 
-    parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", *field_lines(RunConfig, "--", skip=("arms", *COMPONENTS)), ""]
-    for kind in (*COMPONENTS, *SHORT):
-        parts.append(f"  --{kind:<20} {', '.join(REGISTRIES[kind])}")
-    parts.append("  --arms               names of arms, or --arms.NAME ESTIMATOR; --estimator is --arms.gpo")
-    if name == "evaluate":
-        parts += ["", EVALUATE_HELP]
-    if name == "locate":
-        parts += ["", LOCATE_HELP]
-    for kind in (*COMPONENTS, *SHORT):
-        if kind in options:
-            component = Spec(kind, options[kind]).component_class()
-            parts += ["", f"Settings of {kind} {options[kind]}:", *field_lines(component, f"--{kind}.")]
+    parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", options_text(name, options)]
+    if name in MORE_HELP:
+        parts += ["", MORE_HELP[name]]
     return "\n".join(parts)
-
-
-def field_lines(component: Any, prefix: str, skip: Sequence[str] = ()) -> list[str]:
-    """A line for each setting: name, default, and the comment that stands beside the field."""
-    from gpo.config.components import setting_types
-
-    found: dict[str, tuple[str, str]] = {}
-    for parent in reversed(component.__mro__[:-1]):
-        for line in inspect.getsource(parent).splitlines() if parent.__module__ != "builtins" else []:
-            if match := re.match(r"    (\w+): [^=#]+?(?: = ([^#]+?))?\s*(?:#\s*(.*))?$", line):
-                found[match[1]] = (match[2] or "", match[3] or "")
-    lines = []
-    for name in setting_types(component):
-        if name not in skip:
-            default, comment = found.get(name, ("", ""))
-            shown = f"{comment} ({default})".strip() if default else comment
-            lines.append(f"  {prefix + name:<22} {shown}".rstrip())
-    return lines

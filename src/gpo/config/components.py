@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from gpo.config.presets import SHIPPED, model_path
@@ -27,10 +29,28 @@ class Spec:
         if ":" not in self.name:
             return lookup(self.kind, self.name)
         module, _, attribute = self.name.partition(":")
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # an installed command does not look in the folder that it is called in
         try:
-            return getattr(import_module(module), attribute)
+            found = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"There is no {self.kind} {self.name!r}: {error}. Expected module:Class.") from error
+        if not isinstance(found, type):
+            raise ConfigError(f"The {self.kind} {self.name!r} is a {type(found).__name__}. Expected module:Class.")
+        return found
+
+    def check_settings(self) -> Any:
+        """The class, which has a field for every setting.
+
+        Raises:
+            ConfigError: there is no such component, or a setting is unknown.
+        """
+        found = self.component_class()
+        known = setting_types(found)
+        for key in self.settings:
+            if key not in known:
+                raise unknown(f"setting of {self.kind} {self.name!r}", key, known)
+        return found
 
     def make(self, **more: Any) -> Any:
         """The component with its settings; of `more`, what it has a field for and what was not set.
@@ -38,11 +58,8 @@ class Spec:
         Raises:
             ConfigError: there is no such component, or a setting is unknown or missing.
         """
-        made = self.component_class()
+        made = self.check_settings()
         known = setting_types(made)
-        for key in self.settings:
-            if key not in known:
-                raise unknown(f"setting of {self.kind} {self.name!r}", key, known)
         values = {key: value for key, value in more.items() if key in known} | {
             key: value for key, value in self.settings.items() if value is not None or key not in more
         }

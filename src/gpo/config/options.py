@@ -8,16 +8,26 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpo.config.components import Spec, setting_types
-from gpo.config.presets import EMBEDDED, EMBEDDED_SETTINGS, SHIPPED
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, COMPONENTS, RunConfig
 from gpo.errors import ConfigError, unknown
-from gpo.storage.codec import from_json
+from gpo.storage.codec import from_json, to_json
+from gpo.types import PairSettings
 
+T = TypeVar("T")
+NO_VALUE = ("help", "version", "trust", "verbose")
+FLAGS = (*NO_VALUE, "reuse", "watch")  # stand for themselves; settings of components that are true or false do too
 SHORT = {"estimator": "arms.gpo"}
+MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
+    "pairs_per_start": "per_start",
+    "pairs_per_problem": "per_problem",
+    "max_pairs": "most",
+    "truncated": "truncated",
+    "prefix_in": "prefix_in",
+}
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -33,12 +43,17 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         word = left.pop(0)
         if word == "-h":
             word = "--help"
+        if word.startswith("-") and not word.startswith("--"):
+            raise ConfigError(f"{word!r} is no option: they begin with --, such as --task NAME.")
         if not word.startswith("--"):
             names.append(word)
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
-            value = left.pop(0) if left and not left[0].startswith("--") and name not in ("help", "version") else "true"
+            given = left and not left[0].startswith("--") and name not in NO_VALUE
+            if not given and name not in FLAGS and "." not in name:
+                raise ConfigError(f"--{name} needs a value: --{name} VALUE.")
+            value = left.pop(0) if given else "true"
         if name in options:
             raise ConfigError(f"--{name} is given twice.")
         options[name] = value
@@ -55,17 +70,19 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     """
     base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
-    if stored is None and left.get("model", EMBEDDED) in SHIPPED:
-        settings = EMBEDDED_SETTINGS.get(left.get("method", str(RunConfig.method)), {})
-        left = {f"method.{name}": text for name, text in settings.items()} | left
     values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:
         if name.startswith("arms."):
             arms.setdefault(name.split(".")[1], {})
     chosen = left.pop("arms", None)
+    if chosen is not None and not chosen.strip(", "):
+        raise ConfigError(
+            f"--arms is empty. Name at least one of {', '.join(arms)}, or make one: --arms.NAME ESTIMATOR."
+        )
     for name in chosen.split(",") if chosen else arms:
         values.setdefault("arms", {})[name] = spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left)
+    values["pairs"] = from_options(PairSettings, "pairs", base["pairs"], left)
     hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in values}
     for name, kind in hints.items():
         values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
@@ -78,19 +95,38 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     return RunConfig(**values)
 
 
+def from_options(kind: type[T], path: str, stored: Mapping[str, Any], left: dict[str, str]) -> T:
+    """A dataclass of the stored settings and of the options below `path`, which are taken out of `left`."""
+    known = get_type_hints(kind)
+    values = {key: from_json(known[key], value) for key, value in stored.items()}
+    for option in [option for option in left if option.startswith(f"{path}.")]:
+        key = option.removeprefix(f"{path}.")
+        if key not in known:
+            raise unknown(f"setting of {path}", key, known)
+        values[key] = parse(known[key], left.pop(option), f"--{option}")
+    return kind(**values)
+
+
 def _defaults() -> dict[str, Any]:
-    """The default configuration by names only: no component is imported for it."""
-    values = {item.name: getattr(RunConfig(), item.name) for item in fields(RunConfig)}
+    """The default configuration by names only: no component is imported for it, and no preset is taken."""
+    values = {item.name: item.default for item in fields(RunConfig) if item.name != "arms"}
     values |= {kind: {"name": values[kind]} for kind in COMPONENTS}
-    return values | {"arms": dict(ARMS)}
+    return values | {"arms": dict(ARMS), "pairs": to_json(PairSettings())}
 
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the default of every field of the run that an earlier version did not have.
+    """A stored configuration as this version writes it: what an earlier one called otherwise, or did not have.
 
     Settings of components are as they are stored: one that a component has gained since makes another run.
     """
-    return _defaults() | dict(stored)
+    known = _defaults() | dict(stored)
+    method = dict(known["method"])
+    moved = {new: method.pop(old) for old, new in MOVED.items() if old in method}
+    arms = {
+        arm: each | {"name": "random_unsearched"} if each.get("name") == "random" else each
+        for arm, each in known["arms"].items()
+    }
+    return known | {"method": method, "pairs": {**known["pairs"], **moved}, "arms": arms}
 
 
 def _long(name: str) -> str:
@@ -110,6 +146,8 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
         values = _preset(Spec(kind, name), preset)
     for option in [option for option in left if option.startswith(f"{path}.")]:
         key = option.removeprefix(f"{path}.")
+        if kind == "method" and key in MOVED and key not in known:
+            raise ConfigError(f"--{option} is now --pairs.{MOVED[key]}: pairs are made alike for all offline methods.")
         if key not in known:
             raise unknown(f"setting of {kind} {name!r}", key, known)
         values[key] = parse(known[key], left.pop(option), f"--{option}")

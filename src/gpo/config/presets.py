@@ -1,27 +1,27 @@
-"""The models that ship with the package, and the settings that were found for them."""
+"""The models that ship with the package, and the settings that were found for them on development questions.
+
+A million parameters take larger steps than the defaults (docs/lab-notes.md). This is the one place that knows it: a
+run of a shipped model takes what stands here wherever nothing else was said.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-EMBEDDED = "reasoner"  # the model that ships with the package
-
-
+EMBEDDED = "reasoner"  # the model of a run that names none
 SHIPPED = {EMBEDDED: "weights", "reader": "reader"}  # names of models and where they are in gpo.reasoner
+
+_ONLINE = {"learning_rate": 3e-4, "minibatches": 4}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "dpo": {"learning_rate": 3e-4, "beta": 1.0, "epochs": 2},
+    **{method: {"learning_rate": 3e-4} for method in ("kto", "simpo", "orpo")},
+    **dict.fromkeys(("ppo", "grpo", "rloo"), _ONLINE),
+}
+PIECE_SECONDS = 30.0  # of a run of another model; what is sampled with a shipped one is written in whole chunks
 
 
 def model_path(model: str) -> str:
     """Where a model is: the directory of one that ships with the package for its name, else what was given."""
     return str(Path(__file__).parents[1] / "reasoner" / SHIPPED[model]) if model in SHIPPED else model
-
-
-# Of methods on the embedded reasoner, found on development questions (docs/lab-notes.md): a million parameters take
-# larger steps than the defaults.
-EMBEDDED_ONLINE = {"learning_rate": "3e-4", "minibatches": "4"}
-EMBEDDED_SETTINGS = {
-    "dpo": {"learning_rate": "3e-4", "beta": "1.0", "epochs": "2"},
-    **{method: {"learning_rate": "3e-4"} for method in ("kto", "simpo", "orpo")},
-    "ppo": EMBEDDED_ONLINE,
-    "grpo": EMBEDDED_ONLINE,
-    "rloo": EMBEDDED_ONLINE,
-}

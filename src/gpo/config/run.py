@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any, Literal
 
 from gpo.config.components import Spec, describe_component
-from gpo.config.presets import EMBEDDED
+from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
-from gpo.types import Engine, Estimator, Method, Task
+from gpo.types import Engine, Estimator, Method, PairSettings, Task
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
-ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random"}, "gpo": SEARCH}
+ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random_matched"}, "gpo": SEARCH}
 COMPONENTS = ("task", "engine", "method", "segmenter")
+
+
+OR_ALL = ("test_problems", "round_problems", "pairs.per_problem", "pairs.most")
+AT_LEAST_ONE = (
+    *("problems", "rollouts", "locate_per_problem", "reset_rollouts", "rounds", "test_samples", "max_tokens", "chunk"),
+    *("pairs.per_start", *OR_ALL),
+)
 
 
 def default_arms() -> dict[str, Estimator | Spec | str]:
@@ -34,6 +41,7 @@ class RunConfig:
     engine: Engine | Spec | str = "hf"
     method: Method | Spec | str = "dpo"
     segmenter: Segmenter | Spec | str = "newline"
+    pairs: PairSettings = PairSettings()  # how an offline method's pairs are made
     arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
     problems: int = 120  # training problems, taken evenly from the sub-tasks
     rollouts: int = 8  # of each training problem, before anything is located
@@ -51,24 +59,17 @@ class RunConfig:
     max_tokens: int = 512  # of a response
     temperature: float = 1.0
     chunk: int = 512  # rollouts between two writes, about
+    piece_seconds: float | None = None  # of sampling that a kill may cost; 0: a chunk; None: 30, of a shipped model 0
+    launch: str | None = None  # words that start a round's training, such as "accelerate launch -m"; None: this process
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "problems",
-            "rollouts",
-            "locate_per_problem",
-            "reset_rollouts",
-            "rounds",
-            "test_samples",
-            "max_tokens",
-            "chunk",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        for name in ("test_problems", "round_problems"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1, or none for all.")
+        self._take_presets()
+        for name in AT_LEAST_ONE:
+            owner, _, key = name.rpartition(".")
+            value = getattr(getattr(self, owner) if owner else self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1{', or none for all' * (name in OR_ALL)}.")
         if not 1 < self.budget < inf:
             raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
         if not 0 < self.locate_share < 1:
@@ -77,11 +78,25 @@ class RunConfig:
             raise ConfigError(f"reset_fraction is {self.reset_fraction}, expected a share from 0 to 1.")
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
+        if not 0 <= (self.piece_seconds or 0) < inf:
+            raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if not self.arms:
             raise ConfigError(f"A run needs at least one arm, for instance {', '.join(ARMS)}.")
         for name in self.arms:
             if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
                 raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
+
+    def _take_presets(self) -> None:
+        """Settings of a shipped model, where nothing else was said."""
+        of_engine = self.engine.settings.get("model") if isinstance(self.engine, Spec) else None
+        named = self.engine == "hf" or (isinstance(self.engine, Spec) and self.engine.name == "hf")
+        shipped = named and (of_engine or self.model) in SHIPPED
+        if self.piece_seconds is None:
+            object.__setattr__(self, "piece_seconds", 0.0 if shipped else PIECE_SECONDS)
+        method = Spec("method", self.method) if isinstance(self.method, str) else self.method
+        if shipped and isinstance(method, Spec) and method.name in METHODS:
+            settings = {**METHODS[method.name], **method.settings}
+            object.__setattr__(self, "method", replace(method, settings=settings))
 
 
 def describe(config: RunConfig) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.config.components import check, made
+from gpo.config.check import check
+from gpo.config.components import made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
+from gpo.config.trust import refuse_strangers, remember
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance, evenly
 from gpo.rollout.sampler import Sampler
@@ -58,6 +60,8 @@ class Resources:
         self._holding = False
         self._spent: dict[tuple[str, int], int] = {}
         stored = self.files.config() if config is None else self.files.config_or_none()
+        if config is None:
+            refuse_strangers(self.files.path, stored)
         self.config = resolve({}, stored) if config is None else config
         self.described: dict[str, Any] = json.loads(json.dumps(to_json(describe(self.config))))
         check(self.config)
@@ -93,6 +97,7 @@ class Resources:
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         if chosen is not None:
             self.files.write_problems(chosen)
+        remember(self.files.path)
         self._written = True
 
     def _choose_problems(self) -> dict[Split, list[Problem]]:

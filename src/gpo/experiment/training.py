@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from math import isnan
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -97,15 +97,23 @@ def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]
     return metrics
 
 
-def train_round_command(directory: Path, arm: str, number: int) -> None:
-    """What `launch` starts: the round has been sampled, and whoever started it holds the run."""
-    work = Resources(directory)
+def main(arguments: Sequence[str]) -> int:
+    """`gpo train-round RUN ARM ROUND`, which `launch` starts: the round is sampled, and who started it holds the run.
+
+    Raises:
+        ConfigError: the run has no such arm.
+    """
+    if len(arguments) != 3 or not arguments[2].isdigit():
+        print(
+            "Usage: gpo train-round RUN ARM ROUND\n\nTrain on what a round has sampled; gpo run --launch WORDS starts it."
+        )
+        return 0 if "--help" in arguments else 2
+    work, arm, number = Resources(arguments[0]), arguments[1], int(arguments[2])
     work.check_arm(arm)
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    # Of the processes that train together the first one holds the arm.
+    with locked(work.files.arm(arm)) if _writes() else nullcontext():
         train_round(work, RoundState.of(work.files, arm, number))
-        return
-    with locked(work.files.arm(arm)):
-        train_round(work, RoundState.of(work.files, arm, number))
+    return 0
 
 
 def _writes() -> bool:
