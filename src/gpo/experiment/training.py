@@ -104,9 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: the run has no such arm.
     """
     if len(arguments) != 3 or not arguments[2].isdigit():
-        print(
-            "Usage: gpo train-round RUN ARM ROUND\n\nTrain on what a round has sampled; gpo run --launch WORDS starts it."
-        )
+        print("Usage: gpo train-round RUN ARM ROUND\n\nTrain on what a round has sampled; --launch of gpo run does it.")
         return 0 if "--help" in arguments else 2
     work, arm, number = Resources(arguments[0]), arguments[1], int(arguments[2])
     work.check_arm(arm)
