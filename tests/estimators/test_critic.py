@@ -1,5 +1,6 @@
 """The value head on states whose values are known, cross-fitting, and the critic as a prior of the adaptive search."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
-from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import Unused, exact_values, first_rollouts, make_sampler, mistake_chain
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gpo.errors import ConfigError
+from gpo.estimators import states
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.branches import Branches
 from gpo.estimators.critic import Critic, Head
-from gpo.estimators.evidence import Evidence
 from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.estimators.tally import Tally
 from gpo.toy import ChainEngine
+from gpo.types import Evidence, Group, StepScores, Trajectory
 
 ENGINE = ChainEngine(tuple(mistake_chain([0.1] * 3 + [0.4] + [0.1] * 2) for _ in range(24)))
 
@@ -26,19 +30,29 @@ class Oracle(torch.nn.Module):
 
     device = torch.device("cpu")
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0  # that went through it
+
     def get_input_embeddings(self) -> None:
         return None
 
-    def forward(self, input_ids: Any, output_hidden_states: bool) -> Any:
-        rows = []
-        for ids in input_ids.tolist():
-            values = []
-            for end in range(1, len(ids) + 1):
-                prompt = ids.index(1) + 1
-                values.append(ENGINE.value(ids[:end]) if end >= prompt else 0.5)
-            states = logit(np.clip(values, 0.02, 0.98))
-            rows.append(np.column_stack([states, np.sin(np.arange(len(ids)))]))
-        return SimpleNamespace(hidden_states=[torch.tensor(np.array(rows))])
+    def get_decoder(self) -> Any:
+        return self
+
+    def forward(self, input_ids: Any, use_cache: bool) -> Any:
+        self.rows += len(input_ids)
+        return SimpleNamespace(last_hidden_state=torch.tensor([self._states(ids) for ids in input_ids.tolist()]))
+
+    def _states(self, ids: list[int]) -> list[tuple[float, float]]:
+        prompt = ids.index(1) + 1
+        end = ids.index(0) + 1  # padding is the same token
+        values = [ENGINE.value(ids[: min(n, end)]) if n >= prompt else 0.5 for n in range(1, len(ids) + 1)]
+        return list(zip(logit(np.clip(values, 0.02, 0.98)), np.sin(np.arange(len(ids))), strict=True))
+
+
+def evidence_of(trajectories: Sequence[Trajectory], scores: Sequence[StepScores] = ()) -> Evidence:
+    return Evidence(tuple(Group(t.start, (t,)) for t in trajectories), tuple(scores))
 
 
 def test_the_head_recovers_a_known_law() -> None:
@@ -63,7 +77,7 @@ def test_without_examples_every_value_is_the_priors() -> None:
 
 def test_first_rollouts_alone_teach_it_the_values() -> None:
     trajectories = first_rollouts(ENGINE, 8)
-    scores = Critic(Oracle(), rule="drop", l2=0.1)(trajectories, lambda starts, n: pytest.fail("no rollouts"))
+    scores = Critic(Oracle(), rule="drop", l2=0.1)(trajectories, Unused())
     error = [
         abs(np.array(s.values) - exact_values(ENGINE, t)).mean() for s, t in zip(scores, trajectories, strict=True)
     ]
@@ -92,17 +106,65 @@ def test_a_question_does_not_teach_the_head_that_judges_it() -> None:
     assert any(a.values[:-1] != b.values[:-1] for a, b in zip(before, after, strict=True))
 
 
-def test_values_seen_before_make_it_better() -> None:
+def test_values_of_searches_before_make_it_better() -> None:
     trajectories = first_rollouts(ENGINE, 2)
-    taught = Critic(Oracle())
-    others = first_rollouts(ENGINE, 6, seed=5)
-    taught.learn(others, MonteCarlo(rollouts=8)(others, make_sampler(ENGINE)))
+    scores = MonteCarlo(rollouts=8)(trajectories, make_sampler(ENGINE))
 
-    def error(critic: Critic) -> float:
-        pairs = zip(critic(trajectories, make_sampler(ENGINE)), trajectories, strict=True)
+    def error(evidence: Evidence) -> float:
+        pairs = zip(Critic(Oracle())(trajectories, Unused(), evidence), trajectories, strict=True)
         return float(np.mean([abs(np.array(s.values) - exact_values(ENGINE, t)).mean() for s, t in pairs]))
 
-    assert error(taught) < 0.8 * error(Critic(Oracle()))
+    assert error(evidence_of(trajectories, scores)) < 0.8 * error(evidence_of(trajectories))
+
+
+def test_it_learns_from_the_round_and_not_from_the_chunk() -> None:
+    trajectories = first_rollouts(ENGINE, 4)
+    evidence = evidence_of(trajectories)
+    whole = Critic(Oracle())(trajectories, Unused(), evidence)
+    critic = Critic(Oracle())
+    chunks = [trajectories[begin : begin + 2] for begin in range(0, len(trajectories), 2)]
+    assert [score for chunk in chunks for score in critic(chunk, Unused(), evidence)] == whole
+    # Two trajectories alone leave every value at the prior's one half; the round's tell sure from lost.
+    inner = np.array([value for score in whole[:2] for value in score.values[:-1]])
+    assert np.abs(inner - 0.5).max() > 0.2
+    alone = [value for score in critic(trajectories[:2], Unused()) for value in score.values[:-1]]
+    assert alone == pytest.approx([0.5] * len(alone))
+
+
+def test_states_of_a_trajectory_are_computed_once() -> None:
+    trajectories = first_rollouts(ENGINE, 3)
+    model = Oracle()
+    critic = Critic(model)
+    for begin in range(0, len(trajectories), 4):
+        critic(trajectories[begin : begin + 4], Unused(), evidence_of(trajectories))
+    assert model.rows <= len(trajectories)
+    longer = replace(trajectories[0], step_ends=trajectories[0].step_ends[:2])  # the same id, another place
+    assert len(critic.states([longer])[0]) == 3
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectories = first_rollouts(ENGINE, 1)
+    monkeypatch.setattr(states, "KEPT", 3 * 16)  # three trajectories of eight boundaries and two numbers
+    critic = Critic(Oracle())
+    expected = Critic(Oracle()).states(trajectories)
+    assert all((ours == theirs).all() for ours, theirs in zip(critic.states(trajectories), expected, strict=True))
+    assert len(critic._states._kept) <= 3
+
+
+def test_states_of_a_batch_are_those_of_each_alone() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    chains = ChainEngine(tuple(mistake_chain([0.1] * k) for k in range(1, 7)))
+    trajectories = first_rollouts(chains, 2)
+    together = states.computed(model, trajectories)
+    for trajectory, found in zip(trajectories, together, strict=True):
+        ids = torch.tensor([[*trajectory.start.prompt_ids, *trajectory.response_ids]])
+        hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        at = [len(trajectory.start.prompt_ids) + boundary - 1 for boundary in trajectory.boundaries]
+        assert found == pytest.approx(hidden[at].detach().numpy(), abs=1e-5)
 
 
 def test_a_head_for_other_questions_knows_the_values_of_boundaries() -> None:
@@ -117,10 +179,10 @@ def test_a_head_for_other_questions_knows_the_values_of_boundaries() -> None:
 def test_leaning_on_a_critic_moves_the_prior_by_its_trust() -> None:
     """One step that is never taken twice (p = 0): U_0 = V_0, so its prior is Beta(1/2 + t v, 1/2 + t (1 - v))."""
     trajectory = replace(first_rollouts(ENGINE, 1)[0], step_ends=(3,))
-    branches = Branches([Evidence(trajectory)])
+    branches = Branches([Tally(trajectory)])
     branches.lean(0, np.array([0.9, 1.0]), 4.0)
     assert (branches.sums[0, 0], branches.counts[0, 0]) == pytest.approx((3.6, 4.0))
-    values, _ = branches.draw(np.array([0]), 20_000, np.random.default_rng(0), surprise=0.999, concentration=1.0)
+    values, _ = branches.draw(np.array([0]), 20_000, [np.random.default_rng(0)], surprise=0.999, concentration=1.0)
     assert values[0, :, 0].mean() == pytest.approx(4.1 / 5, abs=0.01)
 
 
@@ -139,9 +201,16 @@ def test_a_good_critic_saves_the_adaptive_search_tokens() -> None:
         return float(np.mean(hits)), tokens
 
     plain, tokens = found(rollouts=2)
-    hits, fewer = found(rollouts=1, critic=Critic(Oracle(), l2=0.1), trust=5.0)
+    hits, fewer = found(rollouts=1, critic="fitted", model=Oracle(), trust=5.0)
     assert fewer < 0.9 * tokens
     assert hits >= plain
+
+
+def test_adaptive_with_a_critic_needs_a_model() -> None:
+    with pytest.raises(ConfigError, match="model"):
+        Adaptive(critic="fitted")(first_rollouts(ENGINE, 1), make_sampler(ENGINE))
+    with pytest.raises(ConfigError, match="critic='some'"):
+        Adaptive(critic="some")
 
 
 @pytest.mark.parametrize("settings", [{"l2": 0.0}, {"folds": 1}, {"rule": "x"}, {"model": None}])

@@ -3,9 +3,10 @@
     V_k = sigmoid(w . h_k + b),   h_k the last hidden state after k steps, standardised
     w, b = argmin - sum_i [r_i log V_i + (n_i - r_i) log(1 - V_i)] + l2 |w|^2 / 2
 
-Examples are boundaries with r right ones of n rollouts. A trajectory's own reward is one rollout from each of its
-boundaries, so that first rollouts teach the head for nothing; Monte Carlo values teach it more (`learn`). A trajectory
-is judged by a head that has seen no trajectory of its question (cross-fitting over `folds` parts of the questions).
+Examples are boundaries with r right ones of n rollouts, of all that the round has sampled. A trajectory's own reward is
+one rollout from each of its boundaries, so that first rollouts teach the head for nothing; values that other searches
+have estimated teach it more. A trajectory is judged by a head that has seen none of its question (cross-fitting
+over `folds` parts of the questions).
 
 Assumptions: what decides is linear in the hidden state of one token. Source: the value head of PPO for language models
 (Ziegler et al., arXiv 1909.08593), on frozen states. A small policy does not always know where it went wrong.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import pairwise
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from scipy.stats import norm
 
 from gpo.errors import ConfigError
 from gpo.estimators.branches import Array
-from gpo.estimators.evidence import Evidence, Reset, Rule, check, choose, reset_boundary
-from gpo.estimators.gradient import loaded
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.states import Floats, States
+from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, known_rollouts, reset_boundary
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass
@@ -38,14 +39,20 @@ class Examples:
     """Boundaries (E) with what is known of them."""
 
     folds: list[int] = field(default_factory=list)
-    states: list[Array] = field(default_factory=list)  # (H,) each
+    states: list[Floats] = field(default_factory=list)  # (H,) each
     right: list[float] = field(default_factory=list)
     counts: list[float] = field(default_factory=list)
+
+    def add(self, fold: int, state: Floats, right: float, count: float) -> None:
+        self.folds.append(fold)
+        self.states.append(state)
+        self.right.append(right)
+        self.counts.append(count)
 
 
 @dataclass
 class Critic:
-    """Judges all trajectories of a call with heads trained on them and on all that `learn` was given before.
+    """Judges trajectories with heads fitted to all that the round has sampled; outside a run, to the trajectories.
 
     Counts are 0 where a value is the head's. Its intervals are Laplace's for the logit, given that the head's form is
     right; they say nothing of what it cannot represent. Degenerate cases: without examples, or with examples of one
@@ -59,7 +66,7 @@ class Critic:
     folds: int = 5
     trained: bool = False  # values of the critic that PPO keeps beside its model; where there is none, fitted as above
     confidence: float = 0.95  # of the interval of each value
-    _seen: Examples = field(default_factory=Examples, repr=False)
+    _states: States = field(default_factory=States, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check("Critic", rollouts=1, rule=self.rule, reset=self.reset, confidence=self.confidence)
@@ -68,92 +75,67 @@ class Critic:
         if self.model is None:
             raise ConfigError("Critic has no model. Give model= a directory, a hub id or a loaded model.")
 
-    def learn(self, trajectories: Sequence[Trajectory], scores: Sequence[StepScores]) -> None:
-        """Take Monte Carlo values of trajectories as examples, those of every search seen so far."""
-        for trajectory, score, states in zip(trajectories, scores, self.states(trajectories), strict=True):
-            known = list(zip(score.values, score.counts, states, strict=True))[:-1]
-            for value, count, state in known:
-                if count and not isnan(value):
-                    self._add(self._seen, trajectory, state, value * count, count)
-
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory, without a rollout."""
-        states = self.states(trajectories)
-        return [
-            self._scores(trajectory, values, lower, upper)
-            for trajectory, (values, lower, upper) in zip(trajectories, self.judge(trajectories, states), strict=True)
-        ]
+        judged = self.judge(trajectories, evidence)
+        return [self._scores(trajectory, *each) for trajectory, each in zip(trajectories, judged, strict=True)]
 
-    def judge(self, trajectories: Sequence[Trajectory], states: Sequence[Array]) -> list[tuple[Array, Array, Array]]:
+    def judge(
+        self, trajectories: Sequence[Trajectory], evidence: Evidence = NO_EVIDENCE
+    ) -> list[tuple[Array, Array, Array]]:
         """For each trajectory the head's values (K + 1,) and their intervals, NaN where PPO has trained the head."""
         if self.trained and (found := trained_head(self.model)) is not None:
             weights, bias = found
-            values = [np.clip(of @ weights + bias, 0, 1) for of in states]
+            values = [np.clip(of @ weights + bias, 0, 1) for of in self.states(trajectories)]
             return [(value, np.full(len(value), nan), np.full(len(value), nan)) for value in values]
-        examples = self._with_rewards(trajectories, states)
-        heads = {}
+        examples = self._examples(known_rollouts(trajectories, evidence), evidence.scores)
+        heads: dict[int, Head] = {}
         judged = []
-        for trajectory, of in zip(trajectories, states, strict=True):
+        for trajectory, states in zip(trajectories, self.states(trajectories), strict=True):
             fold = self._fold(trajectory)
             if fold not in heads:
-                others = [i for i, other in enumerate(examples.folds) if other != fold]
-                heads[fold] = Head.fit(
-                    np.array([examples.states[i] for i in others]).reshape(len(others), of.shape[1]),
-                    np.array([examples.right[i] for i in others]),
-                    np.array([examples.counts[i] for i in others]),
-                    self.l2,
-                )
-            judged.append(heads[fold].values(of, self.confidence))
+                others = [i for i, of in enumerate(examples.folds) if of != fold]
+                heads[fold] = self._fit(examples, others, states.shape[1])
+            judged.append(heads[fold].values(states, self.confidence))
         return judged
 
     def head(self, trajectories: Sequence[Trajectory]) -> Head:
-        """One head for texts of other questions: from these rewards, and all that `learn` was given."""
-        states = self.states(trajectories)
-        examples = self._with_rewards(trajectories, states)
-        right, counts = np.array(examples.right), np.array(examples.counts)
-        return Head.fit(np.array(examples.states), right, counts, self.l2)
+        """One head for texts of other questions, from these rewards."""
+        examples = self._examples(trajectories, ())
+        return self._fit(examples, range(len(examples.folds)), self.states(trajectories[:1])[0].shape[1])
 
-    def _with_rewards(self, trajectories: Sequence[Trajectory], states: Sequence[Array]) -> Examples:
-        examples = replace(self._seen, **{name: list(each) for name, each in vars(self._seen).items()})
-        for trajectory, of in zip(trajectories, states, strict=True):
-            if trajectory.score.value is not None:
-                for state in of[:-1]:
+    def states(self, trajectories: Sequence[Trajectory]) -> list[Floats]:
+        """The hidden state (K + 1, H) at each boundary of each trajectory."""
+        return self._states(self.model, trajectories)
+
+    def _examples(self, trajectories: Sequence[Trajectory], scores: Sequence[StepScores]) -> Examples:
+        estimated = {score.trajectory_id: score for score in scores}
+        examples = Examples()
+        for trajectory, states in zip(trajectories, self.states(trajectories), strict=True):
+            fold, steps, reward = self._fold(trajectory), len(states) - 1, trajectory.score.value
+            if reward is not None:
+                for state in states[:-1]:
                     # Boundaries of one trajectory share their outcome: together they count as one rollout.
-                    self._add(examples, trajectory, state, trajectory.score.value / (len(of) - 1), 1 / (len(of) - 1))
+                    examples.add(fold, state, reward / steps, 1 / steps)
+            if (score := estimated.get(trajectory.id)) is not None:
+                for state, value, count in zip(states[:-1], score.values, score.counts, strict=False):
+                    if count:
+                        examples.add(fold, state, value * count, count)
         return examples
 
-    def states(self, trajectories: Sequence[Trajectory]) -> list[Array]:
-        """The hidden state (K + 1, H) at each boundary of each trajectory."""
-        import torch
-
-        model = loaded(self.model)
-        training = model.training
-        model.eval()
-        found = []
-        try:
-            with torch.no_grad():
-                for trajectory in trajectories:
-                    prompt = trajectory.start.prompt_ids
-                    ids = torch.tensor([[*prompt, *trajectory.response_ids]], device=model.device)
-                    hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
-                    at = [len(prompt) + boundary - 1 for boundary in trajectory.boundaries]
-                    found.append(hidden[at].double().cpu().numpy())
-        finally:
-            model.train(training)
-        return found
-
-    def _add(self, examples: Examples, trajectory: Trajectory, state: Array, right: float, count: float) -> None:
-        examples.folds.append(self._fold(trajectory))
-        examples.states.append(state)
-        examples.right.append(right)
-        examples.counts.append(count)
+    def _fit(self, examples: Examples, chosen: Sequence[int], width: int) -> Head:
+        states = np.array([examples.states[i] for i in chosen], dtype=float).reshape(len(chosen), width)
+        right, counts = (np.array([of[i] for i in chosen]) for of in (examples.right, examples.counts))
+        return Head.fit(states, right, counts, self.l2)
 
     def _fold(self, trajectory: Trajectory) -> int:
         digest = blake2b(trajectory.start.problem_id.encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") % self.folds
 
     def _scores(self, trajectory: Trajectory, values: Array, lower: Array, upper: Array) -> StepScores:
-        known = Evidence(trajectory).scores(None, self.reset, self.confidence)
+        known = Tally(trajectory).scores(None, self.reset, self.confidence)
         reward = trajectory.score.value
         if reward is not None:
             values[-1] = lower[-1] = upper[-1] = reward
@@ -208,7 +190,7 @@ class Head:
         curvature = (inputs.T * (counts * values * (1 - values))) @ inputs + np.diag(penalty)
         return cls(centre, scale, found.x, np.linalg.inv(curvature))
 
-    def values(self, states: Array, confidence: float) -> tuple[Array, Array, Array]:
+    def values(self, states: Array | Floats, confidence: float) -> tuple[Array, Array, Array]:
         """Values (K + 1,) of states (K + 1, H), and their intervals."""
         inputs = np.column_stack([(states - self.centre) / self.scale, np.ones(len(states))])
         logits = inputs @ self.weights

@@ -1,0 +1,74 @@
+"""Hidden states of a policy at the boundaries of trajectories, computed once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpo.estimators.gradient import loaded
+from gpo.types import StartKey, Trajectory
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Key = tuple[StartKey, tuple[int, ...], tuple[int, ...]]
+
+KEPT = 1 << 27  # numbers that are kept between calls: half a gigabyte
+PASS_TOKENS = 8192  # of one forward pass, padding included
+
+
+class States:
+    """The last hidden state at each boundary of each trajectory; those seen last are kept for the next call."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._kept: dict[Key, Floats] = {}
+
+    def __call__(self, model: Any, trajectories: Sequence[Trajectory]) -> list[Floats]:
+        """(K + 1, H) of each trajectory. It is one model for all calls, loaded once."""
+        keys = [(t.start.key, t.response_ids, t.step_ends) for t in trajectories]
+        missing = {key: t for key, t in zip(keys, trajectories, strict=True) if key not in self._kept}
+        if missing:
+            self._model = loaded(model) if self._model is None else self._model
+            self._kept |= zip(missing, computed(self._model, list(missing.values())), strict=True)
+        found = [self._kept[key] for key in keys]
+        size = sum(states.size for states in self._kept.values())
+        while size > KEPT:
+            size -= self._kept.pop(next(iter(self._kept))).size
+        return found
+
+
+def computed(model: Any, trajectories: Sequence[Trajectory]) -> list[Floats]:
+    """(K + 1, H) of each trajectory, several in one forward pass."""
+    import torch
+
+    found: dict[int, Floats] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for places in _passes([len(t.start.prompt_ids) + len(t.response_ids) for t in trajectories]):
+                rows = [(*trajectories[i].start.prompt_ids, *trajectories[i].response_ids) for i in places]
+                longest = max(map(len, rows))
+                # Padded behind the end, which no token of a causal model looks at.
+                ids = torch.tensor([row + (0,) * (longest - len(row)) for row in rows], device=model.device)
+                hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+                for i, states in zip(places, hidden, strict=True):
+                    prompt = len(trajectories[i].start.prompt_ids)
+                    at = [prompt + boundary - 1 for boundary in trajectories[i].boundaries]
+                    found[i] = states[at].float().cpu().numpy()
+    finally:
+        model.train(training)
+    return [found[i] for i in range(len(trajectories))]
+
+
+def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The places of rows that go into one pass each, longest first: rows of about one length waste no padding."""
+    places: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if places and lengths[places[0]] * (len(places) + 1) > PASS_TOKENS:
+            yield places
+            places = []
+        places.append(place)
+    if places:
+        yield places
