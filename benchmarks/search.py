@@ -26,10 +26,10 @@ from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.critic import Critic, Examples
 from gpo.estimators.entropy import Entropy
-from gpo.estimators.evidence import Rule
 from gpo.estimators.gradient import Gradient, loaded
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
+from gpo.estimators.tally import Rule
 from gpo.statistics import bootstrap_mean
 from gpo.types import Estimator, Sample, StepScores, Trajectory
 from search_grounds import WEIGHTS, Valued, load

@@ -33,6 +33,7 @@ class Replay:
     rows: Sequence[Valued]
     seed: int = 0
     tokens: Counter[str] = field(default_factory=Counter)  # sampled for each trajectory
+    left: None = None  # no limit
 
     def __post_init__(self) -> None:
         self._rows = {row.trajectory.id: (row, follow_probabilities(row.trajectory)) for row in self.rows}

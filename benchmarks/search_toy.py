@@ -23,9 +23,9 @@ import numpy as np
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.entropy import Entropy
-from gpo.estimators.evidence import Rule
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
+from gpo.estimators.tally import Rule
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.statistics import bootstrap_mean, wilson

@@ -1,19 +1,21 @@
 """Adaptive search on the toy engine: sharing, stopping, calibration, and hits for fewer tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import inf, nan
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Completion, Estimator, Score
+from gpo.types import Completion, Estimator, Score, Trajectory
 
 ENGINE = ChainEngine(tuple(random_process(seed, decisions=8) for seed in range(12)))
 MISTAKES = ChainEngine(tuple(mistake_chain([0.02 * k] * 8) for k in range(1, 7)))
@@ -107,16 +109,43 @@ def test_the_chosen_advantage_is_hardly_too_high() -> None:
     assert excess["adaptive"] < excess["uniform"] / 2
 
 
+def with_logprobs(trajectories: Sequence[Trajectory], nats: float | None) -> list[Trajectory]:
+    """The same of every token."""
+    return [
+        replace(t, completion=replace(t.completion, logprobs=nats and (nats,) * len(t.completion.token_ids)))
+        for t in trajectories
+    ]
+
+
+@pytest.mark.parametrize("nats", [None, -1.0, -30.0, -10_000.0, -inf, nan])
+def test_rollouts_are_spread_whatever_is_known_of_the_steps(nats: float | None) -> None:
+    trajectories = with_logprobs(TRAJECTORIES, nats)
+    kept = [make_sampler(ENGINE, "reset")([t.prefix(3)], 1)[0].trajectories[0] for t in trajectories[:12]]
+    for searched in (trajectories, kept):
+        scores = Adaptive(rollouts=4)(searched, make_sampler(ENGINE))
+        at = [len(group.start.prefix_ids) // 2 for s in scores for group in s.rollouts for _ in group.trajectories]
+        shares = np.bincount(at, minlength=9) / len(at)
+        assert shares[0] < 0.2
+        assert shares[1:8].min() > 0.01
+
+
+@pytest.mark.parametrize("rule", ["advantage", "drop"])
+def test_it_finds_as_much_without_log_probabilities_as_with_flat_ones(rule: str) -> None:
+    hits = {}
+    for nats in (None, -5.0, -10_000.0):
+        scores = Adaptive(rule=rule)(with_logprobs(TRAJECTORIES, nats), make_sampler(ENGINE))
+        merits = [np.diff(exact_values(ENGINE, t)) * (-1 if rule == "drop" else 1) for t in TRAJECTORIES]
+        found = [0 if s.critical_step is None else m[s.critical_step] for s, m in zip(scores, merits, strict=True)]
+        hits[nats] = np.mean([m.max() - f < 1e-9 for m, f in zip(merits, found, strict=True)])
+    assert hits[None] == hits[-10_000.0] > hits[-5.0] - 0.05
+    assert hits[None] > 0.3
+
+
 def test_rounds_of_all_trajectories_are_one_call_and_repeat() -> None:
-    calls = []
-    sample = make_sampler(ENGINE)
-
-    def recorder(starts, n):
-        calls.append(len(starts))
-        return sample(starts, n)
-
+    recorder = Recorder(make_sampler(ENGINE))
     scores = Adaptive(rollouts=2, batch=3)(TRAJECTORIES, recorder)
-    assert calls[0] > len(TRAJECTORIES)
+    calls = recorder.calls
+    assert calls[0][0] > len(TRAJECTORIES)
     assert len(calls) <= 2 * 9 / 3 + 1
     assert Adaptive(rollouts=2, batch=3)(TRAJECTORIES, make_sampler(ENGINE)) == scores
 

@@ -5,7 +5,7 @@ from math import isnan, log2
 
 import numpy as np
 import pytest
-from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.errors import ConfigError
 from gpo.estimators.bisect import Bisect
@@ -37,16 +37,10 @@ def test_known_differences_sum_to_reward_minus_start_value() -> None:
 
 
 def test_rounds_of_all_trajectories_are_one_call_each() -> None:
-    calls = []
-    sample = make_sampler(CHAIN)
-
-    def recorder(starts, n):
-        calls.append(len(starts))
-        return sample(starts, n)
-
+    recorder = Recorder(make_sampler(CHAIN))
     Bisect(rule="drop")(WRONG, recorder)
-    assert calls[0] == 2 * len(WRONG)
-    assert len(calls) <= 4
+    assert recorder.calls[0] == (2 * len(WRONG), 4)
+    assert len(recorder.calls) <= 4
 
 
 def test_a_threshold_searches_both_halves() -> None:
@@ -82,17 +76,12 @@ def test_the_start_is_shared() -> None:
 def test_halving_goes_down_to_a_token() -> None:
     engine = replace(CHAIN, padding=3)  # a decision and four tokens without effect a line
     wrong = [t for t in first_rollouts(engine, 60) if not t.score.right]
-    starts = []
     sample = make_sampler(engine)
-
-    def recorder(asked, n):
-        starts.extend(len(start.prefix_ids) for start in asked)
-        return sample(asked, n)
-
+    recorder = Recorder(sample)
     scores = Bisect(rollouts=24, rule="drop", level="token")(wrong, recorder)
     truth = [int(np.argmin(np.diff(exact_values(engine, t)))) for t in wrong]
     assert np.mean([s.critical_step == step for s, step in zip(scores, truth, strict=True)]) > 0.8
-    assert {start % 5 for start in starts} == set(range(5))
+    assert {len(start.prefix_ids) % 5 for asked in recorder.starts for start in asked} == set(range(5))
     for score, trajectory in zip(scores, wrong, strict=True):
         assert len(score.values) == len(trajectory.boundaries)
         assert score.values[-1] == 0.0

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_chain import first_rollouts
+from toy_chain import Unused, first_rollouts
 
 from gpo.errors import ConfigError
 from gpo.estimators.gradient import Gradient, influences
@@ -44,10 +44,6 @@ def trajectory_of(text: str) -> Any:
     return replace(first, completion=completion, step_ends=(*ends, len(ids)))
 
 
-def unused(starts: Any, n: int) -> Any:
-    raise AssertionError("no rollouts")
-
-
 def test_influences_are_those_worked_out_by_hand() -> None:
     """With z = 0.5 + 0.5 - 2 = -1 before "Y": d log p(Y) = (1 - p) dz, p = e^z / (e^z + V - 1)."""
     trajectory = trajectory_of("a\na\nb\nY")
@@ -71,7 +67,7 @@ def test_influences_are_those_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("influence", ["gradient", "deletion"])
 def test_the_step_is_chosen_by_sign(sign: Any, step: int, influence: Any) -> None:
     model = BagModel().train()
-    [scores] = Gradient(model, influence, sign, answer_tokens=2)([trajectory_of("a\na\nb\nY")], unused)
+    [scores] = Gradient(model, influence, sign, answer_tokens=2)([trajectory_of("a\na\nb\nY")], Unused())
     assert (scores.critical_step, scores.reset_boundary, scores.tokens) == (step, step, 0)
     assert scores.counts == (0, 0, 0, 0, 1)
     assert model.training
@@ -79,7 +75,7 @@ def test_the_step_is_chosen_by_sign(sign: Any, step: int, influence: Any) -> Non
 
 
 def test_a_response_that_is_all_answer_has_no_critical_step() -> None:
-    [scores] = Gradient(BagModel(), answer_tokens=9)([trajectory_of("a\nY")], unused)
+    [scores] = Gradient(BagModel(), answer_tokens=9)([trajectory_of("a\nY")], Unused())
     assert scores.critical_step is None
     assert scores.reset_boundary is None
 

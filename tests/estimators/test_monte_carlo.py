@@ -7,28 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_chain import TASK, exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import TASK, Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.errors import ConfigError
-from gpo.estimators.evidence import choose
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
+from gpo.estimators.tally import choose
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Completion, Estimator, Group, Problem, Score, Start
+from gpo.types import Completion, Estimator, Problem, Score
 
 ENGINE = ChainEngine()
 TRAJECTORIES = first_rollouts(ENGINE, 5)
-
-
-class Recorder:
-    """A `Sample` that notes its calls."""
-
-    def __init__(self, sample) -> None:
-        self.sample, self.calls = sample, []
-
-    def __call__(self, starts: list[Start], n: int) -> list[Group]:
-        self.calls.append((len(starts), n))
-        return self.sample(starts, n)
 
 
 @settings(max_examples=25, deadline=None)

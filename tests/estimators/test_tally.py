@@ -7,7 +7,7 @@ from math import isnan, nan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpo.estimators.evidence import Evidence, choose, grid
+from gpo.estimators.tally import Tally, choose, grid
 from gpo.statistics import exact
 from gpo.types import Completion, Group, Score, Start, Trajectory
 
@@ -54,12 +54,12 @@ def test_the_grid_joins_short_and_many_steps() -> None:
 
 
 def test_a_failed_grade_is_no_zero() -> None:
-    evidence = Evidence(response([1, 2], [1, 2]))
+    tally = Tally(response([1, 2], [1, 2]))
     rollouts = [response([1, 2], [1, 2], value) for value in (1.0, None, 0.0, None)]
-    evidence.keep(0, Group(QUESTION, tuple(rollouts[:1])))
-    evidence.keep(0, Group(QUESTION, tuple(rollouts[1:])))
-    evidence.count(0, rollouts)
-    scores = evidence.scores((0, 1), "before", 0.95)
+    tally.keep(0, Group(QUESTION, tuple(rollouts[:1])))
+    tally.keep(0, Group(QUESTION, tuple(rollouts[1:])))
+    tally.count(0, rollouts)
+    scores = tally.scores((0, 1), "before", 0.95)
     assert (scores.values[0], scores.counts[0], scores.tokens) == (0.5, 2, 8)
     assert isnan(scores.values[1])
     assert isnan(scores.lower[1])
@@ -69,16 +69,16 @@ def test_a_failed_grade_is_no_zero() -> None:
 
 
 def test_an_ungraded_trajectory_has_no_final_value() -> None:
-    evidence = Evidence(response([1, 2], [1, 2], None))
-    assert (isnan(evidence.values[2]), evidence.counts[2]) == (True, 0)
+    tally = Tally(response([1, 2], [1, 2], None))
+    assert (isnan(tally.values[2]), tally.counts[2]) == (True, 0)
 
 
 def test_reset_before_and_after() -> None:
-    evidence = Evidence(response([1, 2, 3], [1, 2, 3]))
-    assert evidence.scores((1, 2), "before", 0.9).reset_boundary == 1
-    assert evidence.scores((1, 2), "after", 0.9).reset_boundary == 2
-    assert evidence.scores((2, 3), "after", 0.9).reset_boundary == 2
-    nothing = evidence.scores(None, "after", 0.9)
+    tally = Tally(response([1, 2, 3], [1, 2, 3]))
+    assert tally.scores((1, 2), "before", 0.9).reset_boundary == 1
+    assert tally.scores((1, 2), "after", 0.9).reset_boundary == 2
+    assert tally.scores((2, 3), "after", 0.9).reset_boundary == 2
+    nothing = tally.scores(None, "after", 0.9)
     assert (nothing.critical_step, nothing.reset_boundary) == (None, None)
 
 
@@ -91,12 +91,12 @@ def test_a_rollout_counts_for_every_prefix_that_it_reproduces() -> None:
         response([3, 4, 5, 6], [2, 4, 6], 1.0, kept),  # reproduces all: still no sample of V_K
         response([3, 4, 5, 6, 7], [2, 4, 7], None, kept),
     ]
-    evidence = Evidence(ours)
-    evidence.count(1, rollouts, share_path=True)
-    assert evidence.counts == [0, 3, 2, 1]
-    assert evidence.sums == [0.0, 2.0, 2.0, 1.0]
-    evidence.count(1, rollouts)
-    assert evidence.counts == [0, 6, 2, 1]
+    tally = Tally(ours)
+    tally.count(1, rollouts, share_path=True)
+    assert tally.counts == [0, 3, 2, 1]
+    assert tally.sums == [0.0, 2.0, 2.0, 1.0]
+    tally.count(1, rollouts)
+    assert tally.counts == [0, 6, 2, 1]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, nan]), min_size=1, max_size=8))

@@ -7,10 +7,39 @@ import numpy as np
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import ChainEngine, ChainTask, Process
-from gpo.types import Trajectory
+from gpo.types import Group, Sample, Start, Trajectory
 
 TASK = ChainTask(size=64)
 PROBLEMS = {problem.id: problem for problem in TASK.problems("train")}
+
+
+class Recorder:
+    """A `Sample` that notes its calls: the starts of each, and n."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample, self.starts, self.n = sample, [], []
+
+    @property
+    def left(self) -> int | None:
+        return self.sample.left
+
+    @property
+    def calls(self) -> list[tuple[int, int]]:
+        return [(len(starts), n) for starts, n in zip(self.starts, self.n, strict=True)]
+
+    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
+        self.starts.append(list(starts))
+        self.n.append(n)
+        return self.sample(starts, n)
+
+
+class Unused:
+    """A `Sample` for searches that sample nothing."""
+
+    left = None
+
+    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
+        raise AssertionError(f"{len(starts)} rollouts of {n}; expected none")
 
 
 def make_sampler(engine: ChainEngine, stream: str = "search", seed: int = 0, **settings) -> Sampler:

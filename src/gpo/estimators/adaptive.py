@@ -21,15 +21,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gpo.errors import ConfigError
 from gpo.estimators.branches import Array, Branches, Indices
-from gpo.estimators.evidence import Block, Evidence, Reset, Rule, check, siblings
-from gpo.types import Group, Sample, StepScores, Trajectory
+from gpo.estimators.tally import (
+    NO_EVIDENCE,
+    Block,
+    Reset,
+    Rule,
+    Tally,
+    check,
+    known_rollouts,
+    searched_rollouts,
+    siblings,
+)
+from gpo.types import Evidence, Sample, StepScores, Trajectory
+
+if TYPE_CHECKING:
+    from gpo.estimators.critic import Critic
 
 
 @dataclass(frozen=True)
@@ -51,11 +65,12 @@ class Adaptive:
     reset: Reset = "before"
     certainty: float = 0.98  # posterior probability of the best step at which the search stops
     smallest: float = 0.01  # of what the rule maximises; a step stands out above it
-    share_start: bool = False  # the other trajectories of the question are rollouts from boundary 0
+    share_start: bool = False  # the other rollouts of the question are rollouts from boundary 0
     confidence: float = 0.95  # of the interval of each value
     surprise: float = 0.5  # prior probability that another way to take a step leads anywhere
     concentration: float = 10.0  # how close to V_{k+1} it leads otherwise, as a number of rollouts
-    critic: Any = None  # a `Critic`, whose values are then a part of the prior
+    critic: Literal["none", "fitted", "trained"] = "none"  # whose values are a part of the prior; trained: PPO's own
+    model: Any = None  # the critic's: directory, hub id, or a loaded causal language model; a run gives its own
     trust: float = 1.0  # in rollouts beside each step, of the critic's values
     particles: int = 128
     seed: int = 0
@@ -70,36 +85,48 @@ class Adaptive:
             raise ConfigError(
                 f"Adaptive got batch={self.batch}, particles={self.particles}; expected at least 1 and at least 2."
             )
+        if self.critic not in ("none", "fitted", "trained"):
+            raise ConfigError(f"Adaptive got critic={self.critic!r}; expected none, fitted or trained.")
         for name in ("certainty", "smallest", "surprise"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"Adaptive got {name}={getattr(self, name)}; expected a number between 0 and 1.")
         if self.concentration <= 0:
             raise ConfigError(f"Adaptive got concentration={self.concentration}; expected a positive number.")
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
-        """One result for each trajectory.
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
+        """One result for each trajectory. What earlier searches have sampled counts wherever it fits.
 
-        With `share_start`, pass all trajectories of a question, or a choice that does not depend on their reward. The
-        random numbers of the posterior depend on `seed` and on the trajectories that are passed together.
+        With `share_start`, all else that was sampled from the question is a sample of V_0: see `known_rollouts`. The
+        random numbers of a trajectory's posterior depend on `seed` and its id.
+
+        Raises:
+            ConfigError: it has a critic and no model.
         """
-        evidence = [Evidence(trajectory) for trajectory in trajectories]
-        branches = Branches(evidence)
+        branches = Branches([Tally(trajectory) for trajectory in trajectories])
         if self.share_start:
-            for row, others in enumerate(siblings(trajectories)):
+            for row, others in enumerate(siblings(trajectories, known_rollouts(trajectories, evidence))):
                 branches.add(row, 0, others)
-                evidence[row].count(0, others, share_path=True)
-        if self.critic is not None:
-            judged = self.critic.judge(trajectories, self.critic.states(trajectories))
-            for row, (values, _, _) in enumerate(judged):
+        for group in searched_rollouts(evidence):
+            branches.share(group)
+        if self.critic != "none":
+            for row, (values, _, _) in enumerate(self._judge.judge(trajectories, evidence)):
                 branches.lean(row, values, self.trust)
-        rng = np.random.default_rng([self.seed, *(byte for t in trajectories[:1] for byte in t.id.encode())])
+        rngs = [np.random.default_rng([self.seed, *t.id.encode()]) for t in trajectories]
         leave = branches.leave()
         budgets = np.ceil(branches.steps * self.rollouts).astype(int)
         live: Indices = np.flatnonzero(budgets > 0)
         spent: Counter[int] = Counter()
         results: dict[int, tuple[Array, Block | None]] = {}
         while len(live):
-            values, branch = self._draw(branches, live, rng)
+            values, branch = branches.draw(
+                live,
+                self.particles,
+                [rngs[row] for row in live],
+                surprise=self.surprise,
+                concentration=self.concentration,
+            )
             asks: list[tuple[int, int]] = []
             for place, row in enumerate(live.tolist()):
                 steps = int(branches.steps[row])
@@ -112,18 +139,26 @@ class Adaptive:
                     left = int(budgets[row]) - spent[row]
                     slots = min(max(self.batch, spent[row]), left)
                     spent[row] += slots
-                    asks += [(row, b) for b in _allocate(merit, branch[place, :, :steps], law, slots, rng)]
+                    asks += [(row, b) for b in _allocate(merit, branch[place, :, :steps], law, slots, rngs[row])]
+            if not asks or sample.left == 0:
+                break
             live = np.array(sorted({row for row, _ in asks}), dtype=int)
-            self._explore(branches, asks, sample)
+            starts = [trajectories[row].prefix(boundary) for row, boundary in asks]
+            for (row, boundary), group in zip(asks, sample(starts, 1), strict=True):
+                branches.tallies[row].keep(boundary, group)
+                branches.share(group)
         return [
             self._scores(branches, row, *results[row])
             if row in results
-            else e.scores(None, self.reset, self.confidence)
-            for row, e in enumerate(evidence)
+            else tally.scores(None, self.reset, self.confidence)
+            for row, tally in enumerate(branches.tallies)
         ]
 
-    def _draw(self, branches: Branches, rows: Indices, rng: np.random.Generator) -> tuple[Array, Array]:
-        return branches.draw(rows, self.particles, rng, surprise=self.surprise, concentration=self.concentration)
+    @cached_property
+    def _judge(self) -> Critic:
+        from gpo.estimators.critic import Critic
+
+        return Critic(self.model, trained=self.critic == "trained")
 
     def _merit(self, values: Array) -> Array:
         """(particles, K + 1) what the rule maximises; the last column stands for no step."""
@@ -136,24 +171,8 @@ class Adaptive:
         }[self.rule]
         return np.column_stack([merit, np.full(len(values), self.smallest)])
 
-    def _explore(self, branches: Branches, asks: Sequence[tuple[int, int]], sample: Sample) -> None:
-        """One rollout for each (row, boundary), counted for every trajectory that has the same prefix."""
-        if not asks:
-            return
-        starts = [branches.evidence[row].trajectory.prefix(boundary) for row, boundary in asks]
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for row, e in enumerate(branches.evidence):
-            rows.setdefault(e.trajectory.start.prompt_ids, []).append(row)
-        for (row, boundary), group in zip(asks, sample(starts, 1), strict=True):
-            branches.evidence[row].keep(boundary, group)
-            for other in rows[group.start.prompt_ids]:
-                shared = _boundary(branches.evidence[other].trajectory, group)
-                if shared is not None:
-                    branches.add(other, shared, group.trajectories)
-                    branches.evidence[other].count(shared, group.trajectories, share_path=True)
-
     def _scores(self, branches: Branches, row: int, values: Array, block: Block | None) -> StepScores:
-        scores = branches.evidence[row].scores(block, self.reset, self.confidence)
+        scores = branches.tallies[row].scores(block, self.reset, self.confidence)
         mean = values.mean(axis=0)
         least, most = branches.bounds(row)
         lower = np.fmin(np.fmax(scores.lower, least), mean)
@@ -192,12 +211,3 @@ def _allocate(merit: Array, branch: Array, law: Array, slots: int, rng: np.rando
         gain = np.maximum(covariance**2 - noise, 0) / (mean * (1 - mean) + 1e-3)
         chosen.append(int((law @ gain).argmax()))
     return chosen
-
-
-def _boundary(trajectory: Trajectory, group: Group) -> int | None:
-    """The boundary of a trajectory at which a group starts, if its prefix is the trajectory's and not all of it."""
-    prefix = group.start.prefix_ids
-    starts = trajectory.boundaries[:-1]
-    if len(prefix) not in starts or trajectory.response_ids[: len(prefix)] != prefix:
-        return None
-    return starts.index(len(prefix))

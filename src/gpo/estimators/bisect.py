@@ -7,6 +7,10 @@ Source: Pivotal Token Search (Phi-4 technical report, arXiv 2412.08905), which h
 The cost is about N (1 + log2 K) rollouts a trajectory. It assumes one change that outweighs the sum of the others in
 its half; changes that cancel out within a half stay hidden, and one unlucky middle leads away for good. With a
 `threshold` every half with a change of at least that size is searched, as in Phi-4.
+
+A boundary whose value stays unknown (all its grades failed, or nothing was left to sample) is no end of a half: the
+search looks a quarter to its left, then to its right, and halves the block no further if these fail too. Its first step
+then stands for the block, as it does where the tokens end.
 """
 
 from __future__ import annotations
@@ -15,20 +19,39 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import isnan
 from typing import Literal
 
 from gpo.errors import ConfigError
-from gpo.estimators.evidence import Block, Evidence, Reset, Rule, change, check, explore, reset_boundary, share_starts
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.tally import (
+    NO_EVIDENCE,
+    Block,
+    Reset,
+    Rule,
+    Tally,
+    change,
+    check,
+    explore,
+    reset_boundary,
+    share_starts,
+)
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass
 class _Search:
     """The state of one trajectory's search."""
 
-    evidence: Evidence
-    opened: list[Block]  # blocks of several steps to halve
-    found: list[Block] = field(default_factory=list)  # single steps
+    tally: Tally
+    opened: list[Block]  # blocks to halve
+    found: list[Block] = field(default_factory=list)  # single steps, and blocks that cannot be halved
+    looked: set[int] = field(default_factory=set)  # boundaries asked for
+
+    def middle(self, block: Block) -> int | None:
+        """The next boundary to look at inside a block; None if there is none."""
+        begin, end = block
+        places = ((begin + end) // 2, (3 * begin + end) // 4, (begin + 3 * end) // 4)
+        return next((place for place in places if begin < place < end and place not in self.looked), None)
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class Bisect:
     reset: Reset = "before"
     level: Literal["step", "token"] = "step"  # token: halve down to one token; the step that holds it is critical
     threshold: float | None = None  # search every half that changes by this; None: the one with the larger change
-    share_start: bool = False  # V_0 from the other trajectories of the question where there are N of them
+    share_start: bool = False  # V_0 from the other rollouts of the question where there are N of them
     share_path: bool = False  # a rollout that reproduces the next steps counts for them too
     confidence: float = 0.95  # of the interval of each value
 
@@ -56,34 +79,35 @@ class Bisect:
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ConfigError(f"Bisect got threshold={self.threshold}; expected a change in (0, 1], or None.")
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory. Boundaries that were not looked at are NaN.
 
-        With `share_start`, pass trajectories that were not chosen by their reward.
+        With `share_start`, V_0 is the mean of all else that was sampled from the question: see `known_rollouts`.
         """
         if self.level == "token":
             tokens = [replace(t, step_ends=tuple(range(1, len(t.response_ids) + 1))) for t in trajectories]
-            found = replace(self, level="step")(tokens, sample)
+            found = replace(self, level="step")(tokens, sample, evidence)
             return [self._by_step(t, scores) for t, scores in zip(trajectories, found, strict=True)]
-        searches = [_Search(Evidence(t), [(0, len(t.step_ends))] if self._explores(t) else []) for t in trajectories]
+        searches = [_Search(Tally(t), [(0, len(t.step_ends))] if self._explores(t) else []) for t in trajectories]
         live = [search for search in searches if search.opened]
-        plans = [(search.evidence, [0]) for search in live]
-        shares: list[tuple[Evidence, Evidence]] = []
+        plans = [(search.tally, [0]) for search in live]
+        followers: list[tuple[Tally, Tally]] = []
         if self.share_start:
-            shares = share_starts(plans, trajectories, self.rollouts, share_path=self.share_path)
-        asks = [(evidence, boundary) for evidence, todo in plans for boundary in todo]
-        while live:
-            asks += [(s.evidence, _middle(block)) for s in live for block in s.opened if block[1] - block[0] > 1]
-            explore(asks, self.rollouts, sample, share_path=self.share_path)
-            for leader, follower in shares:
-                follower.count(0, leader.groups[0].trajectories, share_path=self.share_path)
-            asks, shares = [], []
+            followers = share_starts(plans, trajectories, evidence, self.rollouts, share_path=self.share_path)
+        asks = [(tally, boundary) for tally, todo in plans for boundary in todo]
+        while live and sample.left != 0:
             for search in live:
-                halves = [half for block in search.opened for half in self._descend(search.evidence.values, block)]
-                search.found += [half for half in halves if half[1] - half[0] == 1]
-                search.opened = [half for half in halves if half[1] - half[0] > 1]
+                middles = {middle for block in search.opened if (middle := search.middle(block)) is not None}
+                search.looked |= middles
+                asks += [(search.tally, middle) for middle in sorted(middles)]
+            explore(asks, self.rollouts, sample, share_path=self.share_path, followers=followers)
+            asks, followers = [], []
+            for search in live:
+                self._descend(search)
             live = [search for search in live if search.opened]
-        return [s.evidence.scores(self._best(s), self.reset, self.confidence) for s in searches]
+        return [s.tally.scores(self._best(s), self.reset, self.confidence) for s in searches]
 
     def _by_step(self, trajectory: Trajectory, scores: StepScores) -> StepScores:
         """What a search over tokens says of the steps."""
@@ -107,19 +131,29 @@ class Bisect:
     def _explores(self, trajectory: Trajectory) -> bool:
         return bool(trajectory.step_ends) and trajectory.score.value is not None
 
-    def _descend(self, values: Sequence[float], block: Block) -> list[Block]:
-        """The halves to go on with; a block of one step is its own half."""
-        middle = _middle(block)
-        halves = [(block[0], middle), (middle, block[1])] if middle > block[0] else [block]
-        changed = [half for half in halves if values[half[0]] != values[half[1]]]
+    def _descend(self, search: _Search) -> None:
+        """Open the halves that the rule prefers, of each block whose middle is known."""
+        values, blocks = search.tally.values, search.opened
+        search.opened = []
+        for block in blocks:
+            known = [k for k in range(block[0] + 1, block[1]) if k in search.looked and not isnan(values[k])]
+            if known:
+                for half in self._preferred(values, [(block[0], known[0]), (known[0], block[1])]):
+                    (search.opened if half[1] - half[0] > 1 else search.found).append(half)
+            elif search.middle(block) is not None:
+                search.opened.append(block)
+            else:
+                search.found += self._preferred(values, [block])
+
+    def _preferred(self, values: Sequence[float], halves: Sequence[Block]) -> list[Block]:
+        known = [half for half in halves if not isnan(change(values, half, self.rule))]
+        sizes = [change(values, half, "magnitude") for half in known]
         if self.threshold is not None:
-            return [half for half in changed if change(values, half, "magnitude") >= self.threshold]
-        return [max(halves, key=lambda half: change(values, half, self.rule))] if changed else []
+            return [half for half, size in zip(known, sizes, strict=True) if size >= self.threshold]
+        return [max(known, key=lambda half: change(values, half, self.rule))] if any(sizes) else []
 
     def _best(self, search: _Search) -> Block | None:
-        values = search.evidence.values
-        return max(search.found, key=lambda block: change(values, block, self.rule), default=None)
-
-
-def _middle(block: Block) -> int:
-    return (block[0] + block[1]) // 2
+        """Where nothing was left to sample, the blocks that are still open compete too."""
+        values = search.tally.values
+        known = [b for b in [*search.found, *search.opened] if not isnan(change(values, b, self.rule))]
+        return max(known, key=lambda block: change(values, block, self.rule), default=None)

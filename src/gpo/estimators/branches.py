@@ -20,6 +20,7 @@ the last step to the first, whose proposal is exact, draws whole paths of values
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import exp, isnan, nan
 from typing import Any
@@ -27,8 +28,8 @@ from typing import Any
 import numpy as np
 from scipy.special import betaln, gammaln
 
-from gpo.estimators.evidence import Evidence
-from gpo.types import Trajectory
+from gpo.estimators.tally import Tally
+from gpo.types import Group, StartKey, Trajectory
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -37,40 +38,55 @@ FLOOR = 0.1  # e: keeps the prior proper where V_{k+1} is 0 or 1
 
 
 def follow_probabilities(trajectory: Trajectory) -> list[float]:
-    """(K,) the probability of each step's tokens given what is before; 0 where it is not known."""
+    """(K,) the probability of each step's tokens given what is before; 0 where it is not known or underflows."""
     logprobs = trajectory.completion.logprobs
     kept = len(trajectory.start.prefix_ids)
-    return [
-        exp(sum(logprobs[begin - kept : end - kept])) if logprobs is not None and begin >= kept else 0.0
+    if logprobs is None:
+        return [0.0] * len(trajectory.step_ends)
+    nats = [
+        sum(logprobs[begin - kept : end - kept]) if begin >= kept else nan
         for begin, end in pairwise(trajectory.boundaries)
     ]
+    return [0.0 if isnan(x) else exp(min(x, 0.0)) for x in nats]
 
 
 class Branches:
     """Rollouts of several trajectories (B), by the step (K, padded with steps that are always taken) they left in."""
 
-    def __init__(self, evidence: Sequence[Evidence]) -> None:
-        self.evidence = list(evidence)
-        self.steps = np.array([len(e.trajectory.step_ends) for e in evidence])
-        shape = (len(self.evidence), int(self.steps.max(initial=0)))
+    def __init__(self, tallies: Sequence[Tally]) -> None:
+        self.tallies = list(tallies)
+        self.steps = np.array([len(t.trajectory.step_ends) for t in tallies])
+        shape = (len(self.tallies), int(self.steps.max(initial=0)))
         self.follow: Array = np.ones(shape)
         self.sums: Array = np.zeros(shape)  # rewards of the rollouts that left in a step, and what a critic counts as
         self.counts: Array = np.zeros(shape)
-        self.rewards: Array = np.full(len(self.evidence), nan)
-        for row, e in enumerate(self.evidence):
-            self.follow[row, : self.steps[row]] = follow_probabilities(e.trajectory)
-            if e.trajectory.score.value is not None:
-                self.rewards[row] = e.trajectory.score.value
+        self.rewards: Array = np.full(len(self.tallies), nan)
+        self.rows: dict[StartKey, list[int]] = {}  # of each question
+        for row, tally in enumerate(self.tallies):
+            self.follow[row, : self.steps[row]] = follow_probabilities(tally.trajectory)
+            if tally.trajectory.score.value is not None:
+                self.rewards[row] = tally.trajectory.score.value
+            self.rows.setdefault(tally.trajectory.prefix(0).key, []).append(row)
 
     def add(self, row: int, boundary: int, rollouts: Sequence[Trajectory]) -> None:
-        """Takes rollouts from a boundary of trajectory `row`."""
-        steps = int(self.steps[row])
+        """Takes rollouts from a boundary of trajectory `row`, into its tally too."""
+        tally, steps = self.tallies[row], int(self.steps[row])
+        tally.count(boundary, rollouts, share_path=True)
         unknown = next((k for k in range(boundary, steps) if self.follow[row, k] == 0), steps)
         for rollout in rollouts:
-            left = min(self.evidence[row].reached(rollout), unknown)
+            left = min(tally.reached(rollout), unknown)
             if rollout.score.value is not None and left < steps:
                 self.sums[row, left] += rollout.score.value
                 self.counts[row, left] += 1
+
+    def share(self, group: Group) -> None:
+        """Takes rollouts for every trajectory that has the prefix, if that is not all of it."""
+        prefix = group.start.prefix_ids
+        for row in self.rows.get(replace(group.start, prefix_ids=()).key, ()):
+            trajectory = self.tallies[row].trajectory
+            starts = trajectory.boundaries[:-1]
+            if len(prefix) in starts and trajectory.response_ids[: len(prefix)] == prefix:
+                self.add(row, starts.index(len(prefix)), group.trajectories)
 
     def lean(self, row: int, values: Array, trust: float) -> None:
         """Take a critic's values (K + 1,) of a row into the prior, as `trust` rollouts from beside each step.
@@ -98,39 +114,53 @@ class Branches:
         size = self.follow.shape[1]
         law = np.zeros((*self.follow.shape, size))
         for boundary in range(size):
-            reach = np.cumprod(self.follow[:, boundary:], axis=1) / np.maximum(self.follow[:, boundary:], 1e-300)
-            law[:, boundary, boundary:] = reach * (1 - self.follow[:, boundary:])
+            # A product of the steps before k, never a quotient: where a probability is 0 it has no other.
+            reach = np.cumprod(self.follow[:, boundary:-1], axis=1)
+            law[:, boundary, boundary] = 1.0
+            law[:, boundary, boundary + 1 :] = reach
+            law[:, boundary, boundary:] *= 1 - self.follow[:, boundary:]
         return law
 
     def draw(
-        self, rows: Indices, particles: int, rng: np.random.Generator, *, surprise: float, concentration: float
+        self,
+        rows: Indices,
+        particles: int,
+        rngs: Sequence[np.random.Generator],
+        *,
+        surprise: float,
+        concentration: float,
     ) -> tuple[Array, Array]:
-        """Values (rows, particles, K + 1) and branch values U (rows, particles, K) from the posterior of some rows."""
+        """Values (rows, particles, K + 1) and branch values U (rows, particles, K) from the posterior of some rows.
+
+        Each row has a generator of its own, so that its draws do not depend on the other rows.
+        """
         size = self.follow.shape[1]
         shape = (len(rows), particles)
         values, branch = np.zeros((size + 1, *shape)), np.zeros((size, *shape))
-        order = np.broadcast_to(
-            np.arange(particles), (size, *shape)
-        ).copy()  # which particle of step + 1 each came from
-        rewards = self.rewards[rows, None]
-        values[size] = np.where(np.isnan(rewards), rng.random(shape), rewards)
+        order = np.broadcast_to(np.arange(particles), (size, *shape)).copy()  # the particle of step + 1 each came from
+        for place, reward in enumerate(self.rewards[rows]):
+            values[size, place] = rngs[place].random(particles) if isnan(reward) else reward
         for step in range(size - 1, -1, -1):
-            good = self.sums[rows, step, None]
-            bad = self.counts[rows, step, None] - good
-            share = np.full(shape, 1 - surprise)
-            seen = np.flatnonzero(self.counts[rows, step])
+            values[step] = values[step + 1]
+            at = np.flatnonzero(self.steps[rows] > step)
+            own = [rngs[place] for place in at.tolist()]
+            good = self.sums[rows[at], step, None]
+            bad = self.counts[rows[at], step, None] - good
+            share = np.full((len(at), particles), 1 - surprise)
+            seen = np.flatnonzero(self.counts[rows[at], step])
             if len(seen):
                 # The weight of a particle does not depend on its draw of U: resample first, then draw.
-                near, total = _log_weights(values[step + 1, seen], good[seen], bad[seen], surprise, concentration)
-                order[step, seen] = _systematic(total, rng)
-                share[seen] = np.take_along_axis(np.exp(near - total), order[step, seen], axis=1)
-            after = np.take_along_axis(values[step + 1], order[step], axis=1)
-            is_near = rng.random(shape) < share
+                near, total = _log_weights(values[step + 1, at[seen]], good[seen], bad[seen], surprise, concentration)
+                chosen = _systematic(total, np.array([own[i].random() for i in seen]))
+                share[seen] = np.take_along_axis(np.exp(near - total), chosen, axis=1)
+                order[step, at[seen]] = chosen
+            after = np.take_along_axis(values[step + 1, at], order[step, at], axis=1)
+            is_near = np.stack([rng.random(particles) for rng in own]) < share
             alpha = np.where(is_near, concentration * after + FLOOR, 0.5) + good
             beta = np.where(is_near, concentration * (1 - after) + FLOOR, 0.5) + bad
-            branch[step] = rng.beta(alpha, beta)
-            p = self.follow[rows, step, None]
-            values[step] = p * after + (1 - p) * branch[step]
+            branch[step, at] = [rng.beta(*each) for rng, *each in zip(own, alpha, beta, strict=True)]
+            p = self.follow[rows[at], step, None]
+            values[step, at] = p * after + (1 - p) * branch[step, at]
         # Follow each particle of step 0 to the reward: whole paths, drawn given all rollouts.
         path = np.broadcast_to(np.arange(particles), shape)
         for step in range(size):
@@ -151,10 +181,10 @@ def _log_weights(after: Array, good: Array, bad: Array, surprise: float, concent
     return near, np.logaddexp(near, far)
 
 
-def _systematic(log_weights: Array, rng: np.random.Generator) -> Indices:
-    """(rows, particles) the indices of a systematic resampling of each row."""
+def _systematic(log_weights: Array, offsets: Array) -> Indices:
+    """(rows, particles) the indices of a systematic resampling of each row, by its offset in [0, 1)."""
     weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
     cumulative = np.cumsum(weights, axis=1)
     size = weights.shape[1]
-    points = (rng.random((len(weights), 1)) + np.arange(size)) / size * cumulative[:, -1:]
+    points = (offsets[:, None] + np.arange(size)) / size * cumulative[:, -1:]
     return np.stack([np.minimum(np.searchsorted(c, p), size - 1) for c, p in zip(cumulative, points, strict=True)])

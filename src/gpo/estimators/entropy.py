@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpo.errors import ConfigError, DataError
-from gpo.estimators.evidence import Block, Evidence, Reset, check
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Entropy:
         if self.first_tokens < 1:
             raise ConfigError(f"Entropy got first_tokens={self.first_tokens}; expected at least 1.")
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory.
 
         Raises:
             DataError: a trajectory was sampled without log-probabilities.
         """
-        return [Evidence(t).scores(self._block(t), self.reset, 0.95) for t in trajectories]
+        return [Tally(t).scores(self._block(t), self.reset, 0.95) for t in trajectories]
 
     def _block(self, trajectory: Trajectory) -> Block | None:
         if trajectory.completion.logprobs is None:

@@ -19,8 +19,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from gpo.errors import ConfigError
-from gpo.estimators.evidence import Block, Evidence, Reset, check
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class Gradient:
         if self.model is None:
             raise ConfigError("Gradient has no model. Give model= a directory, a hub id or a loaded model.")
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory."""
         model = loaded(self.model)
-        return [Evidence(t).scores(self._block(model, t), self.reset, 0.95) for t in trajectories]
+        return [Tally(t).scores(self._block(model, t), self.reset, 0.95) for t in trajectories]
 
     def _block(self, model: Any, trajectory: Trajectory) -> Block | None:
         found = influences(model, trajectory, self.answer_tokens, self.influence)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpo.errors import ConfigError
-from gpo.estimators.evidence import Evidence, Reset, Rule, check, choose, explore, grid, share_starts
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, explore, grid, share_starts
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MonteCarlo:
     max_steps: int | None = None  # more steps than this are joined to blocks, evenly; None is no limit
     min_step_tokens: int = 1  # shorter steps join the next one
     early_stop: bool = False  # boundaries one after the other, until the mean of one reaches 1
-    share_start: bool = False  # V_0 from the other trajectories of the question where there are N of them
+    share_start: bool = False  # V_0 from the other rollouts of the question where there are N of them
     share_path: bool = False  # a rollout that reproduces the next steps counts for them too
     confidence: float = 0.95  # of the interval of each value
 
@@ -80,27 +80,26 @@ class MonteCarlo:
             share_path=False,
         )
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory. Boundaries that were joined or not reached are NaN.
 
-        With `share_start`, pass all trajectories of a question, or a choice that does not depend on their reward: V_0
-        is biased otherwise. A trajectory's own reward never counts for its V_0.
+        With `share_start`, V_0 is the mean of all else that was sampled from the question: see `known_rollouts`.
         """
-        evidence = [Evidence(trajectory) for trajectory in trajectories]
-        plans = [(e, list(self._grid(e.trajectory)[:-1])) for e in evidence if self._explores(e.trajectory)]
-        shares = (
-            share_starts(plans, trajectories, self.rollouts, share_path=self.share_path) if self.share_start else []
-        )
-        while plans:
-            asks = [(e, boundary) for e, todo in plans for boundary in (todo[:1] if self.early_stop else todo)]
-            explore(asks, self.rollouts, sample, share_path=self.share_path)
-            for leader, follower in shares:
-                follower.count(0, leader.groups[0].trajectories, share_path=self.share_path)
-            shares = []
-            plans = [(e, todo[1:]) for e, todo in plans if self.early_stop and todo[1:] and 1.0 not in e.values[:-1]]
+        tallies = [Tally(trajectory) for trajectory in trajectories]
+        plans = [(t, list(self._grid(t.trajectory)[:-1])) for t in tallies if self._explores(t.trajectory)]
+        followers: list[tuple[Tally, Tally]] = []
+        if self.share_start:
+            followers = share_starts(plans, trajectories, evidence, self.rollouts, share_path=self.share_path)
+        while plans and sample.left != 0:
+            asks = [(tally, boundary) for tally, todo in plans for boundary in (todo[:1] if self.early_stop else todo)]
+            explore(asks, self.rollouts, sample, share_path=self.share_path, followers=followers)
+            followers = []
+            plans = [(t, todo[1:]) for t, todo in plans if self.early_stop and todo[1:] and 1.0 not in t.values[:-1]]
         return [
-            e.scores(choose(e.values, self.rule) if self._explores(e.trajectory) else None, self.reset, self.confidence)
-            for e in evidence
+            t.scores(choose(t.values, self.rule) if self._explores(t.trajectory) else None, self.reset, self.confidence)
+            for t in tallies
         ]
 
     def _grid(self, trajectory: Trajectory) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpo.estimators.evidence import Evidence
-from gpo.types import Sample, StepScores, Trajectory
+from gpo.estimators.tally import NO_EVIDENCE, Tally
+from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,11 @@ class RandomStep:
 
     seed: int = 0
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
         """One result for each trajectory."""
-        return [Evidence(t).scores(self._block(t), "before", 0.95) for t in trajectories]
+        return [Tally(t).scores(self._block(t), "before", 0.95) for t in trajectories]
 
     def _block(self, trajectory: Trajectory) -> tuple[int, int] | None:
         if not trajectory.step_ends:

@@ -15,14 +15,16 @@ from typing import Literal, get_args
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import merge_short, spread
 from gpo.statistics import exact
-from gpo.types import Group, Sample, Start, StepScores, Trajectory
+from gpo.types import Evidence, Group, Sample, Start, StartKey, StepScores, Trajectory
 
 Rule = Literal["advantage", "magnitude", "drop", "authors"]
 Reset = Literal["before", "after"]
 Block = tuple[int, int]  # two boundaries: the first step of a block, and the step after its last
 
+NO_EVIDENCE = Evidence()
 
-class Evidence:
+
+class Tally:
     """Graded rollouts at the boundaries of one trajectory. A rollout whose grader failed does not count."""
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -42,6 +44,8 @@ class Evidence:
 
     def keep(self, boundary: int, group: Group) -> None:
         """Takes rollouts into the search's own, one group for each boundary, and into its cost."""
+        if not group.trajectories:
+            return
         before = self.groups[boundary].trajectories if boundary in self.groups else ()
         self.groups[boundary] = Group(group.start, before + group.trajectories)
         self.tokens += sum(len(rollout.completion.token_ids) for rollout in group.trajectories)
@@ -97,49 +101,88 @@ def reset_boundary(block: Block | None, reset: Reset, last: int) -> int | None:
     return block[1] if reset == "after" and block[1] < last else block[0]
 
 
-def explore(asks: Sequence[tuple[Evidence, int]], n: int, sample: Sample, *, share_path: bool = False) -> None:
-    """n rollouts for each (evidence, boundary), all in one call, so that the engine's batch is full."""
-    if not asks:
+def explore(
+    asks: Sequence[tuple[Tally, int]],
+    n: int,
+    sample: Sample,
+    *,
+    share_path: bool = False,
+    followers: Sequence[tuple[Tally, Tally]] = (),
+) -> None:
+    """n rollouts for each (tally, boundary), all in one call, so that the engine's batch is full.
+
+    Once nothing is left to sample nothing is asked, and what is not known stays unknown.
+
+    Args:
+        followers: pairs of `share_starts`; what the first of a pair gets at boundary 0 counts for the second too.
+    """
+    if not asks or sample.left == 0:
         return
-    starts: list[Start] = [evidence.trajectory.prefix(boundary) for evidence, boundary in asks]
-    for (evidence, boundary), group in zip(asks, sample(starts, n), strict=True):
-        evidence.keep(boundary, group)
-        evidence.count(boundary, group.trajectories, share_path=share_path)
+    starts: list[Start] = [tally.trajectory.prefix(boundary) for tally, boundary in asks]
+    for (tally, boundary), group in zip(asks, sample(starts, n), strict=True):
+        tally.keep(boundary, group)
+        tally.count(boundary, group.trajectories, share_path=share_path)
+    for leader, follower in followers:
+        if 0 in leader.groups:
+            follower.count(0, leader.groups[0].trajectories, share_path=share_path)
 
 
-def siblings(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """For each trajectory the other graded ones that were sampled from its question: samples of its V_0.
+def known_rollouts(trajectories: Sequence[Trajectory], evidence: Evidence) -> list[Trajectory]:
+    """The round's rollouts from the questions; outside a run, where nobody tells of them, the trajectories given.
+
+    What is said of a question from the latter is biased unless they are all of its rollouts, or a choice that does not
+    depend on their rewards.
+    """
+    return [t for group in evidence.groups for t in group.trajectories] or list(trajectories)
+
+
+def searched_rollouts(evidence: Evidence) -> list[Group]:
+    """What the searches before this call have sampled."""
+    return [group for scores in evidence.scores for group in scores.rollouts]
+
+
+def siblings(trajectories: Sequence[Trajectory], known: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """For each trajectory the other graded ones among the known that began at its question: samples of its V_0.
 
     Its own reward is no sample: given the trajectory it is a constant.
     """
-    graded: dict[tuple[int, ...], list[Trajectory]] = {}
-    for trajectory in trajectories:
-        if not trajectory.start.prefix_ids and trajectory.score.value is not None:
-            graded.setdefault(trajectory.start.prompt_ids, []).append(trajectory)
-    return [[s for s in graded.get(t.start.prompt_ids, ()) if s is not t] for t in trajectories]
+    graded: dict[StartKey, list[Trajectory]] = {}
+    for other in known:
+        if not other.start.prefix_ids and other.score.value is not None:
+            graded.setdefault(other.start.key, []).append(other)
+    return [[other for other in graded.get(t.prefix(0).key, ()) if other.id != t.id] for t in trajectories]
 
 
 def share_starts(
-    plans: Sequence[tuple[Evidence, list[int]]], others: Sequence[Trajectory], n: int, *, share_path: bool = False
-) -> list[tuple[Evidence, Evidence]]:
-    """Takes V_0 from siblings, and crosses boundary 0 off the plans that need no more.
+    plans: Sequence[tuple[Tally, list[int]]],
+    trajectories: Sequence[Trajectory],
+    evidence: Evidence,
+    n: int,
+    *,
+    share_path: bool = False,
+) -> list[tuple[Tally, Tally]]:
+    """Takes V_0 from everything sampled from the question, and crosses boundary 0 off the plans that need no more.
 
-    Where a trajectory has fewer than n siblings, one plan of the question keeps boundary 0 for all; the pairs (leader,
-    follower) returned say whose rollouts from boundary 0 are to be counted for whom.
+    Where there are fewer than n others, one plan of the question keeps boundary 0 for all; the pairs (leader, follower)
+    returned say whose rollouts from boundary 0 are to be counted for whom.
+
+    Args:
+        trajectories: all of the call, planned or not; see `known_rollouts`.
     """
-    found = {id(t): rollouts for t, rollouts in zip(others, siblings(others), strict=True)}
-    leaders: dict[tuple[int, ...], Evidence] = {}
-    pairs: list[tuple[Evidence, Evidence]] = []
-    for evidence, boundaries in plans:
-        rollouts = found[id(evidence.trajectory)]
-        evidence.count(0, rollouts, share_path=share_path)
+    known = known_rollouts(trajectories, evidence)
+    known += [rollout for group in searched_rollouts(evidence) for rollout in group.trajectories]
+    leaders: dict[StartKey, Tally] = {}
+    pairs: list[tuple[Tally, Tally]] = []
+    of_plans = siblings([tally.trajectory for tally, _ in plans], known)
+    for (tally, boundaries), rollouts in zip(plans, of_plans, strict=True):
+        tally.count(0, rollouts, share_path=share_path)
         if not boundaries:
             continue
         if len(rollouts) < n:
-            leader = leaders.setdefault(evidence.trajectory.start.prompt_ids, evidence)
-            if leader is evidence:
+            leader = leaders.setdefault(tally.trajectory.prefix(0).key, tally)
+            if leader is tally:
                 continue
-            pairs.append((leader, evidence))
+            pairs.append((leader, tally))
         boundaries.remove(0)
     return pairs
 

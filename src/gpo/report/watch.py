@@ -77,7 +77,7 @@ class Monitor:
             self.values.append(self._value(written, k + 1))
 
     def rows(self) -> list[Row]:
-        from gpo.estimators.evidence import choose
+        from gpo.estimators.tally import choose
 
         block = choose([value for value, _, _ in self.values], self.critic.rule)
         return rows_between(self.steps, self.values, None if block is None else block[0])
