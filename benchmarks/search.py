@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ import numpy as np
 
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
-from gpo.estimators.critic import Critic, Examples
+from gpo.estimators.critic import Critic
 from gpo.estimators.entropy import Entropy
 from gpo.estimators.gradient import Gradient, loaded
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
-from gpo.estimators.tally import Rule
+from gpo.estimators.tally import NO_EVIDENCE, Rule
 from gpo.statistics import bootstrap_mean
-from gpo.types import Estimator, Sample, StepScores, Trajectory
+from gpo.types import Estimator, Evidence, Group, Sample, StepScores, Trajectory
 from search_grounds import WEIGHTS, Valued, load
 from search_replay import Replay, batches, best_spending, told_which_two
 
@@ -53,10 +53,12 @@ class Taught:
 
     critic: Critic
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
-        critic = replace(self.critic, _seen=Examples())
-        critic.learn(trajectories, MonteCarlo(rollouts=LESSONS, share_path=True)(trajectories, sample))
-        return critic(trajectories, sample)
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
+    ) -> list[StepScores]:
+        scores = MonteCarlo(rollouts=LESSONS, share_path=True)(trajectories, sample)
+        groups = tuple(Group(trajectory.start, (trajectory,)) for trajectory in trajectories)
+        return self.critic(trajectories, sample, Evidence(groups, tuple(scores)))
 
 
 def searches(rule: Rule) -> Iterator[Search]:
@@ -77,7 +79,7 @@ def searches(rule: Rule) -> Iterator[Search]:
     for n in BUDGETS[:5]:
         yield "adaptive, certainty 0.9", n, Adaptive(rollouts=n, rule=rule, batch=8, certainty=0.9, smallest=0.05)
     for n in BUDGETS[:5]:
-        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, batch=2 * min(n, 8), critic=critic)
+        yield "adaptive, critic", n, Adaptive(rollouts=n, rule=rule, batch=2 * min(n, 8), critic="fitted", model=model)
     for n in BUDGETS[:6]:
         yield "monte_carlo, shared path", n, MonteCarlo(rollouts=n, rule=rule, share_path=True)
     for n in BUDGETS[2:5]:
@@ -85,7 +87,9 @@ def searches(rule: Rule) -> Iterator[Search]:
 
 
 def runs_model(estimator: Estimator) -> bool:
-    return isinstance(estimator, Critic | Gradient | Taught) or getattr(estimator, "critic", None) is not None
+    return isinstance(estimator, Critic | Gradient | Taught) or (
+        isinstance(estimator, Adaptive) and estimator.critic != "none"
+    )
 
 
 def merit(row: Valued, rule: Rule) -> np.ndarray:

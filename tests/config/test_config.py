@@ -63,7 +63,7 @@ def test_dotted_options_reach_the_components() -> None:
     described = describe(config)
     assert described["arms"]["gpo"]["rollouts"] == 8
     assert described["arms"]["gpo"]["name"] == "monte_carlo"
-    assert described["arms"]["random"] == {"name": "random", "seed": 2}
+    assert described["arms"]["random"] == {"name": "random_unsearched", "seed": 2}
     assert described["engine"]["padding"] == 3
     assert described["problems"] == 5
 
@@ -77,7 +77,7 @@ def test_a_stored_configuration_comes_back_the_same() -> None:
 
 def test_another_component_forgets_the_settings_of_the_one_before() -> None:
     stored = describe(resolve({**TOY, "arms": "gpo", "estimator.rollouts": "8"}))
-    assert describe(resolve({"estimator": "random"}, stored))["arms"]["gpo"] == {"name": "random", "seed": 0}
+    assert describe(resolve({"estimator": "random_unsearched"}, stored))["arms"]["gpo"] == {"name": "random_unsearched", "seed": 0}
 
 
 def test_arms_can_be_chosen_and_added() -> None:

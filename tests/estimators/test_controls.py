@@ -1,14 +1,18 @@
-"""The two estimators that spend nothing."""
+"""The controls: two that spend nothing, and one that spends what a search spends."""
 
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from toy_chain import first_rollouts, make_sampler
 
+from gpo.errors import ConfigError
+from gpo.estimators.matched import MatchedRandom
+from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
 from gpo.toy import ChainEngine
-from gpo.types import Completion, Estimator
+from gpo.types import Completion, Estimator, Evidence, Group
 
 ENGINE = ChainEngine()
 TRAJECTORIES = first_rollouts(ENGINE, 2)
@@ -44,6 +48,55 @@ def test_a_response_without_steps_has_no_reset() -> None:
     assert (scores.critical_step, scores.reset_boundary) == (None, None)
 
 
-def test_both_satisfy_the_protocol() -> None:
-    assert isinstance(NoReset(), Estimator)
-    assert isinstance(RandomStep(), Estimator)
+SEARCH = MonteCarlo(rollouts=2)
+
+
+def test_the_matched_control_differs_from_its_search_in_the_place_only() -> None:
+    found = SEARCH(TRAJECTORIES, make_sampler(ENGINE))
+    control = MatchedRandom(search=SEARCH)
+    scores = control(TRAJECTORIES, make_sampler(ENGINE))
+    assert None in {s.critical_step for s in found}
+    for ours, theirs in zip(scores, found, strict=True):
+        assert repr(replace(ours, critical_step=None, reset_boundary=None)) == repr(
+            replace(theirs, critical_step=None, reset_boundary=None)
+        )
+        assert (ours.critical_step is None) == (theirs.critical_step is None)
+        assert ours.reset_boundary == ours.critical_step
+    assert [s.critical_step for s in scores] != [s.critical_step for s in found]
+    taken_over = [control.choose(s, t) for s, t in zip(found, TRAJECTORIES, strict=True)]
+    assert repr(taken_over) == repr(scores)
+
+
+def test_the_matched_step_is_uniform_and_depends_on_seed_and_trajectory_only() -> None:
+    many = [replace(TRAJECTORIES[0], id=f"rollout:0:{serial}") for serial in range(1400)]
+    [known] = SEARCH(TRAJECTORIES[:1], make_sampler(ENGINE))
+    known = replace(known, critical_step=2, reset_boundary=3)
+
+    def steps(seed: int) -> list[int | None]:
+        return [MatchedRandom(seed=seed).choose(known, t).critical_step for t in many]
+
+    counts = Counter(steps(0))
+    assert set(counts) == set(range(7))
+    assert all(150 < count < 250 for count in counts.values())
+    assert steps(0) == [s.critical_step for s in RandomStep()(many, make_sampler(ENGINE))]
+    assert steps(0) != steps(1)
+    nothing = replace(known, critical_step=None, reset_boundary=None)
+    assert MatchedRandom().choose(nothing, many[0]) is nothing
+
+
+def test_the_matched_control_gives_its_search_the_evidence() -> None:
+    [given] = first_rollouts(ENGINE, 1)[:1]
+    evidence = Evidence((Group(given.start, tuple(t for t in TRAJECTORIES if t.start == given.start)),))
+    control = MatchedRandom(search=MonteCarlo(rollouts=1, share_start=True))
+    [scores] = control([replace(given, id="other")], make_sampler(ENGINE), evidence)
+    assert scores.counts[0] == 2
+
+
+def test_the_matched_control_needs_a_search() -> None:
+    with pytest.raises(ConfigError, match="belongs in a run"):
+        MatchedRandom()(TRAJECTORIES, make_sampler(ENGINE))
+
+
+@pytest.mark.parametrize("control", [NoReset(), RandomStep(), MatchedRandom()])
+def test_controls_satisfy_the_protocol(control: Estimator) -> None:
+    assert isinstance(control, Estimator)

@@ -29,7 +29,7 @@ def pair(problem: str, prefix: str = "", **provenance: Any) -> Pair:
     return Pair(problem, ids[0], ids[1], (*ids[2], 0), (*ids[3], 0), problem, prefix, chosen, rejected, more)
 
 
-ARMS = {"plain": "none", "random": "random", "gpo": "monte_carlo"}
+ARMS = {"plain": "none", "random": "random_unsearched", "gpo": "monte_carlo"}
 PAIRS = [pair(problem, prefix, model="m", values=[0.5, None]) for problem in "pqr" for prefix in ("", "x")]
 
 

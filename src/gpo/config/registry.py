@@ -31,7 +31,8 @@ ENGINES: dict[str, str] = {
 
 ESTIMATORS: dict[str, str] = {
     "none": "gpo.estimators.none:NoReset",
-    "random": "gpo.estimators.random:RandomStep",
+    "random_matched": "gpo.estimators.matched:MatchedRandom",
+    "random_unsearched": "gpo.estimators.random:RandomStep",
     "monte_carlo": "gpo.estimators.monte_carlo:MonteCarlo",
     "bisect": "gpo.estimators.bisect:Bisect",
     "adaptive": "gpo.estimators.adaptive:Adaptive",

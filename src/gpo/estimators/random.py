@@ -1,4 +1,8 @@
-"""A random step: the control that tells the worth of a reset from the worth of the place."""
+"""A random step, without a search: the control that tells the worth of a reset from the worth of the place.
+
+An arm with it spends nothing on locating, so that it resets to more places than an arm that searches; the control that
+differs in the place only is `gpo.estimators.matched`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpo.estimators.tally import NO_EVIDENCE, Tally
+from gpo.estimators.tally import NO_EVIDENCE, Block, Tally
 from gpo.types import Evidence, Sample, StepScores, Trajectory
 
 
@@ -15,8 +19,7 @@ from gpo.types import Evidence, Sample, StepScores, Trajectory
 class RandomStep:
     """Resets before a step drawn uniformly from all K, the first included; spends nothing.
 
-    The draw depends on `seed` and the trajectory's id only, so that it does not depend on how work is split. A response
-    without steps has no reset.
+    A response without steps has no reset.
     """
 
     seed: int = 0
@@ -27,9 +30,14 @@ class RandomStep:
         """One result for each trajectory."""
         return [Tally(t).scores(self._block(t), "before", 0.95) for t in trajectories]
 
-    def _block(self, trajectory: Trajectory) -> tuple[int, int] | None:
+    def _block(self, trajectory: Trajectory) -> Block | None:
         if not trajectory.step_ends:
             return None
-        rng = np.random.default_rng([self.seed, *trajectory.id.encode()])
-        step = int(rng.integers(len(trajectory.step_ends)))
+        step = random_step(self.seed, trajectory)
         return step, step + 1
+
+
+def random_step(seed: int, trajectory: Trajectory) -> int:
+    """One of the K steps. It depends on the seed and the trajectory's id, and not on how work is split."""
+    rng = np.random.default_rng([seed, *trajectory.id.encode()])
+    return int(rng.integers(len(trajectory.step_ends)))
