@@ -34,8 +34,8 @@ class MatchedRandom:
         """
         if self.search is None:
             raise ConfigError(
-                f"MatchedRandom repeats the search of arm {self.arm!r} and was given none. It belongs in a run that has "
-                "this arm; elsewhere give search= an estimator."
+                f"MatchedRandom repeats the search of arm {self.arm!r} and was given none. It belongs in a run "
+                "that has this arm; elsewhere give search= an estimator."
             )
         found = self.search(trajectories, sample, evidence)
         return [self.choose(scores, trajectory) for scores, trajectory in zip(found, trajectories, strict=True)]
