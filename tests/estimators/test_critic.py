@@ -140,6 +140,9 @@ def test_states_of_a_trajectory_are_computed_once() -> None:
     assert model.rows <= len(trajectories)
     longer = replace(trajectories[0], step_ends=trajectories[0].step_ends[:2])  # the same id, another place
     assert len(critic.states([longer])[0]) == 3
+    critic.model = Oracle()  # another model has states of its own
+    critic.states(trajectories[:2])
+    assert critic.model.rows == 2
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

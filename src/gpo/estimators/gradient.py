@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -52,11 +53,14 @@ class Gradient:
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
     ) -> list[StepScores]:
         """One result for each trajectory."""
-        model = loaded(self.model)
-        return [Tally(t).scores(self._block(model, t), self.reset, 0.95) for t in trajectories]
+        return [Tally(t).scores(self._block(t), self.reset, 0.95) for t in trajectories]
 
-    def _block(self, model: Any, trajectory: Trajectory) -> Block | None:
-        found = influences(model, trajectory, self.answer_tokens, self.influence)
+    @cached_property
+    def _loaded(self) -> Any:
+        return loaded(self.model)
+
+    def _block(self, trajectory: Trajectory) -> Block | None:
+        found = influences(self._loaded, trajectory, self.answer_tokens, self.influence)
         merit = {"support": found, "oppose": [-x for x in found], "size": [abs(x) for x in found]}[self.sign]
         if max(merit, default=0.0) <= 0:
             return None

@@ -21,15 +21,17 @@ class States:
     """The last hidden state at each boundary of each trajectory; those seen last are kept for the next call."""
 
     def __init__(self) -> None:
+        self._source: Any = None
         self._model: Any = None
         self._kept: dict[Key, Floats] = {}
 
     def __call__(self, model: Any, trajectories: Sequence[Trajectory]) -> list[Floats]:
-        """(K + 1, H) of each trajectory. It is one model for all calls, loaded once."""
+        """(K + 1, H) of each trajectory. Another model than that of the last call begins anew."""
+        if model is not self._source:
+            self._source, self._model, self._kept = model, loaded(model), {}
         keys = [(t.start.key, t.response_ids, t.step_ends) for t in trajectories]
         missing = {key: t for key, t in zip(keys, trajectories, strict=True) if key not in self._kept}
         if missing:
-            self._model = loaded(model) if self._model is None else self._model
             self._kept |= zip(missing, computed(self._model, list(missing.values())), strict=True)
         found = [self._kept[key] for key in keys]
         size = sum(states.size for states in self._kept.values())
