@@ -34,9 +34,6 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.rows = 0  # that went through it
 
-    def get_input_embeddings(self) -> None:
-        return None
-
     def get_decoder(self) -> Any:
         return self
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from gpo.errors import ConfigError
@@ -108,7 +109,7 @@ def influences(
 
 def loaded(model: Any) -> Any:
     """A model from a directory or the hub; one that is loaded is given back."""
-    if not isinstance(model, str) and hasattr(model, "get_input_embeddings"):
+    if not isinstance(model, str | Path):
         return model
     from transformers import AutoModelForCausalLM
 
