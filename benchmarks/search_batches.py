@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpo.engines.hf import HFEngine
-from gpo.engines.library import Decoder
+from gpo.engines.library import BatchDecoder
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.prompting import question_start
@@ -45,7 +45,7 @@ class Counting(HFEngine):
         self.calls += 1
         return found
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> BatchDecoder:
         decoder = super().decoder()
         step = decoder.step
 

@@ -140,7 +140,7 @@ def test_sharing_changes_nothing_that_is_sampled(build: Any, word_tokenizer: Any
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "mamba"])
-def test_trunks_with_too_many_logits_are_not_followed(
+def test_prompts_with_too_many_logits_are_not_followed(
     family: str, build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(build(family), word_tokenizer)

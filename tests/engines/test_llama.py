@@ -9,26 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder
+from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.prefixes import Row, trunks_of
+from gpo.engines.prefixes import DecodeRow, shared_prompts
 
 PREFIXES = ((5, 9, 14, 3, 22), (5, 9, 14), (5,), (7, 8, 2, 30, 11, 4, 19, 8, 27))
 
 
-def rows_of(decoder: Decoder, *prefixes: tuple[int, ...], n: int = 2) -> list[Row]:
+def rows_of(decoder: BatchDecoder, *prefixes: tuple[int, ...], n: int = 2) -> list[DecodeRow]:
     """n rows that begin with each of the prefixes and then part from it."""
     rows = []
-    for trunk in trunks_of(prefixes):
-        decoder.prefill([trunk], 1)
-        for request in trunk.requests:
+    for prompt in shared_prompts(prefixes):
+        decoder.prefill([prompt], 1)
+        for request in prompt.requests:
             rows += [
-                Row(trunk, len(prefixes[request]), [2 + (5 * i + request) % 30], [], np.arange(1), 50) for i in range(n)
+                DecodeRow(prompt, len(prefixes[request]), [2 + (5 * i + request) % 30], [], np.arange(1), 50)
+                for i in range(n)
             ]
     return rows
 
 
-def advance(decoder: Decoder, rows: list[Row], steps: int) -> torch.Tensor:
+def advance(decoder: BatchDecoder, rows: list[DecodeRow], steps: int) -> torch.Tensor:
     """Feed every row its last token and then tokens that depend on the row; the last logits (B, V)."""
     with torch.no_grad():
         for _ in range(steps):
@@ -38,10 +39,10 @@ def advance(decoder: Decoder, rows: list[Row], steps: int) -> torch.Tensor:
     return logits
 
 
-def branched(decoder: Decoder, rows: list[Row], index: int) -> Row:
+def branched(decoder: BatchDecoder, rows: list[DecodeRow], index: int) -> DecodeRow:
     """A row that is another one but for its last token."""
     row = rows[index]
-    branch = Row(row.trunk, row.shared, [*row.tokens[:-1], 2 + row.tokens[-1] % 30], [], np.arange(1), 50)
+    branch = DecodeRow(row.prompt, row.shared, [*row.tokens[:-1], 2 + row.tokens[-1] % 30], [], np.arange(1), 50)
     row.tokens.pop()  # as it is when branches are cut: after the step, before the token that was drawn
     branch.layers = decoder.cut(index)
     row.tokens.append(branch.tokens[-1] - 1 if branch.tokens[-1] > 2 else 31)
@@ -72,13 +73,13 @@ def test_logits_equal_the_library_through_compaction_and_refill(family: str, bui
         assert torch.allclose(library, plain, atol=1e-4, rtol=0)
 
 
-def test_a_trunk_is_stored_once_for_twelve_rows(build: Any) -> None:
+def test_a_prompt_is_stored_once_for_twelve_rows(build: Any) -> None:
     decoder = LlamaDecoder(build("qwen3"))
     with torch.no_grad():
         decoder.arrange(rows_of(decoder, *PREFIXES, n=8))
-    assert decoder.cohort is not None
-    keys, _ = decoder.cohort.prefixes.layers[0]
-    assert keys.shape == (3, 2, 9, 8)  # groups of rows, kv heads, longest trunk, head dimension
+    assert decoder.cache is not None
+    keys, _ = decoder.cache.prefixes.layers[0]
+    assert keys.shape == (3, 2, 9, 8)  # groups of rows, kv heads, longest prompt, head dimension
 
 
 @pytest.mark.parametrize("family", ["qwen3-sliding", "mistral-sliding", "llama-biased", "gpt2", "gemma3", "mamba"])

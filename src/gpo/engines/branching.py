@@ -1,4 +1,4 @@
-"""From random numbers to rows: where continuations leave a trunk, and where they part from one another.
+"""From random numbers to rows: where continuations leave a prompt, and where they part from one another.
 
 What a continuation draws depends on its own random numbers and on the distribution of the next token, which is the same
 for all that have the same tokens so far. Computing that distribution once for all of them changes nothing that is
@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 
 from gpo.engines.draw import NextToken, uniforms
-from gpo.engines.prefixes import Continuations, Indices, Layers, Row, Trunk
+from gpo.engines.prefixes import Continuations, DecodeRow, IndexArray, Layers, SharedPrompt
 
 
-def follow(trunk: Trunk, following: NextToken, first: int, work: Continuations, stops: frozenset[int]) -> list[Row]:
-    """Draw for every continuation along its trunk until it leaves it; the rows that branch off.
+def follow_prompt(
+    prompt: SharedPrompt, following: NextToken, first: int, work: Continuations, stops: frozenset[int]
+) -> list[DecodeRow]:
+    """Draw for every continuation along its prompt until it leaves it; the rows that branch off.
 
-    `following` holds the distributions of the tokens at positions `first` to the trunk's length.
+    `following` holds the distributions of the tokens at positions `first` to the prompt's length.
     """
-    ids = torch.tensor(trunk.token_ids)
-    ends = np.isin(trunk.token_ids, sorted(stops))
+    ids = torch.tensor(prompt.token_ids)
+    ends = np.isin(prompt.token_ids, sorted(stops))
     positions = torch.arange(len(ids) - first)
-    trunk.logprobs = [nan] * first + following.logprobs(positions, ids[first:]).tolist()
+    prompt.logprobs = [nan] * first + following.logprobs(positions, ids[first:]).tolist()
     members, places, numbers = [], [], []
-    for request in trunk.requests:
+    for request in prompt.requests:
         mine = work.of(request)
         begin, limit = int(work.begin[mine[0]]), int(work.end[mine[0]] - work.begin[mine[0]])
         number = uniforms(work.keys[mine, None], np.arange(len(ids) - begin + 1, dtype=np.uint64))  # (n, tokens)
@@ -42,24 +44,24 @@ def follow(trunk: Trunk, following: NextToken, first: int, work: Continuations, 
     token = following.draw(place, np.concatenate(numbers))
     rows = []
     for where, drawn, logprob, chosen in grouped(following, place, token):
-        stem = Row(trunk, first + where, [], [], who[:0], 0)
+        stem = DecodeRow(prompt, first + where, [], [], who[:0], 0)
         rows += settle(stem, drawn, logprob, who[chosen], work, stops)
     return rows
 
 
-def unfollowed(trunk: Trunk, work: Continuations) -> list[Row]:
-    """The rows of a trunk's requests at their beginning: the last token of the prompt is fed first."""
+def unfollowed(prompt: SharedPrompt, work: Continuations) -> list[DecodeRow]:
+    """The rows of a prompt's requests at their beginning: the last token of each request is fed first."""
     rows = []
-    for request in trunk.requests:
+    for request in prompt.requests:
         members = work.of(request)
         begin = int(work.begin[members[0]])
         end = int(work.end[members].max())
-        rows.append(Row(trunk, begin - 1, [trunk.token_ids[begin - 1]], [nan], members, end))
-    trunk.logprobs = [nan] * len(trunk.token_ids)
+        rows.append(DecodeRow(prompt, begin - 1, [prompt.token_ids[begin - 1]], [nan], members, end))
+    prompt.logprobs = [nan] * len(prompt.token_ids)
     return rows
 
 
-def grouped(following: NextToken, place: Indices, token: Indices) -> Iterator[tuple[int, int, float, Indices]]:
+def grouped(following: NextToken, place: IndexArray, token: IndexArray) -> Iterator[tuple[int, int, float, IndexArray]]:
     """Each distinct (place, token) with its log-probability and the indices that have it."""
     order = np.lexsort((token, place))
     place, token = place[order], token[order]
@@ -71,8 +73,8 @@ def grouped(following: NextToken, place: Indices, token: Indices) -> Iterator[tu
 
 
 def settle(
-    stem: Row, token: int, logprob: float, members: Indices, work: Continuations, stops: frozenset[int]
-) -> list[Row]:
+    stem: DecodeRow, token: int, logprob: float, members: IndexArray, work: Continuations, stops: frozenset[int]
+) -> list[DecodeRow]:
     """The row of those that drew `token` after `stem`, if any of them goes on; the others are finished."""
     row = stem.branch(token, logprob, members, int(work.end[members].max()))
     done = np.full(len(members), token in stops) | (work.end[members] == len(row))
@@ -82,14 +84,14 @@ def settle(
     return [row] if len(row.members) else []
 
 
-class Batch:
+class DecodeBatch:
     """Rows (B) that are decoded in step, and the continuations (M) that are the same as one of them so far."""
 
-    def __init__(self, rows: Sequence[Row], work: Continuations, stops: frozenset[int]) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], work: Continuations, stops: frozenset[int]) -> None:
         self.rows, self.work, self.stops = list(rows), work, stops
         self.sizes = np.array([len(row.members) for row in rows], dtype=np.int64)
-        self.members: Indices = np.concatenate([np.zeros(0, dtype=np.int64), *(row.members for row in rows)])
-        self.place: Indices = np.repeat(np.arange(len(rows)), self.sizes)
+        self.members: IndexArray = np.concatenate([np.zeros(0, dtype=np.int64), *(row.members for row in rows)])
+        self.place: IndexArray = np.repeat(np.arange(len(rows)), self.sizes)
         lengths = np.repeat(np.array([len(row) for row in rows], dtype=np.int64), self.sizes)
         self.position = (lengths - work.begin[self.members]).astype(np.uint64)
         self.left = work.end[self.members] - lengths
@@ -101,12 +103,12 @@ class Batch:
         """Rows that a continuation still follows; the others go on computing until the batch is arranged anew."""
         return int((self.sizes > 0).sum())
 
-    def survivors(self) -> list[Row]:
+    def survivors(self) -> list[DecodeRow]:
         for row, end, size in zip(self.rows, np.cumsum(self.sizes).tolist(), self.sizes.tolist(), strict=True):
             row.members = self.members[end - size : end]
         return [row for row in self.rows if len(row.members)]
 
-    def advance(self, following: NextToken, cut: Callable[[int], Layers | None]) -> tuple[Tensor, list[Row]]:
+    def advance(self, following: NextToken, cut: Callable[[int], Layers | None]) -> tuple[Tensor, list[DecodeRow]]:
         """Draw every continuation's next token; the next inputs (B,) and the rows that branch off.
 
         A row goes on with the token that its first continuation drew. `cut(b)` is asked for the keys and values of row
@@ -119,7 +121,7 @@ class Batch:
         self.left -= 1
         parts = token != main[self.place]
         leaves = parts | np.isin(token, self.all_stops) | (self.left == 0)
-        branches: list[Row] = []
+        branches: list[DecodeRow] = []
         if leaves.any():
             chosen = np.flatnonzero(leaves)
             for where, drawn, logprob, run in grouped(following, self.place[chosen], token[chosen]):

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from gpo.engines.adapters import merge, without_wrapper
-from gpo.engines.branching import Batch, follow, unfollowed
+from gpo.engines.branching import DecodeBatch, follow_prompt, unfollowed
 from gpo.engines.draw import NextToken
-from gpo.engines.library import Decoder, LibraryDecoder, RecomputingDecoder, forkable_layers
+from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.prefixes import Continuations, Row, Trunk, trunks_of
+from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none
 PREFILL_TOKENS = 8192  # of one prefill pass, padding included
-PREFILL_LOGITS = 1 << 25  # of one prefill pass; a trunk that would need more is not followed
+PREFILL_LOGITS = 1 << 25  # of one prefill pass; a prompt that would need more is not followed
 
 
 @dataclass
@@ -102,7 +102,7 @@ class HFEngine:
         limits = self.limits(requests)
         work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
         with torch.no_grad(), evaluating(self.model):
-            self.decode(trunks_of([request.token_ids for request in requests]), work, temperature)
+            self.decode(shared_prompts([request.token_ids for request in requests]), work, temperature)
         return work.by_request()
 
     def limits(self, requests: Sequence[Request]) -> list[int]:
@@ -129,19 +129,19 @@ class HFEngine:
                 )
         return [min(request.max_tokens, context - len(request.token_ids)) for request in requests]
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> BatchDecoder:
         model = without_wrapper(self.model)
         if self.kernel == "auto" and is_supported(model):
             return LlamaDecoder(model)
         layers = forkable_layers(model)
         return RecomputingDecoder(model) if layers is None else LibraryDecoder(model, layers)
 
-    def decode(self, trunks: Sequence[Trunk], work: Continuations, temperature: float) -> None:
+    def decode(self, prompts: Sequence[SharedPrompt], work: Continuations, temperature: float) -> None:
         """Finish all continuations."""
         decoder, stops = self.decoder(), self.stop_ids
-        waiting: deque[Row] = deque()
-        unread = deque(trunks)
-        batch = Batch([], work, stops)
+        waiting: deque[DecodeRow] = deque()
+        unread = deque(prompts)
+        batch = DecodeBatch([], work, stops)
         while True:
             alive = batch.alive
             joining = self.max_rows - alive if unread else min(len(waiting), self.max_rows - alive)
@@ -155,38 +155,42 @@ class HFEngine:
                 if not rows:
                     return
                 decoder.arrange(rows)
-                batch = Batch(rows, work, stops)
+                batch = DecodeBatch(rows, work, stops)
                 tokens = torch.tensor([row.tokens[-1] for row in rows])
             following = NextToken(decoder.step(tokens.to(self.model.device)), temperature)
             tokens, branches = batch.advance(following, decoder.cut)
             waiting.extendleft(branches)
 
-    def begin(self, decoder: Decoder, unread: deque[Trunk], work: Continuations, temperature: float) -> list[Row]:
-        """Prefill some trunks and follow them; the rows that branch off."""
+    def begin(
+        self, decoder: BatchDecoder, unread: deque[SharedPrompt], work: Continuations, temperature: float
+    ) -> list[DecodeRow]:
+        """Prefill some prompts and follow them; the rows that branch off."""
         vocabulary = self.model.get_input_embeddings().num_embeddings
         longest = len(unread[0].token_ids)
-        trunks: list[Trunk] = []
+        prompts: list[SharedPrompt] = []
         keep = rows = 0
-        while unread and (len(trunks) + 1) * longest <= max(longest, PREFILL_TOKENS) and rows < self.max_rows:
+        while unread and (len(prompts) + 1) * longest <= max(longest, PREFILL_TOKENS) and rows < self.max_rows:
             needed = max(keep, longest - min(int(work.begin[work.bounds[r]]) for r in unread[0].requests) + 1)
-            if trunks and needed * vocabulary * (len(trunks) + 1) > PREFILL_LOGITS:
+            if prompts and needed * vocabulary * (len(prompts) + 1) > PREFILL_LOGITS:
                 break
             keep = needed
-            trunks.append(unread.popleft())
-            rows += sum(len(work.of(request)) for request in trunks[-1].requests)
-        follows = keep * vocabulary * len(trunks) <= PREFILL_LOGITS
-        logits = decoder.prefill(trunks, keep if follows else 1)
-        found: list[Row] = []
-        for trunk, scores in zip(trunks, logits, strict=True):
+            prompts.append(unread.popleft())
+            rows += sum(len(work.of(request)) for request in prompts[-1].requests)
+        follows = keep * vocabulary * len(prompts) <= PREFILL_LOGITS
+        logits = decoder.prefill(prompts, keep if follows else 1)
+        found: list[DecodeRow] = []
+        for prompt, scores in zip(prompts, logits, strict=True):
             first = longest - keep + 1  # the token that the first of these logits is about
             if follows:
-                length = len(trunk.token_ids)
-                found += follow(trunk, NextToken(scores[: length - first + 1], temperature), first, work, self.stop_ids)
+                length = len(prompt.token_ids)
+                found += follow_prompt(
+                    prompt, NextToken(scores[: length - first + 1], temperature), first, work, self.stop_ids
+                )
             else:
-                found += unfollowed(trunk, work)
+                found += unfollowed(prompt, work)
         return found
 
-    def admit(self, waiting: deque[Row], rows: list[Row]) -> None:
+    def admit(self, waiting: deque[DecodeRow], rows: list[DecodeRow]) -> None:
         """Move waiting rows to the batch while it stays within its bounds; one row always fits."""
         longest = max((row.end for row in rows), default=0)
         while waiting and len(rows) < self.max_rows:

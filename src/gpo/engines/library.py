@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from gpo.engines.prefixes import Layers, Row, Trunk
+from gpo.engines.prefixes import DecodeRow, Layers, SharedPrompt
 
 HEADROOM = 64  # columns to decode into before the cache is laid out again
 
 
-class Decoder(Protocol):
+class BatchDecoder(Protocol):
     """Holds a batch of rows and feeds the model one token of each at a time."""
 
-    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
-        """Compute trunks in one pass; the logits (G, keep, V) after the last `keep` columns.
+    def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
+        """Compute prompts in one pass; the logits (G, keep, V) after the last `keep` columns.
 
         Trunks are padded on the right to the longest.
         """
@@ -32,8 +32,8 @@ class Decoder(Protocol):
         """Steps that can be made before the next `arrange`."""
         ...
 
-    def arrange(self, rows: Sequence[Row]) -> None:
-        """Make `rows` the batch: first rows that were in it, then new ones, which branch off their trunks."""
+    def arrange(self, rows: Sequence[DecodeRow]) -> None:
+        """Make `rows` the batch: first rows that were in it, then new ones, which branch off their prompts."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Decoder(Protocol):
         ...
 
     def cut(self, index: int) -> Layers | None:
-        """Keys and values of a row's tokens beyond its trunk, the one that was fed last included."""
+        """Keys and values of a row's tokens beyond its prompt, the one that was fed last included."""
         ...
 
 
@@ -95,16 +95,16 @@ def forkable_layers(model: Any) -> int | None:
     return len(layers)
 
 
-def prefill(model: Any, trunks: Sequence[Trunk], keep: int, layers: int | None) -> Tensor:
-    """What `Decoder.prefill` says; fills `trunk.layers` if the model has `layers` that can be forked.
+def prefill(model: Any, prompts: Sequence[SharedPrompt], keep: int, layers: int | None) -> Tensor:
+    """What `BatchDecoder.prefill` says; fills `prompt.layers` if the model has `layers` that can be forked.
 
     A causal model's state at a token does not depend on what follows, so padding needs no mask.
     """
     accepted = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in accepted else {}
-    tokens = torch.zeros(len(trunks), max(len(trunk.token_ids) for trunk in trunks), dtype=torch.long)
-    for index, trunk in enumerate(trunks):
-        tokens[index, : len(trunk.token_ids)] = torch.tensor(trunk.token_ids)
+    tokens = torch.zeros(len(prompts), max(len(prompt.token_ids) for prompt in prompts), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        tokens[index, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
     cache = None
     if layers is not None:
         cache = Cache(layers=[Columns() for _ in range(layers)])
@@ -113,16 +113,16 @@ def prefill(model: Any, trunks: Sequence[Trunk], keep: int, layers: int | None) 
         extra["use_cache"] = False
     logits: Tensor = model(input_ids=tokens.to(model.device), **extra).logits[:, -keep:]
     if cache is not None:
-        for index, trunk in enumerate(trunks):
-            end = len(trunk.token_ids)
-            trunk.layers = [(layer.keys[index, :, :end], layer.values[index, :, :end]) for layer in cache.layers]
+        for index, prompt in enumerate(prompts):
+            end = len(prompt.token_ids)
+            prompt.layers = [(layer.keys[index, :, :end], layer.values[index, :, :end]) for layer in cache.layers]
     return logits
 
 
-Run = tuple[int, Sequence[Tensor]]  # a number of rows, and the pieces (heads, t, head dimension) that they begin with
+AlikeRows = tuple[int, Sequence[Tensor]]  # their number, and the pieces (heads, t, head dimension) they begin with
 
 
-def left_padded(kept: Tensor | None, runs: Sequence[Run], used: int, capacity: int) -> Tensor:
+def left_padded(kept: Tensor | None, runs: Sequence[AlikeRows], used: int, capacity: int) -> Tensor:
     """One layer's keys or values (B, heads, capacity, head dimension), every row ending at column `used`.
 
     First the kept rows (b, heads, t, head dimension), then those of each run.
@@ -143,11 +143,11 @@ def left_padded(kept: Tensor | None, runs: Sequence[Run], used: int, capacity: i
     return laid
 
 
-def beginning(run: Sequence[Row]) -> tuple[int, list[Layers]]:
-    """How many rows, and what is known of them: a part of their trunk, and what they have of their own."""
-    trunk, shared, own = run[0].trunk.layers, run[0].shared, run[0].layers
-    assert trunk is not None, "a trunk is prefilled before rows branch off"
-    part = [(keys[:, :shared], values[:, :shared]) for keys, values in trunk]
+def beginning(run: Sequence[DecodeRow]) -> tuple[int, list[Layers]]:
+    """How many rows, and what is known of them: a part of their prompt, and what they have of their own."""
+    prompt, shared, own = run[0].prompt.layers, run[0].shared, run[0].layers
+    assert prompt is not None, "a prompt is prefilled before rows branch off"
+    part = [(keys[:, :shared], values[:, :shared]) for keys, values in prompt]
     return len(run), [part] if own is None else [part, own]
 
 
@@ -156,19 +156,19 @@ class LibraryDecoder:
 
     def __init__(self, model: Any, layers: int) -> None:
         self.model, self.layers = model, layers
-        self.rows: list[Row] = []
+        self.rows: list[DecodeRow] = []
         self.cache = Cache(layers=[Columns() for _ in range(layers)])
         self.capacity = 0
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
-    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
-        return prefill(self.model, trunks, keep, self.layers)
+    def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
+        return prefill(self.model, prompts, keep, self.layers)
 
     @property
     def room(self) -> int:
         return self.capacity - int(self.cache.get_seq_length())
 
-    def arrange(self, rows: Sequence[Row]) -> None:
+    def arrange(self, rows: Sequence[DecodeRow]) -> None:
         place = {id(row): index for index, row in enumerate(self.rows)}
         kept = [row for row in rows if id(row) in place]
         new = [row for row in rows if id(row) not in place]
@@ -176,7 +176,7 @@ class LibraryDecoder:
         assert self.rows == list(rows), "rows that stay come before rows that are new"
         used = max(row.cached for row in rows)
         self.capacity = used + min(HEADROOM, max(row.end - len(row) for row in rows))
-        alike = groupby(new, key=lambda row: (id(row.trunk), row.shared, id(row.layers)))
+        alike = groupby(new, key=lambda row: (id(row.prompt), row.shared, id(row.layers)))
         begun = [beginning(list(run)) for _, run in alike]
         stay = torch.tensor([place[id(row)] for row in kept], dtype=torch.long, device=self.model.device)
         for index, old in enumerate(self.cache.layers):
@@ -225,10 +225,10 @@ class RecomputingDecoder:
         self.model = model
         self.extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
-    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
-        return prefill(self.model, trunks, keep, None)
+    def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
+        return prefill(self.model, prompts, keep, None)
 
-    def arrange(self, rows: Sequence[Row]) -> None:
+    def arrange(self, rows: Sequence[DecodeRow]) -> None:
         self.sequences = [list(row.token_ids[:-1]) for row in rows]
 
     def step(self, tokens: Tensor) -> Tensor:

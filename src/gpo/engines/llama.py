@@ -2,7 +2,7 @@
 
 A small model's time goes into dispatch and into reading caches. Here norm weights and the attention scale are folded
 into fused projections, rotary embedding is one complex product, and a prefix is read once for all rows that share it
-(see `cohort`). Weights are read anew for each `generate`, LoRA adapters merged into them, so a model
+(see `batch_cache`). Weights are read anew for each `generate`, LoRA adapters merged into them, so a model
 that is being trained is followed.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from gpo.engines.adapters import is_plain, weight_of
-from gpo.engines.cohort import Cohort
+from gpo.engines.batch_cache import BatchCache
 from gpo.engines.library import prefill
-from gpo.engines.prefixes import Layers, Row, Trunk
+from gpo.engines.prefixes import DecodeRow, Layers, SharedPrompt
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # angles that do not depend on the sequence's length
@@ -61,7 +61,7 @@ class Weights:
 
 
 class LlamaDecoder:
-    """Decodes one cohort of rows."""
+    """Decodes one batch of rows."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -77,7 +77,7 @@ class LlamaDecoder:
         self.head = weight_of(model.lm_head) * model.model.norm.weight
         self.head_bias: Tensor | None = model.lm_head.bias
         self.rotations = self.embedding.new_zeros(0, self.size // 2, dtype=torch.complex64)
-        self.cohort: Cohort | None = None
+        self.cache: BatchCache | None = None
 
     def fuse(self, layer: Any) -> Weights:
         attention = layer.self_attn
@@ -107,19 +107,19 @@ class LlamaDecoder:
             down=weight_of(layer.mlp.down_proj).t(),
         )
 
-    def prefill(self, trunks: Sequence[Trunk], keep: int) -> Tensor:
-        logits = prefill(self.model, trunks, keep, len(self.layers))
-        for trunk in trunks:
-            assert trunk.layers is not None
-            trunk.layers = [(keys[..., self.order], values) for keys, values in trunk.layers]
+    def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
+        logits = prefill(self.model, prompts, keep, len(self.layers))
+        for prompt in prompts:
+            assert prompt.layers is not None
+            prompt.layers = [(keys[..., self.order], values) for keys, values in prompt.layers]
         return logits
 
     @property
     def room(self) -> int:
-        return 0 if self.cohort is None else self.cohort.room
+        return 0 if self.cache is None else self.cache.room
 
-    def arrange(self, rows: Sequence[Row]) -> None:
-        self.cohort = Cohort(rows, self.cohort)
+    def arrange(self, rows: Sequence[DecodeRow]) -> None:
+        self.cache = BatchCache(rows, self.cache)
         self.positions = torch.tensor([row.cached for row in rows])
         self.extend_rotations(int(self.positions.max()) + self.room)
 
@@ -131,7 +131,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()  # a tenth faster than without gradients only
     def step(self, tokens: Tensor) -> Tensor:
-        assert self.cohort is not None, "rows are arranged before a step"
+        assert self.cache is not None, "rows are arranged before a step"
         hidden = embedding(tokens, self.embedding)  # (B, hidden)
         rotation = self.rotations[self.positions].unsqueeze(1)  # (B, 1, d / 2)
         width = (self.heads + self.kv_heads) * self.size
@@ -143,17 +143,17 @@ class LlamaDecoder:
                 qk = self.normed(qk) * layer.qk_norm
             pairs = torch.view_as_complex(qk.view(*qk.shape[:-1], -1, 2))
             qk = torch.view_as_real(pairs * rotation).flatten(-2)
-            attended = self.cohort.attend(index, qk[:, : self.heads], qk[:, self.heads :], values)
+            attended = self.cache.attend(index, qk[:, : self.heads], qk[:, self.heads :], values)
             hidden = torch.addmm(hidden, attended, layer.output)
             gate, up = linear(self.normed(hidden), layer.gate_up).chunk(2, -1)
             hidden = torch.addmm(hidden, silu(gate).mul_(up), layer.down)
-        self.cohort.used += 1
+        self.cache.used += 1
         self.positions += 1
         return linear(self.normed(hidden), self.head, self.head_bias)
 
     def cut(self, index: int) -> Layers:
-        assert self.cohort is not None, "rows are arranged before they branch"
-        return self.cohort.cut(index)
+        assert self.cache is not None, "rows are arranged before they branch"
+        return self.cache.cut(index)
 
     def normed(self, values: Tensor) -> Tensor:
         return rms_norm(values, (values.shape[-1],), None, self.eps)

@@ -1,4 +1,4 @@
-"""What requests share: trunks, the rows that branch off them, and the continuations that follow a row.
+"""What requests share: prompts, the rows that branch off them, and the continuations that follow a row.
 
 Continuations whose tokens are the same so far are one row: they share its forward pass, and each draws its next token
 with its own random numbers. Those that draw another one branch off (see `branching`).
@@ -19,11 +19,11 @@ from gpo.engines.draw import stream_keys
 from gpo.types import Completion, Request
 
 Layers = list[tuple[Tensor, Tensor]]  # for each layer the keys and values, (heads, tokens, head dimension)
-Indices = NDArray[np.int64]
+IndexArray = NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
-class Trunk:
+class SharedPrompt:
     """A token sequence that no request extends. Requests that are a prefix of it take its keys and values."""
 
     token_ids: tuple[int, ...]
@@ -33,35 +33,35 @@ class Trunk:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """A sequence while it is decoded: the beginning of a trunk, and then tokens, the last of which is next fed."""
+class DecodeRow:
+    """A sequence while it is decoded: the beginning of a prompt, and then tokens, the last of which is next fed."""
 
-    trunk: Trunk
-    shared: int  # tokens of the trunk that it begins with
+    prompt: SharedPrompt
+    shared: int  # tokens of the prompt that it begins with
     tokens: list[int]
     logprobs: list[float]
-    members: Indices  # the continuations that are this sequence so far
+    members: IndexArray  # the continuations that are this sequence so far
     end: int  # tokens that the longest of them may come to, the prompt's included
-    layers: Layers | None = None  # while it waits: keys and values beyond the trunk's, as the decoder has them
+    layers: Layers | None = None  # while it waits: keys and values beyond the prompt's, as the decoder has them
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        return (*self.trunk.token_ids[: self.shared], *self.tokens)
+        return (*self.prompt.token_ids[: self.shared], *self.tokens)
 
     def __len__(self) -> int:
         return self.shared + len(self.tokens)
 
     @property
     def own(self) -> int:
-        """Tokens beyond the trunk's whose keys and values are known: all but the one that is the next input."""
+        """Tokens beyond the prompt's whose keys and values are known: all but the one that is the next input."""
         return len(self.tokens) - 1
 
     @property
     def cached(self) -> int:
         return self.shared + self.own
 
-    def branch(self, token: int, logprob: float, members: Indices, end: int) -> Row:
-        return Row(self.trunk, self.shared, [*self.tokens, token], [*self.logprobs, logprob], members, end)
+    def branch(self, token: int, logprob: float, members: IndexArray, end: int) -> DecodeRow:
+        return DecodeRow(self.prompt, self.shared, [*self.tokens, token], [*self.logprobs, logprob], members, end)
 
 
 class Continuations:
@@ -76,11 +76,11 @@ class Continuations:
         self.keys = stream_keys(
             [request.seed for request in requests for _ in range(request.n)], [i for n in sizes for i in range(n)]
         )
-        self.begin: Indices = np.repeat([len(request.token_ids) for request in requests], sizes)
-        self.end: Indices = self.begin + np.repeat(np.array(limits, dtype=np.int64), sizes)
+        self.begin: IndexArray = np.repeat([len(request.token_ids) for request in requests], sizes)
+        self.end: IndexArray = self.begin + np.repeat(np.array(limits, dtype=np.int64), sizes)
         self.completions: list[Completion | None] = [None] * self.bounds[-1]
 
-    def of(self, request: int) -> Indices:
+    def of(self, request: int) -> IndexArray:
         return np.arange(self.bounds[request], self.bounds[request + 1])
 
     def by_request(self) -> list[list[Completion]]:
@@ -89,10 +89,10 @@ class Continuations:
         assert len(done) == len(self.completions), "every continuation is finished"
         return [done[begin:end] for begin, end in pairwise(self.bounds)]
 
-    def finish(self, row: Row, members: Indices, *, stopped: bool) -> None:
+    def finish(self, row: DecodeRow, members: IndexArray, *, stopped: bool) -> None:
         """Take a row's tokens for the completions of `members`; those that began at the same place share an object."""
         ids = row.token_ids
-        logprobs = (*row.trunk.logprobs[: row.shared], *row.logprobs)
+        logprobs = (*row.prompt.logprobs[: row.shared], *row.logprobs)
         begins = self.begin[members]
         for begin in np.unique(begins).tolist():
             completion = Completion(
@@ -105,20 +105,20 @@ class Continuations:
                 self.completions[member] = completion
 
 
-def trunks_of(sequences: Sequence[tuple[int, ...]]) -> list[Trunk]:
-    """The trunks of some sequences, longest first; sequences that are prefixes of the same longest one share it.
+def shared_prompts(sequences: Sequence[tuple[int, ...]]) -> list[SharedPrompt]:
+    """The prompts of some sequences, longest first; sequences that are prefixes of the same longest one share it.
 
     In sorted order a sequence that is a prefix of any other is a prefix of its successor.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__, reverse=True)
-    trunks: list[Trunk] = []
+    prompts: list[SharedPrompt] = []
     previous: tuple[int, ...] = ()
     for index in order:
         sequence = sequences[index]
-        if not trunks or previous[: len(sequence)] != sequence:
-            trunks.append(Trunk(sequence))
-        trunks[-1].requests.append(index)
+        if not prompts or previous[: len(sequence)] != sequence:
+            prompts.append(SharedPrompt(sequence))
+        prompts[-1].requests.append(index)
         previous = sequence
-    for trunk in trunks:
-        trunk.requests.sort()
-    return sorted(trunks, key=lambda trunk: -len(trunk.token_ids))
+    for prompt in prompts:
+        prompt.requests.sort()
+    return sorted(prompts, key=lambda prompt: -len(prompt.token_ids))

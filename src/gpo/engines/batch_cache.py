@@ -1,7 +1,7 @@
 """Attention of rows that decode in step: over a prefix that several of them share, and over each one's own suffix.
 
-A row's keys are those of its prefix, a part of its trunk, and of its suffix, the tokens that it has beyond that. The
-trunk is read once for several rows, each of which sees as much of it as it shares. The prefix's attention output then
+A row's keys are those of its prefix, a part of its prompt, and of its suffix, the tokens that it has beyond that. The
+prompt is read once for several rows, each of which sees as much of it as it shares. The prefix's attention output then
 enters the softmax over the suffix as one more key, whose score is the log of the prefix's sum of exponentials and whose
 value is that output:
 
@@ -17,31 +17,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpo.engines.prefixes import Layers, Row
+from gpo.engines.prefixes import DecodeRow, Layers
 
-HEADROOM = 32  # columns to decode into before a cohort is laid out again
-WIDTH = 16  # rows at most that read a trunk together; more groups of equal size waste less than few of any size
+SPARE_COLUMNS = 32  # columns to decode into before a batch is laid out again
+WIDTH = 16  # rows at most that read a prompt together; more groups of equal size waste less than few of any size
 MASKED = -1e30  # finite, so that an empty prefix gets weight 0 and not NaN
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def groups_of(rows: Sequence[Row]) -> list[list[int]]:
-    """Indices of rows that read a trunk together: those of each trunk in groups of nearly equal size."""
-    of_trunk: dict[int, list[int]] = {}
+def groups_of(rows: Sequence[DecodeRow]) -> list[list[int]]:
+    """Indices of rows that read a prompt together: those of each prompt in groups of nearly equal size."""
+    of_prompt: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        of_trunk.setdefault(id(row.trunk), []).append(index)
+        of_prompt.setdefault(id(row.prompt), []).append(index)
     groups = []
-    for same in of_trunk.values():
+    for same in of_prompt.values():
         count = -(-len(same) // WIDTH)
         groups += [same[start::count] for start in range(count)]
     return groups
 
 
 class SharedPrefixes:
-    """Keys and values of G trunks, each read by at most R of the B rows. A smaller group reads for its first again."""
+    """Keys and values of G prompts, each read by at most R of the B rows. A smaller group reads for its first again."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[DecodeRow]) -> None:
         groups = groups_of(rows)
         self.width = max(len(group) for group in groups)
         grid = torch.tensor([group + group[:1] * (self.width - len(group)) for group in groups])  # (G, R)
@@ -53,8 +53,8 @@ class SharedPrefixes:
         padding = torch.arange(max(1, *ends)) >= lengths
         self.mask = torch.where(padding, MASKED, 0.0).unsqueeze(1)  # (G, 1, R, T)
         self.layers: Layers = []  # of (G, kv heads, T, head dimension), right-padded
-        trunks = [layers_of(rows[group[0]]) for group in groups]
-        for pairs in zip(*trunks, strict=True):
+        prompts = [layers_of(rows[group[0]]) for group in groups]
+        for pairs in zip(*prompts, strict=True):
             keys, values = (padded(parts, ends, padding.shape[-1]) for parts in zip(*pairs, strict=True))
             self.layers.append((keys, values))
 
@@ -80,14 +80,14 @@ class SharedPrefixes:
         return output.index_select(0, self.slot_of_row), sums.index_select(0, self.slot_of_row)
 
 
-class Cohort:
+class BatchCache:
     """Rows whose suffixes, however long, end at the same column."""
 
-    def __init__(self, rows: Sequence[Row], before: Cohort | None) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], before: BatchCache | None) -> None:
         """Take what rows have of their own from `before`, if they were in it, or from `row.layers`."""
         self.rows, self.prefixes = list(rows), SharedPrefixes(rows)
         self.used = max(row.own for row in rows)
-        self.capacity = self.used + min(HEADROOM, max(row.end - len(row) for row in rows))
+        self.capacity = self.used + min(SPARE_COLUMNS, max(row.end - len(row) for row in rows))
         place = {} if before is None else {id(row): index for index, row in enumerate(before.rows)}
         stay = [(index, place[id(row)]) for index, row in enumerate(rows) if id(row) in place]
         self.suffixes: Layers = []  # of (B, kv heads, capacity, head dimension), left-padded up to `used`
@@ -99,7 +99,9 @@ class Cohort:
         padding = torch.arange(self.capacity) < self.used - torch.tensor([row.own for row in rows]).unsqueeze(-1)
         self.mask = torch.where(padding, MASKED, 0.0).view(len(rows), 1, 1, -1) if bool(padding.any()) else None
 
-    def laid(self, before: Cohort | None, stay: list[tuple[int, int]], layer: int, part: int, like: Tensor) -> Tensor:
+    def laid(
+        self, before: BatchCache | None, stay: list[tuple[int, int]], layer: int, part: int, like: Tensor
+    ) -> Tensor:
         """One layer's keys or values of all rows."""
         target = like.new_empty(len(self.rows), like.shape[1], self.capacity, like.shape[-1])
         target[:, :, : self.used] = 0.0  # the padding; a masked NaN would stay one
@@ -143,9 +145,9 @@ class Cohort:
         return [(keys[index, :, columns].clone(), values[index, :, columns].clone()) for keys, values in self.suffixes]
 
 
-def layers_of(row: Row) -> Layers:
-    assert row.trunk.layers is not None, "a trunk is prefilled before rows branch off"
-    return row.trunk.layers
+def layers_of(row: DecodeRow) -> Layers:
+    assert row.prompt.layers is not None, "a prompt is prefilled before rows branch off"
+    return row.prompt.layers
 
 
 def padded(parts: Sequence[Tensor], ends: Sequence[int], longest: int) -> Tensor:
