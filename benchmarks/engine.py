@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
 from gpo.engines.hf import HFEngine
+from gpo.engines.loading import load_model, load_tokenizer
 from gpo.rollout.prompting import render
 from gpo.rollout.segmenters import Newline
 from gpo.tasks.generated import Generated
@@ -213,7 +214,8 @@ def main() -> None:
 
     name = options.model or (str(REASONER) if REASONER.exists() else None)
     if name:
-        engine = HFEngine(model=name, device=options.device)
+        model = load_model(name, None, device=options.device, dtype="auto", attention=None)
+        engine = HFEngine(model=model, tokenizer=load_tokenizer(name))
     else:
         engine = HFEngine(model=random_model().to(options.device), tokenizer=NumberTokenizer())
     print(f"{name or 'random Qwen3'} on {options.device}, {options.threads} threads")

@@ -1,13 +1,14 @@
 """The toy engine: exact values, and sampling that agrees with them."""
 
 from dataclasses import replace
+from math import log
 
 import pytest
 
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.rollout.prompting import question_start
 from gpo.toy import EOS, ChainEngine, ChainTask, Process, random_process
-from gpo.types import Engine, Request, Task
+from gpo.types import Engine, ModelRef, Request, Task
 
 # Two decisions. "a" keeps the state, "b" swaps it; state 0 answers right.
 SWAP = Process(
@@ -52,7 +53,8 @@ def test_logprobs_padding_truncation_and_greedy() -> None:
     engine = ChainEngine((SWAP,), padding=2)
     [[completion]] = engine.generate([Request(ids(engine, "0\n"), 1, 100, seed=0)], temperature=0, logprobs=True)
     assert completion.text == "a..\na..\nY"
-    assert completion.logprobs == (0.0,) * 10
+    at_temperature_one = [log(0.75), 0, 0, 0, log(0.5), 0, 0, 0, 0, 0]
+    assert completion.logprobs == pytest.approx(at_temperature_one)
     [[cut]] = engine.generate([Request(ids(engine, "0\n"), 1, 2, seed=0)], logprobs=True)
     assert (len(cut.token_ids), cut.finish_reason) == (2, "length")
     assert cut.logprobs is not None
@@ -69,10 +71,10 @@ def test_a_colder_policy_is_surer() -> None:
 def test_save_and_load_give_the_same_processes(tmp_path) -> None:
     engine, other = ChainEngine((SWAP,)), ChainEngine()
     engine.save(tmp_path)
-    other.load(tmp_path)
+    other.load(ModelRef(tmp_path, "saved"))
     assert other.processes == (SWAP,)
     with pytest.raises(EngineError, match="No toy processes"):
-        other.load(tmp_path / "absent")
+        other.load(ModelRef(tmp_path / "absent", "absent"))
 
 
 @pytest.mark.parametrize("text", ["a\n", "7\n", "0\nc\n", "0\nY", "0"])

@@ -11,7 +11,7 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.storage.files import replacing
 from gpo.toy import CHOICE_A, ChainEngine, ChainTask
-from gpo.types import Group, Message, Problem, Score, Split
+from gpo.types import Group, Message, ModelRef, Problem, Score, Split
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ToyMethod:
     def save(self, path: Path) -> None:
         processes, engine = [], ChainEngine()
         if self.model is not None and (Path(self.model) / "chain.json").exists():
-            engine.load(Path(self.model))
+            engine.load(ModelRef(self.model, "toy"))
         for number, process in enumerate(engine.processes):
             probabilities = []
             for k, rows in enumerate(process.probabilities):

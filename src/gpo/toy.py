@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
-from math import log
+from math import inf, log
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.errors import ConfigError, DataError, EngineError
-from gpo.types import Completion, Message, Problem, Request, Score, Split
+from gpo.types import Completion, Message, ModelRef, Problem, Request, Score, Split
 
 VOCABULARY = ("", "\n", ".", "Y", "N", *"0123456789", *"abcdefghijklmnopqrstuvwxyz")
 EOS, NEWLINE, FILLER, YES, NO = range(5)
@@ -108,27 +110,73 @@ def _random_processes() -> tuple[Process, ...]:
 
 @dataclass
 class ChainEngine:
-    """Samples from toy processes; problem i is process i. `load` reads the processes that `save` wrote."""
+    """Samples from toy processes; problem i is process i. A checkpoint is a directory that `save` wrote."""
 
     processes: tuple[Process, ...] = field(default_factory=_random_processes)
     padding: int = 0  # filler tokens after each decision, without effect on the value
     context_length: int = 4096
     tokenizer: ChainTokenizer = field(default_factory=ChainTokenizer)
+    _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)  # None: nothing was loaded
+    _closed: bool = field(default=False, init=False, repr=False, compare=False)
+
+    @property
+    def model_ref(self) -> ModelRef:
+        return self._ref or ModelRef(self.processes, "toy processes")
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset([EOS])
+
+    @property
+    def repeatable(self) -> bool:
+        return True
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
     ) -> list[list[Completion]]:
-        """Continuations whose random numbers depend on request seed, continuation index and token position only."""
+        """Continuations whose random numbers depend on request seed, continuation index and token position only.
+
+        Raises:
+            ConfigError: the temperature is negative or not finite.
+            EngineError: a request cannot be served, or the engine is closed.
+            DataError: no process can produce a request's tokens.
+        """
+        self._check(temperature)
+        limits = token_limits(requests, context_length=self.context_length, vocabulary=len(VOCABULARY))
         answers: list[list[Completion]] = []
-        for request in requests:
+        for request, limit in zip(requests, limits, strict=True):
             process, cursor = self._follow(request.token_ids)
             answers.append(
                 [
-                    self._complete(request, index, process, cursor, temperature=temperature, logprobs=logprobs)
+                    self._complete(request, index, limit, process, cursor, temperature=temperature, logprobs=logprobs)
                     for index in range(request.n)
                 ]
             )
         return answers
+
+    def logprobs(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, temperature: float = 1.0
+    ) -> list[tuple[float, ...]]:
+        """(T,) nats for each continuation, exact; -inf from the first token on that the process cannot produce.
+
+        Raises:
+            ConfigError, EngineError, DataError: as `generate`.
+        """
+        self._check(temperature)
+        check_continuations(contexts, continuations, context_length=self.context_length, vocabulary=len(VOCABULARY))
+        found = []
+        for context, continuation in zip(contexts, continuations, strict=True):
+            process, start = self._follow(context)
+            cursor: Cursor | None = start
+            nats: list[float] = []
+            for token in continuation:
+                options = self._options(process, cursor) if cursor is not None else []
+                weights = tempered([p for _, p, _ in options], temperature or 1.0)
+                place = next((place for place, option in enumerate(options) if option[0] == token), None)
+                nats.append(-inf if place is None else log(weights[place] / sum(weights)))
+                cursor = None if place is None else options[place][2]
+            found.append(tuple(nats))
+        return found
 
     def value(self, token_ids: Sequence[int]) -> float:
         """The exact success probability at temperature 1 after a prompt and any part of a response.
@@ -144,23 +192,31 @@ class ChainEngine:
         path.mkdir(parents=True, exist_ok=True)
         (path / "chain.json").write_text(json.dumps([asdict(process) for process in self.processes]))
 
-    def load(self, checkpoint: Path) -> None:
-        """Replaces the processes by those of a directory written by `save`.
+    def load(self, model: ModelRef) -> None:
+        """Replaces the processes by those of a directory written by `save`, or by those in memory.
 
         Raises:
-            EngineError: there are none.
+            EngineError: there are none, or the engine is closed.
         """
-        file = Path(checkpoint) / "chain.json"
-        if not file.is_file():
-            raise EngineError(f"No toy processes at {file}; expected a directory written by ChainEngine.save.")
-        self.processes = tuple(
-            Process(
-                tuple(tuple(tuple(row) for row in rows) for rows in item["probabilities"]),
-                tuple(tuple(tuple(row) for row in rows) for rows in item["successors"]),
-                tuple(item["right"]),
-            )
-            for item in json.loads(file.read_text())
-        )
+        self._check(1.0)
+        in_memory = not isinstance(model.source, str | Path)
+        self.processes = tuple(model.source) if in_memory else read_processes(Path(model.source) / "chain.json")
+        self._ref = model
+
+    def close(self) -> None:
+        """Nothing may be asked after it."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, temperature: float) -> None:
+        if self._closed:
+            raise EngineError("The engine is closed. Make a new one.")
+        check_temperature(temperature)
 
     def _options(self, process: Process, cursor: Cursor) -> list[tuple[int, float, Cursor]]:
         """(token, probability, cursor after it) of every possible next token; none at the end."""
@@ -196,19 +252,27 @@ class ChainEngine:
         return process, cursor
 
     def _complete(
-        self, request: Request, index: int, process: Process, cursor: Cursor, *, temperature: float, logprobs: bool
+        self,
+        request: Request,
+        index: int,
+        limit: int,
+        process: Process,
+        cursor: Cursor,
+        *,
+        temperature: float,
+        logprobs: bool,
     ) -> Completion:
         tokens: list[int] = []
         nats: list[float] = []
-        while len(tokens) < request.max_tokens and (options := self._options(process, cursor)):
+        while len(tokens) < limit and (options := self._options(process, cursor)):
+            weights = tempered([p for _, p, _ in options], temperature or 1.0)
             if temperature == 0:
-                chosen, chosen_p = max(options, key=lambda option: option[1]), 1.0
+                place = max(range(len(options)), key=lambda place: options[place][1])
             else:
-                weights = [p ** (1 / temperature) for _, p, _ in options]
                 position = len(request.token_ids) + len(tokens)
                 point = _uniform(request.seed, index, position) * sum(weights) if len(options) > 1 else 0.0
                 place = min(bisect_right(list(accumulate(weights)), point), len(options) - 1)
-                chosen, chosen_p = options[place], weights[place] / sum(weights)
+            chosen, chosen_p = options[place], weights[place] / sum(weights)
             tokens.append(chosen[0])
             nats.append(log(chosen_p))
             cursor = chosen[2]
@@ -218,6 +282,32 @@ class ChainEngine:
             finish_reason="stop" if cursor[2] == ENDED else "length",
             logprobs=tuple(nats) if logprobs else None,
         )
+
+
+def tempered(probabilities: Sequence[float], temperature: float) -> list[float]:
+    """Weights that are proportional to the probabilities at a temperature above 0."""
+    return [p ** (1 / temperature) for p in probabilities]
+
+
+def read_processes(file: Path) -> tuple[Process, ...]:
+    """The processes that `ChainEngine.save` wrote.
+
+    Raises:
+        EngineError: there are none.
+    """
+    if not file.is_file():
+        raise EngineError(f"No toy processes at {file}; expected a directory written by ChainEngine.save.")
+    try:
+        return tuple(
+            Process(
+                tuple(tuple(tuple(row) for row in rows) for rows in item["probabilities"]),
+                tuple(tuple(tuple(row) for row in rows) for rows in item["successors"]),
+                tuple(item["right"]),
+            )
+            for item in json.loads(file.read_text())
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{file} holds no toy processes ({error}); expected what ChainEngine.save writes.") from error
 
 
 def _uniform(seed: int, index: int, position: int) -> float:

@@ -16,7 +16,7 @@ from gpo.engines.library import LibraryDecoder
 from gpo.engines.llama import LlamaDecoder
 from gpo.errors import EngineError
 from gpo.methods.grpo import GRPO
-from gpo.types import Group, Request, Score, Start, Trajectory
+from gpo.types import Group, ModelRef, Request, Score, Start, Trajectory
 
 STORY = (5, 9, 14, 3, 22, 7, 30)
 REQUESTS = [Request(STORY, 5, 12, 0), Request(STORY[:3], 5, 12, 1)]
@@ -87,9 +87,9 @@ def test_a_checkpoint_of_adapters_is_merged(
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapters")
     engine = HFEngine(model=str(tmp_path / "base"), tokenizer=word_tokenizer, device="cpu")
-    engine.load(tmp_path / "adapters")
+    engine.load(ModelRef(tmp_path / "adapters", "adapters"))
     assert type(engine.decoder()) is decoder
-    assert any("lora" in name for name, _ in engine.model.named_modules()) == (family == "gpt2")
+    assert any("lora" in name for name, _ in engine.decoder().model.named_modules()) == (family == "gpt2")
     assert_samples_as(model, engine, teacher)
 
 

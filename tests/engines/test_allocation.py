@@ -7,7 +7,7 @@ import pytest
 
 PROBE = """
 import resource, sys
-from gpo.allocation import keep_freed_memory
+from gpo.engines.allocation import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print(-1)
     raise SystemExit

@@ -17,7 +17,7 @@ from gpo.engines.draw import NextToken, stream_keys, uniforms
 from gpo.engines.hf import HFEngine
 from gpo.engines.llama import LlamaDecoder
 from gpo.errors import ConfigError, EngineError
-from gpo.types import Completion, Request
+from gpo.types import Completion, ModelRef, Request
 
 FORKABLE = (
     "qwen3",
@@ -314,7 +314,7 @@ def test_a_saved_model_samples_as_the_one_in_memory(build: Any, word_tokenizer: 
     assert tokens_of(engine.generate(requests)) == tokens_of(
         engine_of(build("qwen3"), word_tokenizer).generate(requests)
     )
-    engine.load(tmp_path / "llama")
+    engine.load(ModelRef(tmp_path / "llama", "llama"))
     assert tokens_of(engine.generate(requests)) == tokens_of(
         engine_of(build("llama"), word_tokenizer).generate(requests)
     )
@@ -335,7 +335,7 @@ def test_models_that_cannot_be_loaded_are_explained(build: Any, word_tokenizer: 
     with pytest.raises(EngineError, match=r"No causal language model in .*broken"):
         HFEngine(model=tmp_path / "broken")
     with pytest.raises(EngineError, match=r"No causal language model in .*empty"):
-        HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer).load(tmp_path / "empty")
+        HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer).load(ModelRef(tmp_path / "empty", "empty"))
     with pytest.raises(EngineError, match="Cannot use device 'cuda:7'"):
         HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer, device="cuda:7")
 

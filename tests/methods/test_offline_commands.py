@@ -10,7 +10,7 @@ import gpo
 from gpo.cli import main
 from gpo.config.presets import model_path
 from gpo.methods.simpo import SimPO
-from gpo.types import Pair
+from gpo.types import ModelRef, Pair
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_engine_samples_from_adapters(models: dict[str, str]) -> None:
     drawn = []
     for name in ("adapters", "merged"):
         engine = gpo.make("engine", "hf", model=model_path("reasoner"))
-        engine.load(Path(models[name]))
+        engine.load(ModelRef(models[name], name))
         drawn.append(engine.generate([request], temperature=0.0)[0][0].token_ids)
     assert drawn[0] == drawn[1]
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_online import METHODS, mixed_groups, run
 from tiny_policy import completion_logps, make_model, make_tokenizer, same, state
+from transformers import AutoModelForCausalLM
 
 from gpo.engines.hf import HFEngine
 from gpo.methods.grpo import GRPO
 from gpo.methods.online import Online
 from gpo.methods.ppo import PPO
-from gpo.types import Request
+from gpo.types import ModelRef, Request
 
 HERE = Path(__file__).parent
 
@@ -77,7 +78,7 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
 
     prompt = (1, 2, 3)
     engine = HFEngine(tmp_path / "start")
-    engine.load(tmp_path / "adapters")
+    engine.load(ModelRef(tmp_path / "adapters", "adapters"))
     sampled = engine.generate([Request(prompt, 1, 8, 0)], logprobs=True)[0][0]
     with torch.no_grad():
         expected = completion_logps(whole.policy[0], prompt, sampled.token_ids)
@@ -91,7 +92,7 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
 
     further.merge = True
     further.save(tmp_path / "merged")
-    merged = HFEngine(tmp_path / "merged").model
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     with torch.no_grad():
         merged_logps = completion_logps(merged, prompt, sampled.token_ids)

@@ -56,11 +56,7 @@ class NextToken:
         self.scores = scores - scores.amax(-1, keepdim=True)
         self.cumulative = self.scores.exp().cumsum(-1, dtype=torch.float64)
         self.total = self.cumulative[:, -1]
-        if not bool(torch.isfinite(self.total).all()):
-            raise EngineError(
-                "The model's logits hold NaN or infinity, expected finite numbers. Check the checkpoint (a diverged "
-                "training run?) or load it in float32 or bfloat16 instead of float16."
-            )
+        check_finite(self.total)
         self.best = self.scores.argmax(-1) if temperature == 0.0 else None
 
     def draw(self, rows: NDArray[np.int64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -91,3 +87,12 @@ class NextToken:
         """Log-probabilities (M,) of tokens (M,) in rows (M,), in nats, float64."""
         rows, tokens = rows.to(self.total.device), tokens.to(self.total.device)
         return self.scores[rows, tokens].double() - self.total[rows].log()
+
+
+def check_finite(totals: Tensor) -> None:
+    """Raises: EngineError if sums over the vocabulary are no numbers, because logits are not."""
+    if not bool(torch.isfinite(totals).all()):
+        raise EngineError(
+            "The model's logits hold NaN or infinity, expected finite numbers. Check the checkpoint (a diverged "
+            "training run?) or load it in float32 or bfloat16 instead of float16."
+        )

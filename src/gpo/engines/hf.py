@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from gpo.engines.adapters import merge, without_wrapper
+from gpo.engines.adapters import without_wrapper
 from gpo.engines.branching import DecodeBatch, follow_prompt, unfollowed
 from gpo.engines.draw import NextToken
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
+from gpo.engines.loading import check_vocabulary, load_model, load_tokenizer, vocabulary_of
 from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
+from gpo.engines.requests import check_continuations, check_temperature, token_limits
+from gpo.engines.teacher_forcing import teacher_forced
 from gpo.errors import ConfigError, EngineError
-from gpo.types import Completion, Request
+from gpo.types import Completion, ModelRef, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none
 PREFILL_TOKENS = 8192  # of one prefill pass, padding included
@@ -37,14 +40,16 @@ class HFEngine:
     the rounding of logits).
     """
 
-    model: Any = None  # directory, hub id, or a loaded model, which is used as it is and never written to
-    tokenizer: Any = None  # None takes the model's own, which a loaded model does not have
+    model: Any = None  # to begin with: directory, hub id, ModelRef, or a loaded model, which is never written to
+    tokenizer: Any = None  # object, directory or hub id; None: the model's own, which a loaded model does not have
     device: str = "auto"  # "auto" is CUDA where there is one; a loaded model stays where it is
     dtype: str = "auto"  # of loaded weights; "auto" is float32 on CPU and what the checkpoint has elsewhere
     attention: str | None = None  # transformers' attn_implementation; None is its default
     max_rows: int = 256  # sequences decoded at once
     max_batch_tokens: int = 1 << 18  # positions of all rows of a batch; those that wait to join keep their own tokens
     kernel: str = "auto"  # "library" decodes with the model's forward pass even where there is a faster one
+    _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)
+    _loaded: Any = field(default=None, init=False, repr=False, compare=False)  # None: closed
 
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.max_batch_tokens < 1:
@@ -55,35 +60,66 @@ class HFEngine:
             raise ConfigError(f"Unknown kernel {self.kernel!r}. Known: auto, library.")
         if self.model is None:
             raise ConfigError("The engine has no model. Give model= a directory, a hub id or a loaded model.")
-        if isinstance(self.model, str | Path):
-            name = str(self.model)
-            self.tokenizer = self.tokenizer if self.tokenizer is not None else load_tokenizer(name)
-            self.load(Path(name))
-        elif self.tokenizer is None:
+        ref = self.model if isinstance(self.model, ModelRef) else reference(self.model)
+        tokenizer = self.tokenizer if self.tokenizer is not None else ref.tokenizer
+        if isinstance(tokenizer, str | Path):
+            tokenizer = load_tokenizer(str(tokenizer))
+        elif tokenizer is None and isinstance(ref.source, str | Path):
+            tokenizer = load_tokenizer(str(ref.source), ref.revision)
+        elif tokenizer is None:
             raise ConfigError("A loaded model comes without a tokenizer. Give tokenizer= as well.")
+        self.tokenizer = tokenizer
+        self._take(ref)
 
-    def load(self, checkpoint: Path) -> None:
-        """Take the weights of a checkpoint directory (or hub id), those of LoRA adapters merged.
+    def load(self, model: ModelRef) -> None:
+        """Take the weights of a checkpoint directory or hub id, those of LoRA adapters merged, or a model in memory.
 
         A model that was handed over is left as it is.
 
         Raises:
-            EngineError: there is no model that transformers can load.
+            EngineError: there is no model that transformers can load whole, or the engine is closed.
         """
-        self.model = load_model(str(checkpoint), self.device, self.dtype, self.attention)
+        self._network()
+        self._take(model)
+
+    def _take(self, ref: ModelRef) -> None:
+        loaded = ref.source
+        if isinstance(loaded, str | Path):
+            where, self._loaded = str(loaded), None  # makes room
+            loaded = load_model(where, ref.revision, device=self.device, dtype=self.dtype, attention=self.attention)
+        check_vocabulary(self.tokenizer, loaded)
+        self._ref, self._loaded = ref, loaded
+
+    def _network(self) -> Any:
+        """The model, which a closed engine does not have."""
+        if self._loaded is None:
+            raise EngineError("The engine is closed or its model could not be loaded. Make a new one.")
+        return self._loaded
+
+    @property
+    def model_ref(self) -> ModelRef:
+        """What it samples from now."""
+        self._network()
+        assert self._ref is not None, "a loaded model has a name"
+        return self._ref
 
     @property
     def context_length(self) -> int:
         """Tokens of prompt and response together; 2^30 for a model that states no limit."""
-        config = self.model.config.get_text_config(decoder=True)
+        config = self._network().config.get_text_config(decoder=True)
         return int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """End-of-sequence tokens of the generation configuration and of the tokenizer."""
-        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        configured = getattr(getattr(self._network(), "generation_config", None), "eos_token_id", None)
         several = configured if isinstance(configured, list) else [configured]
         return frozenset(stop for stop in (*several, self.tokenizer.eos_token_id) if stop is not None)
+
+    @property
+    def repeatable(self) -> bool:
+        """With float32 weights; the rounding of shorter types depends on what is computed in the same batch."""
+        return all(parameter.dtype in (torch.float32, torch.float64) for parameter in self._network().parameters())
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
@@ -97,40 +133,54 @@ class HFEngine:
             ConfigError: the temperature is negative or not finite.
             EngineError: a request is empty, does not fit the context or has unknown tokens; logits are not finite.
         """
-        if not 0.0 <= temperature < float("inf"):
-            raise ConfigError(f"Temperature must be 0 (greedy) or positive, got {temperature}.")
-        limits = self.limits(requests)
+        check_temperature(temperature)
+        model = self._network()
+        limits = token_limits(requests, context_length=self.context_length, vocabulary=vocabulary_of(model))
         work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
-        with torch.no_grad(), evaluating(self.model):
+        with torch.no_grad(), evaluating(model):
             self.decode(shared_prompts([request.token_ids for request in requests]), work, temperature)
         return work.by_request()
 
-    def limits(self, requests: Sequence[Request]) -> list[int]:
-        """Tokens to sample at most for each request, after checking that it can be served at all."""
-        context = self.context_length
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        for index, request in enumerate(requests):
-            what = f"Request {index}"
-            if request.n < 1 or request.max_tokens < 1:
-                raise EngineError(
-                    f"{what} has n={request.n}, max_tokens={request.max_tokens}; both must be at least 1."
-                )
-            if not request.token_ids:
-                raise EngineError(f"{what} has no tokens; start from at least one (the tokenizer's BOS, say).")
-            if len(request.token_ids) >= context:
-                raise EngineError(
-                    f"{what} has {len(request.token_ids)} tokens, expected fewer than the model's context ({context}). "
-                    "Shorten the prompt or take a model with a longer context."
-                )
-            if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocabulary:
-                raise EngineError(
-                    f"{what} has token ids from {min(request.token_ids)} to {max(request.token_ids)}, expected 0 to "
-                    f"{vocabulary - 1}. Does the tokenizer belong to this model?"
-                )
-        return [min(request.max_tokens, context - len(request.token_ids)) for request in requests]
+    def logprobs(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, temperature: float = 1.0
+    ) -> list[tuple[float, ...]]:
+        """(T,) nats for each continuation: what `generate` would tell of these tokens behind their context.
+
+        Raises:
+            ConfigError: the temperature is negative or not finite.
+            EngineError: a context is empty, does not fit with its continuation or has unknown tokens; logits are not
+                finite.
+        """
+        check_temperature(temperature)
+        model = self._network()
+        check_continuations(
+            contexts, continuations, context_length=self.context_length, vocabulary=vocabulary_of(model)
+        )
+        with torch.no_grad(), evaluating(model):
+            return teacher_forced(
+                without_wrapper(model),
+                contexts,
+                continuations,
+                temperature=temperature,
+                tokens=PREFILL_TOKENS,
+                logits=PREFILL_LOGITS,
+            )
+
+    def close(self) -> None:
+        """Let go of the model that was loaded; memory of CUDA goes back to the device."""
+        on_cuda = self._loaded is not None and self._loaded.device.type == "cuda"
+        self._loaded = self._ref = None
+        if on_cuda:
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def decoder(self) -> BatchDecoder:
-        model = without_wrapper(self.model)
+        model = without_wrapper(self._network())
         if self.kernel == "auto" and is_supported(model):
             return LlamaDecoder(model)
         layers = forkable_layers(model)
@@ -138,7 +188,7 @@ class HFEngine:
 
     def decode(self, prompts: Sequence[SharedPrompt], work: Continuations, temperature: float) -> None:
         """Finish all continuations."""
-        decoder, stops = self.decoder(), self.stop_ids
+        decoder, stops, device = self.decoder(), self.stop_ids, self._network().device
         waiting: deque[DecodeRow] = deque()
         unread = deque(prompts)
         batch = DecodeBatch([], work, stops)
@@ -157,7 +207,7 @@ class HFEngine:
                 decoder.arrange(rows)
                 batch = DecodeBatch(rows, work, stops)
                 tokens = torch.tensor([row.tokens[-1] for row in rows])
-            following = NextToken(decoder.step(tokens.to(self.model.device)), temperature)
+            following = NextToken(decoder.step(tokens.to(device)), temperature)
             tokens, branches = batch.advance(following, decoder.cut)
             waiting.extendleft(branches)
 
@@ -165,7 +215,7 @@ class HFEngine:
         self, decoder: BatchDecoder, unread: deque[SharedPrompt], work: Continuations, temperature: float
     ) -> list[DecodeRow]:
         """Prefill some prompts and follow them; the rows that branch off."""
-        vocabulary = self.model.get_input_embeddings().num_embeddings
+        vocabulary = vocabulary_of(self._network())
         longest = len(unread[0].token_ids)
         prompts: list[SharedPrompt] = []
         keep = rows = 0
@@ -211,46 +261,8 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise EngineError(
-            f"There is no model at {name!r}: expected a directory with a Hugging Face model, "
-            "a hub id such as Qwen/Qwen3-0.6B, or reasoner, the embedded one."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise ValueError("its vocabulary is empty")
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(
-            f"No tokenizer in {name!r} ({first_line(error)}). Save one beside the model, or give tokenizer=."
-        ) from error
-    return tokenizer
-
-
-def load_model(name: str, device: str, dtype: str, attention: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = "float32" if dtype == "auto" and chosen == "cpu" else dtype
-    extra = {} if attention is None else {"attn_implementation": attention}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **extra)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise EngineError(
-            f"No causal language model in {name!r} ({first_line(error)}). "
-            "Expected a directory with config.json and weights, or a hub id that can be reached."
-        ) from error
-    try:
-        model = model.to(chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise EngineError(f"Cannot use device {chosen!r} ({first_line(error)}). Use 'cpu', or 'auto'.") from error
-    merge(model)
-    return model
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def reference(model: Any) -> ModelRef:
+    """What is meant by a directory, a hub id or a model in memory."""
+    if isinstance(model, str | Path):
+        return ModelRef(str(model), str(model))
+    return ModelRef(model, f"{type(model).__name__} in memory")

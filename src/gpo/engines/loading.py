@@ -1,0 +1,80 @@
+"""Tokenizers and models of transformers, loaded where the engine wants them and checked against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpo.engines.adapters import merge, without_wrapper
+from gpo.errors import EngineError
+from gpo.storage.weights import first_line, load_checked
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """Raises: EngineError if there is none in a directory or behind a hub id."""
+    from transformers import AutoTokenizer
+
+    if not Path(source).exists() and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
+        raise EngineError(
+            f"There is no model at {source!r}: expected a directory with a Hugging Face model, "
+            "or a hub id such as Qwen/Qwen3-0.6B."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError("its vocabulary is empty")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give tokenizer=."
+        ) from error
+    return tokenizer
+
+
+def load_model(source: str, revision: str | None, *, device: str, dtype: str, attention: str | None) -> Any:
+    """A model of transformers, adapters that can be merged merged into it.
+
+    Raises:
+        EngineError: there is none, its weights are not whole, or the device cannot be used.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    dtype = "float32" if dtype == "auto" and chosen == "cpu" else dtype
+    settings: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    model = load_checked(source, revision=revision, dtype=dtype, **settings)
+    try:
+        model = model.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineError(f"Cannot use device {chosen!r} ({first_line(error)}). Use 'cpu', or 'auto'.") from error
+    merge(model)
+    return without_wrapper(model)
+
+
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Compare a tokenizer of transformers with a model's embedding; other tokenizers state no vocabulary.
+
+    Special tokens that are not the end of sequence may be beyond it: Gemma 3 has one for images that its text models
+    do not know, and no text becomes it.
+
+    Raises:
+        EngineError: the model does not know some of the tokens.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    size = vocabulary_of(model)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer) <= size:
+        return
+    harmless = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    harmless.discard(tokenizer.eos_token_id)
+    beyond = [index for index in tokenizer.get_vocab().values() if index >= size and index not in harmless]
+    if beyond:
+        raise EngineError(
+            f"The tokenizer has token ids up to {max(beyond)}, but the model's embedding has {size} rows. "
+            "Give the tokenizer that belongs to this model."
+        )
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many token ids a model takes."""
+    return int(model.get_input_embeddings().num_embeddings)

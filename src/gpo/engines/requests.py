@@ -1,0 +1,65 @@
+"""Whether an engine can serve what it is asked for: the checks that every engine makes, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from gpo.errors import ConfigError, EngineError
+from gpo.types import Request
+
+
+def token_limits(requests: Sequence[Request], *, context_length: int, vocabulary: int) -> list[int]:
+    """Tokens to sample at most for each request: its own limit, or what the context leaves.
+
+    Raises:
+        EngineError: a request asks for nothing, has no tokens or unknown ones, or leaves no room in the context.
+    """
+    for index, request in enumerate(requests):
+        what = f"Request {index}"
+        if request.n < 1 or request.max_tokens < 1:
+            raise EngineError(f"{what} has n={request.n}, max_tokens={request.max_tokens}; both must be at least 1.")
+        check_tokens(what, request.token_ids, vocabulary)
+        if len(request.token_ids) >= context_length:
+            raise EngineError(
+                f"{what} has {len(request.token_ids)} tokens, expected fewer than the model's context "
+                f"({context_length}). Shorten the prompt or take a model with a longer context."
+            )
+    return [min(request.max_tokens, context_length - len(request.token_ids)) for request in requests]
+
+
+def check_continuations(
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    context_length: int,
+    vocabulary: int,
+) -> None:
+    """Raises: EngineError if `Engine.logprobs` cannot be answered for one of them."""
+    if len(contexts) != len(continuations):
+        raise EngineError(f"Got {len(contexts)} contexts and {len(continuations)} continuations; expected as many.")
+    for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        what = f"Sequence {index}"
+        check_tokens(what, (*context, *continuation) if context else (), vocabulary)
+        if len(context) + len(continuation) > context_length:
+            raise EngineError(
+                f"{what} has {len(context)} + {len(continuation)} tokens, expected at most {context_length}, the "
+                "model's context. Shorten it or take a model with a longer context."
+            )
+
+
+def check_tokens(what: str, token_ids: Sequence[int], vocabulary: int) -> None:
+    """Raises: EngineError if there are no tokens, or ids that are not below `vocabulary`."""
+    if not token_ids:
+        raise EngineError(f"{what} has no tokens; start from at least one (the tokenizer's BOS, say).")
+    if not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+        raise EngineError(
+            f"{what} has token ids from {min(token_ids)} to {max(token_ids)}, expected 0 to {vocabulary - 1}. "
+            "Does the tokenizer belong to this model?"
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises: ConfigError if it is negative or not finite."""
+    if not 0.0 <= temperature < inf:
+        raise ConfigError(f"Temperature must be 0 (greedy) or positive, got {temperature}.")
