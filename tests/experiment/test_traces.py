@@ -8,8 +8,9 @@ import pytest
 from gpo.annotate.reading import read_mistakes
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
-from gpo.experiment.traces import log_probabilities, main, take
+from gpo.experiment.traces import main, take
 from gpo.rollout.segmenters import Newline
+from gpo.storage.files import read_json
 from gpo.tasks.data import read_rows
 from gpo.types import Request
 
@@ -51,9 +52,10 @@ def test_traces_are_the_trajectories_of_a_run(tmp_path: Path, file: Path, capsys
     assert tokenizer.decode(first.response_ids[: first.step_ends[0]]) == STEPS[0] + "\n"
     # The log-probabilities are the model's own, as those of what it has sampled.
     [[sampled]] = run.engine().generate([Request(second.start.token_ids, 1, 60, 0)], logprobs=True)
-    given = log_probabilities(run.engine().model, second.start.prompt_ids, sampled.token_ids, 1.0)
+    [given] = run.engine().logprobs([second.start.prompt_ids], [sampled.token_ids])
     assert given == pytest.approx(sampled.logprobs, abs=1e-3)
     assert second.completion.logprobs is not None
+    assert read_json(directory / "traces.json") == {"source": "dyck_languages", "rows": 2, "traces": 2}
     assert len(second.completion.logprobs) == len(second.completion.token_ids)
     marks = read_mistakes(file, [first, second])
     assert [(mark.item, mark.step) for mark in marks] == [("dyck_languages/0", 3), ("dyck_languages/1", None)]
@@ -82,7 +84,7 @@ def test_what_cannot_be_taken_is_said(tmp_path: Path, file: Path) -> None:
 
 
 def test_the_text_before_a_question_is_that_of_the_generator() -> None:
-    from gpo.experiment.traces import BEFORE
+    from gpo.config.presets import BEFORE_QUESTIONS
     from gpo.reasoner.dyck import QUESTION
 
-    assert BEFORE["dyck_languages"] == QUESTION
+    assert BEFORE_QUESTIONS["dyck_languages"] == QUESTION

@@ -2,8 +2,8 @@
 
 A row is JSON with the question (`question` or `input`), the reference answer (`target` or `answer`), and the solution
 as `steps`, a list of texts. That is the form of BIG-Bench-Mistake (arXiv 2311.08516), whose steps are lines. The run's
-model estimates what each step is worth: how often the model itself would get from there to the right answer. It is
-`reader` by default, the embedded reasoner trained on to go on from solutions that somebody else began.
+model estimates what each step is worth: how often the model itself would get from there to the right answer. Such a run
+has no budget to keep: it is searched, not sampled or trained further, and `traces.json` in it says so.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gpo.config.options import resolve, split
+from gpo.config.presets import BEFORE_QUESTIONS, READER
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
+from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
-from gpo.types import Completion, Group, Problem, Task, Trajectory
+from gpo.types import Completion, Engine, Group, Problem, Task, Trajectory
 
-PLENTY = 1e9  # a search of traces has no budget to keep
-BEFORE = {  # what the published BBH questions begin with and the rows of BIG-Bench-Mistake do not have
-    "dyck_languages": "Complete the rest of the sequence, making sure that the parentheses are closed properly. Input: "
-}
+UNLIMITED = 1e9  # times the tokens of the traces: the search of a run of traces has no budget to keep
+MARKER = "traces.json"  # in the directory of a run whose rollouts are traces: it is searched, and not trained
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if names:
         raise ConfigError(f"gpo traces takes one directory; {' '.join(names)} is too much.")
     rows = read_rows(known.file)[: known.limit]
-    before = BEFORE.get(known.file.stem, "") if known.before is None else known.before
+    before = BEFORE_QUESTIONS.get(known.file.stem, "") if known.before is None else known.before
     trajectories = take(known.run, rows, known.file.stem, options, before)
     right = sum(t.score.right for t in trajectories)
     left_out = f", {more} longer than the model's context left out" if (more := len(rows) - len(trajectories)) else ""
@@ -71,9 +70,9 @@ def take(
         ConfigError: the directory is that of another run.
         DataError: a row is of another form, or the model's context holds none of the traces.
     """
-    given = {"arms": "gpo", "rollouts": "1", "model": "reader"} | (options or {})
+    given = {"arms": "gpo", "rollouts": "1", "model": READER} | (options or {})
     config = resolve(given)
-    run = Run(directory, replace(config, problems=len(rows), budget=PLENTY, locate_share=0.999))
+    run = Run(directory, replace(config, problems=len(rows), budget=UNLIMITED, locate_share=0.999))
     if run.files.rollouts.path.exists():
         raise ConfigError(f"{directory} has trajectories already. Choose another directory.")
     problems = [
@@ -86,13 +85,13 @@ def take(
         for number, row in enumerate(rows)
     ]
     engine = run.engine()
-    made = [
-        as_trajectory(problem, row.texts("steps"), run.task, engine, temperature=config.temperature)
-        for problem, row in zip(problems, rows, strict=True)
-    ]
+    steps = [row.texts("steps") for row in rows]
+    made = as_trajectories(problems, steps, run.task, engine, temperature=config.temperature)
     trajectories = [trajectory for trajectory in made if trajectory is not None]
     if not trajectories:
         raise DataError(f"The model's context of {engine.context_length} tokens holds none of the {len(rows)} traces.")
+    # Before the rollouts: nobody else shall take them for those of a run with a budget.
+    write_json(run.files.path / MARKER, {"source": name, "rows": len(rows), "traces": len(trajectories)})
     kept = {trajectory.id for trajectory in trajectories}
     run.files.write_problems({"train": [problem for problem in problems if problem.id in kept], "test": []})
     run.files.rollouts.append([Group(t.start, (t,)) for t in trajectories])
@@ -112,49 +111,67 @@ def column(row: Row, *names: str) -> str:
 
 
 def as_trajectory(
-    problem: Problem, steps: Sequence[str], task: Task, engine: Any, *, temperature: float = 1.0, room: int = 0
+    problem: Problem, steps: Sequence[str], task: Task, engine: Engine, *, temperature: float = 1.0, room: int = 0
 ) -> Trajectory | None:
-    """A written solution as if the model had sampled it: its steps are lines, and it ends where they end.
+    """One of `as_trajectories`."""
+    [made] = as_trajectories([problem], [steps], task, engine, temperature=temperature, room=room)
+    return made
 
-    The log-probabilities are those that the model gives to it; None of an engine that holds no model.
+
+def as_trajectories(
+    problems: Sequence[Problem],
+    steps_P_K: Sequence[Sequence[str]],
+    task: Task,
+    engine: Engine,
+    *,
+    temperature: float = 1.0,
+    room: int = 0,
+) -> list[Trajectory | None]:
+    """Written solutions as if the model had sampled them: steps are lines, and a solution ends where they end.
+
+    The log-probabilities are those that the model gives to them.
 
     Args:
-        room: tokens of the context that must be left beside it, for other solutions.
+        room: tokens of the context that must be left beside each, for other solutions.
 
     Returns:
-        None if the context does not hold it.
+        None for each that the context does not hold.
     """
-    tokenizer = engine.tokenizer
-    start = question_start(problem, task, tokenizer)
+    made: list[Trajectory | None] = []
+    for problem, steps in zip(problems, steps_P_K, strict=True):
+        start = question_start(problem, task, engine.tokenizer)
+        ids, ends = encode(steps, engine)
+        text = "\n".join(steps)
+        fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length
+        completion = Completion(ids, text, "stop")
+        made.append(Trajectory(problem.id, start, completion, task.score(problem, text), ends) if fits else None)
+    kept = [trajectory for trajectory in made if trajectory is not None]
+    nats = iter(
+        engine.logprobs(
+            [t.start.prompt_ids for t in kept], [t.completion.token_ids for t in kept], temperature=temperature
+        )
+    )
+    return [t and replace(t, completion=replace(t.completion, logprobs=next(nats))) for t in made]
+
+
+def encode(steps: Sequence[str], engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens (T,) of a solution, the end of the response included, and where each step ends (K,)."""
     ids: list[int] = []
     ends: list[int] = []
     for number, step in enumerate(steps, 1):
-        ids += tokenizer.encode(step + "\n" * (number < len(steps)), add_special_tokens=False)
+        ids += engine.tokenizer.encode(step + "\n" * (number < len(steps)), add_special_tokens=False)
         ends.append(len(ids))
-    ids.append(tokenizer.eos_token_id)
-    ends[-1] += 1
-    if len(start.prompt_ids) + len(ids) + room > engine.context_length:
-        return None
-    text = "\n".join(steps)
-    model = getattr(engine, "model", None)
-    logprobs = None if model is None else log_probabilities(model, start.prompt_ids, ids, temperature)
-    return Trajectory(
-        id=problem.id,
-        start=start,
-        completion=Completion(tuple(ids), text, "stop", logprobs=logprobs),
-        score=task.score(problem, text),
-        step_ends=tuple(ends),
-    )
+    stop = end_of_response(engine)
+    return (*ids, stop), (*ends[:-1], len(ids) + 1)
 
 
-def log_probabilities(
-    model: Any, prompt_ids: Sequence[int], ids: Sequence[int], temperature: float
-) -> tuple[float, ...]:
-    """(T,) nats: what a causal language model gives to the tokens `ids` after a prompt."""
-    import torch
+def end_of_response(engine: Engine) -> int:
+    """The token that ends a written response: the tokenizer's end of sequence where the engine stops at it.
 
-    whole = torch.tensor([[*prompt_ids, *ids]], device=model.device)
-    with torch.no_grad():
-        logits = model(input_ids=whole).logits[0, len(prompt_ids) - 1 : -1].float() / temperature
-    found = logits.log_softmax(-1).gather(-1, whole[0, len(prompt_ids) :, None])
-    return tuple(found[:, 0].tolist())
+    Raises:
+        ConfigError: the engine stops at no token.
+    """
+    if not engine.stop_ids:
+        raise ConfigError("The engine has no token that ends a response. Give a tokenizer with an eos_token.")
+    eos: int | None = engine.tokenizer.eos_token_id
+    return eos if eos is not None and eos in engine.stop_ids else min(engine.stop_ids)
