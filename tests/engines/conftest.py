@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -55,6 +56,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
             "original_max_position_embeddings": 32,
         },
     ),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=None),
     "mistral-sliding": lambda: MistralConfig(**SHAPE, sliding_window=6),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY,
@@ -66,6 +68,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         eos_token_id=EOS,
         resid_pdrop=0.5,
     ),
+    "gemma2": lambda: Gemma2Config(**SHAPE, sliding_window=6),
     "gemma3": lambda: Gemma3TextConfig(**SHAPE, sliding_window=6, sliding_window_pattern=2),
     "mamba": lambda: MambaConfig(
         vocab_size=VOCABULARY,

@@ -1,89 +1,128 @@
-"""What every rollout engine must do, whatever it samples from."""
+"""Every engine of the package fulfils the contract, and the contract finds engines that do not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gpo.engines import contract
+from gpo.engines.contract import CHECKS, Check, check_engine
 from gpo.engines.hf import HFEngine
+from gpo.errors import EngineError
 from gpo.toy import ChainEngine
-from gpo.types import Engine, Request
+from gpo.types import Completion, Engine, Request
 
-Case = tuple[Engine, tuple[int, ...], tuple[int, ...]]  # an engine and two token sequences that it can continue
+CONTEXTS = [(5, 9, 14, 3), (5, 9), (5, 9, 14) * 20]  # the last one all but fills 64 tokens
+HF: dict[str, tuple[str, dict[str, Any]]] = {
+    "fused": ("qwen3", {}),
+    "library": ("qwen3", {"kernel": "library"}),
+    "narrow": ("qwen3", {"max_rows": 2}),
+    "recomputing": ("mamba", {}),
+    **{family: (family, {}) for family in ("qwen2", "llama", "mistral", "gemma2", "gemma3", "gpt2")},
+}
 
 
-@pytest.fixture(params=["chain", "hf", "hf-library", "hf-narrow", "hf-recomputing"])
-def case(request: pytest.FixtureRequest, build: Callable[[str], Any], word_tokenizer: Any) -> Case:
+def chain() -> tuple[ChainEngine, list[tuple[int, ...]]]:
+    engine = ChainEngine(context_length=40, padding=2)
+    contexts = [tuple(engine.tokenizer.encode(text)) for text in ("0\n", "1\n")]
+    [[long]] = engine.generate([Request(contexts[0], 1, 24, 0)])
+    return engine, [*contexts, contexts[0] + long.token_ids]
+
+
+@pytest.fixture(params=["chain", *HF])
+def case(request: pytest.FixtureRequest, build: Callable[[str], Any], word_tokenizer: Any) -> Any:
     if request.param == "chain":
-        engine = ChainEngine()
-        return engine, tuple(engine.tokenizer.encode("0\n")), tuple(engine.tokenizer.encode("1\n"))
-    model = build("mamba" if request.param == "hf-recomputing" else "qwen3")
-    kernel = "library" if request.param == "hf-library" else "auto"
-    rows = 2 if request.param == "hf-narrow" else 64
-    return HFEngine(model=model, tokenizer=word_tokenizer, kernel=kernel, max_rows=rows), (5, 9, 14, 3), (5, 9)
+        return chain()
+    family, fields = HF[request.param]
+    model = build(family)
+    context = CONTEXTS if model.config.model_type != "mamba" else CONTEXTS[:2]  # mamba states no limit
+    return HFEngine(model=model, tokenizer=word_tokenizer, **fields), context
 
 
-def test_it_is_an_engine(case: Case) -> None:
-    engine, _, _ = case
-    assert isinstance(engine, Engine)
-    assert engine.context_length > 0
-    assert isinstance(engine.tokenizer.eos_token_id, int)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Check, case: tuple[Engine, list[tuple[int, ...]]]) -> None:
+    check(*case)
 
 
-def test_no_requests_no_completions(case: Case) -> None:
-    assert case[0].generate([]) == []
+def test_all_checks_are_collected_and_run() -> None:
+    named = {value for name, value in vars(contract).items() if name.startswith("check_")} - {check_engine}
+    assert named == set(CHECKS)
+    engine, contexts = chain()
+    check_engine(engine, contexts)
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate([])
 
 
-def test_completions_come_in_the_order_of_the_requests(case: Case) -> None:
-    engine, first, second = case
-    requests = [Request(first, 2, 6, 1), Request(second, 5, 3, 2), Request(first, 1, 1, 3)]
-    groups = engine.generate(requests)
-    assert [len(group) for group in groups] == [2, 5, 1]
-    for request, group in zip(requests, groups, strict=True):
-        assert engine.generate([request]) == [group]
+class Altered(ChainEngine):
+    """An engine whose completions are altered."""
+
+    alter: Callable[[int, Completion], Completion]
+
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return [[self.alter(i, c) for i, c in enumerate(group)] for group in super().generate(requests, **settings)]
 
 
-def test_a_seed_repeats_and_another_differs(case: Case) -> None:
-    engine, first, _ = case
-    once, again, other = (engine.generate([Request(first, 12, 20, seed)]) for seed in (1, 1, 2))
-    assert once == again
-    assert once != other
-    assert len({completion.token_ids for completion in once[0]}) > 1
+class ReversedOrder(ChainEngine):
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return super().generate(requests[::-1], **settings)
 
 
-def test_it_stops_at_the_end_of_sequence_or_at_the_limit(case: Case) -> None:
-    engine, first, _ = case
-    eos = engine.tokenizer.eos_token_id
-    for limit in (1, 3, 30):
-        for completion in engine.generate([Request(first, 40, limit, 0)])[0]:
-            assert 1 <= len(completion.token_ids) <= limit
-            assert eos not in completion.token_ids[:-1]
-            assert completion.finish_reason == ("stop" if completion.token_ids[-1] == eos else "length")
-            assert completion.finish_reason == "stop" or len(completion.token_ids) == limit
+class OneSeed(ChainEngine):
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return super().generate([replace(request, seed=0) for request in requests], **settings)
 
 
-def test_text_is_the_tokens_without_special_ones(case: Case) -> None:
-    engine, first, _ = case
-    [completions] = engine.generate([Request(first, 5, 20, 0)])
-    for completion in completions:
-        assert completion.text == engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+class DependsOnNumber(ChainEngine):
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return super().generate([replace(r, seed=r.seed + r.n) for r in requests], **settings)
 
 
-def test_logprobs_on_request_one_a_token(case: Case) -> None:
-    engine, first, _ = case
-    [[plain]] = engine.generate([Request(first, 1, 8, 0)])
-    [[scored]] = engine.generate([Request(first, 1, 8, 0)], logprobs=True)
-    assert plain.logprobs is None
-    assert plain.token_ids == scored.token_ids
-    assert scored.logprobs is not None
-    assert len(scored.logprobs) == len(scored.token_ids)
-    assert all(-20 < logprob <= 1e-6 for logprob in scored.logprobs)
+class ForgetsPrefix(ChainEngine):
+    """Answers as if the last line were not there."""
+
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return super().generate([replace(r, token_ids=r.token_ids[:2]) for r in requests], **settings)
 
 
-def test_greedy_ignores_the_seed(case: Case) -> None:
-    engine, first, _ = case
-    [group] = engine.generate([Request(first, 3, 8, 0)], temperature=0.0)
-    [other] = engine.generate([Request(first, 1, 8, 99)], temperature=0.0)
-    assert {completion.token_ids for completion in group} == {other[0].token_ids}
+class AcceptsNothing(ChainEngine):
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        groups = super().generate([r for r in requests if r.n], **settings)
+        return [groups.pop(0) if request.n else [] for request in requests]
+
+
+class Unclosed(ChainEngine):
+    def close(self) -> None:
+        pass
+
+
+def altered(alter: Callable[[int, Completion], Completion]) -> type[ChainEngine]:
+    return type("Other", (Altered,), {"alter": lambda self, i, c: alter(i, c)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ReversedOrder, "not n completions for each request, in order"),
+        (OneSeed, "another seed gives the same"),
+        (DependsOnNumber, "continuation i depends on n"),
+        (ForgetsPrefix, "nats behind a prefix|begin with the prefix|goes on otherwise"),
+        (AcceptsNothing, "n = 0 is accepted, expected EngineError"),
+        (Unclosed, "a request after close is accepted"),
+        (altered(lambda i, c: replace(c, text=c.text + " ")), "but the tokens say"),
+        (altered(lambda i, c: replace(c, finish_reason="stop")), "finish_reason is 'stop', not 'length'"),
+        (altered(lambda i, c: replace(c, token_ids=c.token_ids[:-1])), "tokens, expected 1 to|but . tokens of"),
+        (altered(lambda i, c: replace(c, logprobs=c.logprobs or (0.0,))), "nobody asked for"),
+        (
+            altered(lambda i, c: replace(c, logprobs=c.logprobs and tuple(x - 0.01 for x in c.logprobs))),
+            "sampling and logprobs differ by 0.01 nats at temperature 1",
+        ),
+    ],
+)
+def test_an_engine_that_breaks_the_contract_is_found(kind: type[ChainEngine], message: str) -> None:
+    _, contexts = chain()
+    with pytest.raises(AssertionError, match=message) as caught:
+        check_engine(kind(context_length=40, padding=2), contexts)
+    assert "found by check_" in caught.value.__notes__[0]
