@@ -9,6 +9,7 @@ import torch
 
 from gpo.engines.adapters import merge, without_wrapper
 from gpo.errors import EngineError
+from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line, load_checked
 
 
@@ -22,7 +23,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
             "or a hub id such as Qwen/Qwen3-0.6B."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **hub_options(source))
         # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError("its vocabulary is empty")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo.errors import EngineError
+from gpo.storage.hub import hub_options
 
 SHOWN = 3  # names in a message
 Shape = Sequence[int]
@@ -32,13 +33,17 @@ def load_checked(source: str, *, revision: str | None = None, trainable: bool = 
     """
     check_files(Path(source))
     try:
-        adapters = _adapters_at(source, revision)
-        base, where = (source, revision) if adapters is None else (adapters.base_model_name_or_path, adapters.revision)
-        check_files(Path(base))
-        model, report = _load_base(base, where, settings)
+        hub = {"revision": revision, **hub_options(source)}
+        adapters = _adapters_at(source, hub)
+        base = source
+        if adapters is not None:
+            base = adapters.base_model_name_or_path
+            check_files(Path(base))
+        of_base = hub if adapters is None else {"revision": adapters.revision, **hub_options(base)}
+        model, report = _load_base(base, of_base, settings)
         reports = {base: report}
         if adapters is not None:
-            model, reports[source] = _load_adapters(model, source, revision, trainable)
+            model, reports[source] = _load_adapters(model, source, trainable, hub)
     except EngineError:
         raise
     except Exception as error:  # what a damaged or hostile file makes the libraries raise is not to be listed
@@ -92,36 +97,35 @@ def first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
-def _adapters_at(source: str, revision: str | None) -> Any:
+def _adapters_at(source: str, hub: Mapping[str, Any]) -> Any:
     """The configuration of the adapters in a directory or of a hub id; None if there are none."""
     from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(source, revision=revision) is None:
+    if find_adapter_config_file(source, **hub) is None:
         return None
     from peft import PeftConfig
 
-    return PeftConfig.from_pretrained(source, revision=revision)
+    return PeftConfig.from_pretrained(source, **hub)
 
 
-def _load_base(source: str, revision: str | None, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _load_base(source: str, hub: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all that is wrong is told at once
-    model, report = AutoModelForCausalLM.from_pretrained(source, revision=revision, **told, **settings)
+    offline = {name: value for name, value in hub.items() if name == "local_files_only"}  # of its own look for adapters
+    model, report = AutoModelForCausalLM.from_pretrained(source, adapter_kwargs=offline, **hub, **told, **settings)
     return model, report
 
 
-def _load_adapters(base: Any, source: str, revision: str | None, trainable: bool) -> tuple[Any, dict[str, Any]]:
+def _load_adapters(base: Any, source: str, trainable: bool, hub: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The base with adapters in it, and what is wrong with their tensors, as of transformers."""
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of missing tensors, which the report has too, and of peft's own calls
-        found = {name: tensor.shape for name, tensor in load_peft_weights(source, "cpu", revision=revision).items()}
-        model = PeftModel.from_pretrained(
-            base, source, is_trainable=trainable, revision=revision, ignore_mismatched_sizes=True
-        )
+        found = {name: tensor.shape for name, tensor in load_peft_weights(source, "cpu", **hub).items()}
+        model = PeftModel.from_pretrained(base, source, is_trainable=trainable, ignore_mismatched_sizes=True, **hub)
         wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     known = set(model.state_dict())  # weights of the base, an embedding say, may be saved beside the adapters
     return model, {
