@@ -77,7 +77,10 @@ def test_a_stored_configuration_comes_back_the_same() -> None:
 
 def test_another_component_forgets_the_settings_of_the_one_before() -> None:
     stored = describe(resolve({**TOY, "arms": "gpo", "estimator.rollouts": "8"}))
-    assert describe(resolve({"estimator": "random_unsearched"}, stored))["arms"]["gpo"] == {"name": "random_unsearched", "seed": 0}
+    assert describe(resolve({"estimator": "random_unsearched"}, stored))["arms"]["gpo"] == {
+        "name": "random_unsearched",
+        "seed": 0,
+    }
 
 
 def test_arms_can_be_chosen_and_added() -> None:

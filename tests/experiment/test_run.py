@@ -142,7 +142,10 @@ def test_models_answer_the_same_questions_with_the_same_random_numbers(tmp_path:
 
 def test_another_configuration_is_refused_by_name(finished: Run) -> None:
     with pytest.raises(ConfigError, match=r"made with other settings: arms\.gpo\.rollouts was 4, now 8"):
-        Run(finished.files.path, toy_config(arms={"plain": "none", "random": "random_unsearched", "gpo": gpo_arm(rollouts=8)}))
+        Run(
+            finished.files.path,
+            toy_config(arms={"plain": "none", "random": "random_unsearched", "gpo": gpo_arm(rollouts=8)}),
+        )
     with pytest.raises(ConfigError, match="seed was 0, now 1"):
         Run(finished.files.path, toy_config(seed=1))
 

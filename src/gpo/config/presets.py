@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = "reasoner"  # the model of a run that names none
-SHIPPED = {EMBEDDED: "weights", "reader": "reader"}  # names of models and where they are in gpo.reasoner
+READER = "reader"  # the embedded one, trained on to go on from solutions that somebody else began
+SHIPPED = {EMBEDDED: "weights", READER: "reader"}  # names of models and where they are in gpo.reasoner
 
 _ONLINE = {"learning_rate": 3e-4, "minibatches": 4}
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -20,6 +21,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("ppo", "grpo", "rloo"), _ONLINE),
 }
 PIECE_SECONDS = 30.0  # of a run of another model; what is sampled with a shipped one is written in whole chunks
+
+# Of a file of traces by its name: what the published BBH questions begin with and the rows of BIG-Bench-Mistake lack.
+BEFORE_QUESTIONS = {
+    "dyck_languages": "Complete the rest of the sequence, making sure that the parentheses are closed properly. Input: "
+}
 
 
 def model_path(model: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gpo.experiment.budget import subtask, tokens_of
+from gpo.experiment.budget import subtask
 from gpo.report.results import VERDICTS, percent
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
-from gpo.types import Group, Problem
+from gpo.types import Group, Problem, tokens_of
 
 
 @dataclass(frozen=True, slots=True)

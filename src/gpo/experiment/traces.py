@@ -23,7 +23,6 @@ from gpo.tasks.data import Row, read_rows
 from gpo.types import Completion, Engine, Group, Problem, Task, Trajectory
 
 UNLIMITED = 1e9  # times the tokens of the traces: the search of a run of traces has no budget to keep
-MARKER = "traces.json"  # in the directory of a run whose rollouts are traces: it is searched, and not trained
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,10 +90,11 @@ def take(
     if not trajectories:
         raise DataError(f"The model's context of {engine.context_length} tokens holds none of the {len(rows)} traces.")
     # Before the rollouts: nobody else shall take them for those of a run with a budget.
-    write_json(run.files.path / MARKER, {"source": name, "rows": len(rows), "traces": len(trajectories)})
     kept = {trajectory.id for trajectory in trajectories}
-    run.files.write_problems({"train": [problem for problem in problems if problem.id in kept], "test": []})
-    run.files.rollouts.append([Group(t.start, (t,)) for t in trajectories])
+    with run.held():
+        write_json(run.files.traces, {"source": name, "rows": len(rows), "traces": len(trajectories)})
+        run.files.write_problems({"train": [problem for problem in problems if problem.id in kept], "test": []})
+        run.files.rollouts.append([Group(t.start, (t,)) for t in trajectories])
     return trajectories
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpo.errors import DataError
-from gpo.experiment.budget import subtask, tokens_of
+from gpo.experiment.budget import subtask
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import write_json, write_text
-from gpo.types import Group, Verdict
+from gpo.types import Group, Verdict, tokens_of
 
 STAGES = ("rollout", "locate", "reset")
 SOURCES = {"bbh": "real BBH questions", "generated": "generated, not real ones: no data folder and no hub was found"}

@@ -89,6 +89,11 @@ class RunDirectory:
         return self.arm(arm, number) / "dataset"
 
     @property
+    def traces(self) -> Path:
+        """Says that the rollouts are solutions that somebody else wrote: they are searched, and not trained on."""
+        return self.path / "traces.json"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 
