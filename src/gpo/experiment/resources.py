@@ -20,6 +20,7 @@ from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance, evenly
+from gpo.rollout.journal import Journal
 from gpo.rollout.sampler import Sampler
 from gpo.storage.codec import to_json
 from gpo.storage.directory import Progress, RunDirectory
@@ -57,6 +58,7 @@ class Resources:
         self.on_progress = on_progress
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
+        self._journal: Journal | None = None
         self._holding = False
         self._spent: dict[tuple[str, int], int] = {}
         stored = self.files.config() if config is None else self.files.config_or_none()
@@ -187,8 +189,9 @@ class Resources:
     ) -> Sampler:
         """Samples a chunk; stage, round, arm and the number of the chunk's first row name its random numbers."""
         names = [f"round{number}" if number > 1 else "", stage, arm or "", str(first)]
+        engine = self.engine(checkpoint)
         return Sampler(
-            self.engine(checkpoint),
+            self._journaled(engine) if self.config.piece_seconds else engine,
             self.task,
             {problem.id: problem for problem in self.problems(split)},
             segmenter=made("segmenter", self.config.segmenter),
@@ -201,6 +204,17 @@ class Resources:
             logprobs=stage == Stage.ROLLOUT or (split == "train" and not self.trains_on_pairs),
             limit=limit,
         )
+
+    def _journaled(self, engine: Engine) -> Engine:
+        if self._journal is None or self._journal.engine is not engine:
+            self._journal = Journal(
+                engine, self.files.path / "journal.jsonl", self.config.piece_seconds or 0.0, self._tell_piece
+            )
+        return self._journal
+
+    def _tell_piece(self, done: int, wanted: int, tokens: int, seconds: float) -> None:
+        if self.on_progress is not None and done < wanted:
+            self.on_progress(Progress("sampling", None, done, wanted, "rollouts", tokens, round(seconds, 3)))
 
     def budget(self, first: list[Group]) -> int:
         """Tokens that every arm may sample in a round, the first rollouts included."""
@@ -231,6 +245,8 @@ class Resources:
         def report(done: int, total: int, unit: str, tokens: int) -> None:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
             self.files.log(progress)
+            if self._journal is not None:
+                self._journal.clear()  # what it holds is written
             if self.on_progress is not None:
                 self.on_progress(progress)
 

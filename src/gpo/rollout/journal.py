@@ -21,8 +21,6 @@ from gpo.errors import DataError
 from gpo.storage.codec import from_json, to_json
 from gpo.types import Completion, Engine, ModelRef, Request
 
-GROWTH = 4  # a piece is at most so many times as large as the one before
-
 
 @dataclass
 class Journal(Engine):
@@ -31,7 +29,7 @@ class Journal(Engine):
     engine: Engine
     path: Path
     seconds: float
-    on_piece: Callable[[int, int, int], None]  # rollouts done and wanted of this call, tokens of the piece
+    on_piece: Callable[[int, int, int, float], None]  # rollouts done and wanted; tokens and seconds of the piece
     _known: dict[str, list[Completion]] | None = field(default=None, init=False)
     _speed: float | None = field(default=None, init=False)  # rollouts a second
 
@@ -41,21 +39,22 @@ class Journal(Engine):
         known = self._read()
         keys = [self._key(request, temperature, logprobs) for request in requests]
         todo = [i for i, key in enumerate(keys) if key not in known]
-        size, wanted = 1, sum(request.n for request in requests)
+        wanted = sum(request.n for request in requests)
         while todo:
-            if self._speed is not None:
-                size = max(1, min(GROWTH * size, round(self._speed * self.seconds / requests[todo[0]].n)))
+            # The first piece of all tells how fast the engine is.
+            size = 1 if self._speed is None else max(1, round(self._speed * self.seconds / requests[todo[0]].n))
             piece, todo = todo[:size], todo[size:]
             began = time.monotonic()
             asked = [requests[i] for i in piece]
             answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
-            self._speed = sum(r.n for r in asked) / max(time.monotonic() - began, 1e-6)
+            took = max(time.monotonic() - began, 1e-6)
+            self._speed = sum(request.n for request in asked) / took
             new = {keys[i]: answer for i, answer in zip(piece, answers, strict=True)}
             if todo:
                 self._append(new)
             known |= new
             tokens = sum(len(completion.token_ids) for answer in answers for completion in answer)
-            self.on_piece(wanted - sum(requests[i].n for i in todo), wanted, tokens)
+            self.on_piece(wanted - sum(requests[i].n for i in todo), wanted, tokens, took)
         return [known[key] for key in keys]
 
     def clear(self) -> None:
