@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from gpo.tasks.latex import exact_number, normal_form
+from gpo.tasks.latex import normal_form
+from gpo.tasks.quantities import exact_number
 
 
 @pytest.mark.parametrize(

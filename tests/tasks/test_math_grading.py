@@ -47,7 +47,7 @@ def workers() -> Iterator[Workers]:
     ],
 )
 def test_equal_answers(reference: str, answer: str) -> None:
-    assert compare_math(reference, answer) == "right"
+    assert compare_math(reference, answer).verdict == "right"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_equal_answers(reference: str, answer: str) -> None:
     ],
 )
 def test_different_answers(reference: str, answer: str) -> None:
-    assert compare_math(reference, answer) == "wrong"
+    assert compare_math(reference, answer).verdict == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -122,37 +122,44 @@ def test_right_wrong_ungradable_and_failed_are_four_verdicts() -> None:
     scores = [score_math(r"2\sqrt{5}", text, seconds=1.0) for text in responses]
     assert [score.verdict for score in scores] == ["right", "wrong", "ungradable", "failed"]
     assert [score.value for score in scores] == [1.0, 0.0, 0.0, None]
+    assert [score.reason for score in scores] == [None, None, None, "TimeoutError: no verdict within 1 s"]
+
+
+def test_a_failure_says_what_has_failed(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workers.compare("", "$x$").reason == "DataError: no expression in the reference ''"
+    monkeypatch.setattr(math_grading.sys, "executable", "/bin/false")
+    assert Workers(size=1).compare("x", "$x$").reason == "ChildProcessError: the grading process ended with code 1"
 
 
 def test_an_answer_over_its_time_fails_and_the_next_is_graded(workers: Workers) -> None:
-    assert workers.compare("x", "$x$") == "right"
+    assert workers.compare("x", "$x$").verdict == "right"
     began = time.perf_counter()
-    assert workers.compare("1", f"${BOMB}$") == "failed"
+    assert workers.compare("1", f"${BOMB}$").verdict == "failed"
     assert time.perf_counter() - began < 0.5 + math_grading.GRACE_SECONDS + 2
     assert workers.restarts == 1
-    assert workers.compare("x", "$y$") == "wrong"
+    assert workers.compare("x", "$y$").verdict == "wrong"
 
 
 def test_a_worker_that_ignores_its_own_limit_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_grading, "GRACE_SECONDS", -99.0)  # the limit of this process comes first
     pool = Workers(size=1, seconds=100.0)
-    assert pool.compare("1", f"${BOMB}$") == "failed"
+    assert pool.compare("1", f"${BOMB}$").verdict == "failed"
     monkeypatch.undo()
-    assert pool.compare("x", "$x$") == "right"
+    assert pool.compare("x", "$x$").verdict == "right"
     pool.close()
 
 
 def test_a_worker_that_was_killed_is_replaced(workers: Workers) -> None:
-    assert workers.compare("x", "$x$") == "right"
+    assert workers.compare("x", "$x$").verdict == "right"
     for child in _children():
         os.kill(child, signal.SIGKILL)
-    assert [workers.compare("x", "$x$") for _ in range(2)] == ["failed", "right"]
+    assert [workers.compare("x", "$x$").verdict for _ in range(2)] == ["failed", "right"]
 
 
 def test_workers_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_grading, "JOBS_PER_WORKER", 2)
     pool = Workers(size=1)
-    assert [pool.compare("x", "$x$") for _ in range(3)] == ["right"] * 3
+    assert [pool.compare("x", "$x$").verdict for _ in range(3)] == ["right"] * 3
     assert pool.restarts == 1
     pool.close()
 
@@ -160,14 +167,14 @@ def test_workers_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_python_that_cannot_start_fails_every_answer_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_grading.sys, "executable", "/bin/false")
     pool = Workers(size=1)
-    assert pool.compare("x", "$x$") == "failed"
+    assert pool.compare("x", "$x$").verdict == "failed"
 
 
 def test_any_thread_may_grade_and_no_more_processes_run_than_allowed(workers: Workers) -> None:
     before = set(_children())
     handler = signal.getsignal(signal.SIGALRM)
     with ThreadPoolExecutor(8) as threads:
-        verdicts = list(threads.map(lambda i: workers.compare(f"x+{i}", f"${i}+x$"), range(60)))
+        verdicts = list(threads.map(lambda i: workers.compare(f"x+{i}", f"${i}+x$").verdict, range(60)))
         assert len(set(_children()) - before) <= 2
     assert verdicts == ["right"] * 60
     assert signal.getsignal(signal.SIGALRM) is handler

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from gpo.tasks.latex import exact_number
+from gpo.tasks.latex import spell
+from gpo.tasks.quantities import SCALE, exact_number
 from gpo.types import Problem, Score
 
 # Takes what follows a mark, and whether it must be nothing but the answer; gives the answer in one form for comparison.
@@ -38,8 +39,14 @@ _OPTION = re.compile(
 )
 _OPTION_LATER = re.compile(r"(?:(?!\bnot\b).)*?\((?P<letter>[A-Z])\)")
 _SECOND_OPTION = re.compile(r"[\s*).\]]*(?:,|/|&|\bor\b|\band\b)[\s*]*(?:option\s*)?(?:[(\[][A-Za-z][)\]]|[A-Z]\b)")
-_NUMBER = re.compile(r"(?<![\w.{^])[-+−]?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?")
-_OPERATOR = re.compile(r"\s*(?:=|[\^×÷!]|\*(?!\*)|[-+/−]\s*[\d(]|\\[a-z]{2})")
+_NUMBER = re.compile(
+    r"(?<![\w.{^])[-+]?\s?\$?\s?"
+    r"(?:\d+\s+\d+\s?/\s?\d+|(?:\d+\s*)?\\frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d+|\s?(?:[*x]|\\times|\\cdot)\s?10(?:\^|\*\*)\{?[-+]?\d+\}?)?(?:\s?/\s?\d+)?"
+)
+_NO_NUMBER = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\[,!;: ]|~|\\q?quad\b")  # degrees and spacing
+_EXPRESSION_BEFORE = re.compile(r"(?:[/*^]|\\[a-z]+)\s*$")
+_OPERATOR = re.compile(r"\s*(?:=|[\^!]|\*(?!\*)|[-+/]\s*[\d(\\]|\)?\s*\\[a-z]{2}|\)\s*[*/^]|[,:x]?\s*\d)")
 _SECOND_NUMBER = re.compile(r"[\s*$]*(?:\bor\b|\band\b)[\s*$]*[-−]?\d")
 _WORD_SETS = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
 _BRACKETS = "()[]{}<>"
@@ -169,19 +176,22 @@ def parse_number(span: str, alone: bool = False) -> str | None:
 
     An expression that is not worked out, such as 2^10, is an answer that equals no number.
     """
-    span = undecorated(span).rstrip(" .")
+    span = undecorated(spell(span)).rstrip(" .")
     value = exact_number(span)
     if value is not None:
         return str(value)
+    span = _NO_NUMBER.sub(" ", span)
     found = _NUMBER.match(span)
     if "=" in span and not (found and not _OPERATOR.match(span, found.end())):
         return parse_number(span.rpartition("=")[2], alone)
     found = _NUMBER.match(span) if alone else _NUMBER.search(span)
     if found is None or (alone and span[found.end() :].strip(" .*$")):
         return None
-    if _OPERATOR.match(span, found.end()) or _SECOND_NUMBER.match(span, found.end()):
+    around = _EXPRESSION_BEFORE.search(span[: found.start()]) or _OPERATOR.match(span, found.end())
+    if around or _SECOND_NUMBER.match(span, found.end()):
         return span
-    value = exact_number(found[0])
+    scale = SCALE.match(span, found.end())
+    value = exact_number(found[0] + (scale[0] if scale else ""))
     return None if value is None else str(value)
 
 

@@ -10,18 +10,18 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from functools import lru_cache
 from queue import LifoQueue
 from threading import Timer
-from typing import IO, Literal, cast
+from typing import IO, NamedTuple, cast, get_args
 
 from gpo.tasks.grading import answer_text, candidates, last_line, undecorated
-from gpo.tasks.latex import exact_number, normal_form
-from gpo.types import Score
-
-Comparison = Literal["right", "wrong", "failed"]
+from gpo.tasks.latex import normal_form, spell
+from gpo.tasks.quantities import differs_at_sight, exact_number, quantity, same_quantity, spelled
+from gpo.types import Score, Verdict
 
 START_SECONDS = 120.0  # for the imports of a worker on a busy machine
 GRACE_SECONDS = 2.0  # after its own time limit a worker is killed from here
@@ -30,14 +30,21 @@ DEEPEST = 30  # braces within braces; no answer needs them, and parsers crash on
 
 _PLAIN_WORD = re.compile(r"\(?\\text(?:bf|it|rm)?\{\s*(\(?[A-Za-z][A-Za-z .'-]*\)?)\s*\}\)?")
 _BASED = re.compile(r"([0-9A-Z]+)(?:_\{?(\d+)\}?)?")
-_UNIT_POWER = re.compile(r"\\(?:text|mbox|mathrm)\{[^{}]*\}\s*\^\s*\{?\s*(\d)\s*\}?$")
 # Markdown around an answer: **x**, `x`. Bold may be followed by words, unless these are a second answer.
 _OPENING = re.compile(r"[\s*`\"]+")
 _CLOSING = re.compile(
     r"(?<![\s^])\*{2,3}(?=[\s.,;:!)])(?!\s*,?\s*(?:or|and)\b)[^\d*\\$]*$|(?<!\^)[*_`\"]+[\s.!]*$", re.IGNORECASE
 )
 _REASON = re.compile(r",\s+(?:as|because|since|so|when|where|which)\b[^\d\\$]*$", re.IGNORECASE)  # "9, as shown"
+_NAMED = re.compile(r"^(\$?)\s*[A-Za-z]\s*=(?=[^=]*$)")
 _MATH_SPAN = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+
+
+class Comparison(NamedTuple):
+    """Whether an answer is right or wrong; `failed` has a reason."""
+
+    verdict: Verdict
+    reason: str | None = None
 
 
 class _Worker:
@@ -60,14 +67,24 @@ class _Worker:
     def compare(self, reference: str, answer: str) -> Comparison:
         """The verdict; `failed` and no longer alive if the process died over it or took too long."""
         self.jobs += 1
+        if self.alive:
+            try:
+                print(json.dumps({"reference": reference, "answer": answer}), file=self._stdin, flush=True)
+            except OSError:
+                self.alive = False
+        verdict, _, reason = (self._reply(self.seconds + GRACE_SECONDS) if self.alive else "").partition(" ")
+        self.alive = verdict in get_args(Verdict)
+        return Comparison(cast(Verdict, verdict), reason or None) if self.alive else self._death()
+
+    def _death(self) -> Comparison:
+        """What a process that answers no more has died of."""
         try:
-            print(json.dumps({"reference": reference, "answer": answer}), file=self._stdin, flush=True)
-        except OSError:
-            self.alive = False
-            return "failed"
-        reply = self._reply(self.seconds + GRACE_SECONDS)
-        self.alive = reply in ("right", "wrong", "failed")
-        return cast(Comparison, reply) if self.alive else "failed"
+            code = self._process.wait(GRACE_SECONDS if GRACE_SECONDS > 0 else None)
+        except subprocess.TimeoutExpired:
+            return Comparison("failed", "ChildProcessError: the grading process closed its output")
+        if code in (-signal.SIGALRM, -signal.SIGKILL):
+            return Comparison("failed", f"TimeoutError: no verdict within {self.seconds:g} s")
+        return Comparison("failed", f"ChildProcessError: the grading process ended with code {code}")
 
     def close(self) -> None:
         self.alive = False
@@ -105,7 +122,7 @@ class Workers:
         try:
             if worker is None:
                 worker = _Worker(self.seconds)
-            return worker.compare(reference, answer) if worker.alive else "failed"
+            return worker.compare(reference, answer)
         finally:
             if worker is not None and (not worker.alive or worker.jobs >= JOBS_PER_WORKER):
                 worker.close()
@@ -133,19 +150,32 @@ def shared_workers(size: int, seconds: float, process: int) -> Workers:
 @lru_cache(maxsize=10_000)
 def compare_math(reference: str, answer: str, size: int = 2, seconds: float = 5.0) -> Comparison:
     """Whether a span of an answer equals the LaTeX reference; the same pair is compared once."""
+    reference, answer = _without_name(reference, answer)
+    exact = quantity(reference), quantity(answer)
+    if exact[0] and exact[1]:
+        return _verdict(same_quantity(exact[0], exact[1]))
     if normal_form(answer) == normal_form(reference):
-        return "right"
-    numbers = exact_number(reference), exact_number(answer)
-    if None not in numbers:
-        return "right" if numbers[0] == numbers[1] else "wrong"
-    if _differs_where_math_verify_does_not_look(reference, answer):
-        return "wrong"
+        return _verdict(True)
+    if differs_at_sight(reference, answer) or _of_other_base(reference, answer):
+        return _verdict(False)
     word = _PLAIN_WORD.fullmatch(reference.strip())
     if word:
         plain = undecorated(answer).strip("(). ").casefold()
-        return "right" if plain == word[1].strip("()").strip().casefold() else "wrong"
+        return _verdict(plain == word[1].strip("()").strip().casefold())
+    reference, answer = (spelled(q) if q else spell(text) for q, text in zip(exact, (reference, answer), strict=True))
     text = answer if _MATH_SPAN.search(answer) else f"${answer}$"
     return shared_workers(size, seconds, os.getpid()).compare(reference, text)
+
+
+def _verdict(right: bool) -> Comparison:
+    return Comparison("right" if right else "wrong")
+
+
+def _without_name(reference: str, answer: str) -> tuple[str, str]:
+    """Without the x = of the one where the other has none."""
+    if ("=" in reference) == ("=" in answer):
+        return reference, answer
+    return _NAMED.sub(r"\1", reference), _NAMED.sub(r"\1", answer)
 
 
 def math_answer(text: str) -> str | None:
@@ -181,17 +211,16 @@ def score_math(reference: str, text: str, workers: int = 2, seconds: float = 5.0
     answer = math_answer(text)
     if answer is None:
         return Score(0.0, "ungradable")
-    verdict = compare_math(reference, answer, workers, seconds)
-    return Score(None if verdict == "failed" else float(verdict == "right"), verdict, answer)
+    verdict, reason = compare_math(reference, answer, workers, seconds)
+    return Score(None if verdict == "failed" else float(verdict == "right"), verdict, answer, reason)
 
 
-def _differs_where_math_verify_does_not_look(reference: str, answer: str) -> bool:
-    """Whether both name a base, or the power of a unit, and not the same one: 52_8 and 52_9, cm^2 and cm^3."""
+def _of_other_base(reference: str, answer: str) -> bool:
+    """Whether both name a base and not the same one: 52_8 and 52_9."""
     bases = _BASED.fullmatch(normal_form(reference)), _BASED.fullmatch(normal_form(answer))
-    if bases[0] and bases[1] and bases[0][2]:
-        return bases[0][1] != bases[1][1] or bases[1][2] not in (None, bases[0][2])
-    powers = _UNIT_POWER.search(reference.strip()), _UNIT_POWER.search(answer.strip())
-    return bool(powers[0] and powers[1] and powers[0][1] != powers[1][1])
+    if not (bases[0] and bases[1] and bases[0][2]):
+        return False
+    return bases[0][1] != bases[1][1] or bases[1][2] not in (None, bases[0][2])
 
 
 def _depth(text: str) -> int:

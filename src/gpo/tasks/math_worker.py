@@ -16,15 +16,18 @@ import sys
 MEMORY = 2 * 2**30  # bytes
 
 
+DIGITS = 12  # behind the point, in which numbers that are no rationals must agree
+
+
 def verdict(reference: str, answer: str) -> str:
-    """`right`, `wrong`, or `failed` if the reference cannot be read."""
+    """`right`, `wrong`, or `failed` and why."""
     from math_verify import parse, verify
 
     gold = parse(f"${reference}$", parsing_timeout=None)
     if not gold:
-        return "failed"
+        return f"failed DataError: no expression in the reference {reference!r}"
     given = parse(answer, parsing_timeout=None)
-    return "right" if given and verify(gold, given, timeout_seconds=None) else "wrong"
+    return "right" if given and verify(gold, given, float_rounding=DIGITS, timeout_seconds=None) else "wrong"
 
 
 def main(seconds: float) -> None:
@@ -43,10 +46,10 @@ def main(seconds: float) -> None:
         try:
             reply = verdict(job["reference"], job["answer"])
         # Whatever a parser of arbitrary text raises, the answer is one that could not be graded.
-        except Exception:
-            reply = "failed"
+        except Exception as error:
+            reply = f"failed {type(error).__name__}: {error}"
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(reply, file=replies)
+        print(" ".join(reply.split())[:200], file=replies)
 
 
 if __name__ == "__main__":
