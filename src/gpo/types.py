@@ -262,6 +262,21 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ParallelTask(Task, Protocol):
+    """A task whose `score` may be called from several threads at once, since it grades in processes of its own."""
+
+    @property
+    def parallel(self) -> int: ...  # how many threads
+
+
+@runtime_checkable
+class ComparingTask(Task, Protocol):
+    """A task that can tell whether two answers of responses say the same, so that a majority counts them as one."""
+
+    def same(self, a: str, b: str) -> bool: ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Samples continuations of token sequences. A context manager: leaving it closes it.
 

@@ -95,7 +95,7 @@ class BrokenGrader(ChainTask):
 def test_a_broken_grader_is_recorded_and_never_a_zero() -> None:
     sample = sampler(task=BrokenGrader())
     [group] = sample(STARTS[:1], 2)
-    assert [t.score for t in group.trajectories] == [Score(None, "failed")] * 2
+    assert [t.score for t in group.trajectories] == [Score(None, "failed", None, "RuntimeError: the grader broke")] * 2
     assert (sample.failed, sample.ungradable) == (2, 0)
 
 
@@ -136,6 +136,7 @@ class SplitCharacterTokenizer:
 
 class SplitCharacterEngine:
     tokenizer = SplitCharacterTokenizer()
+    stop_ids = frozenset({0})
     context_length = 100
 
     def generate(self, requests: Sequence[Request], *, temperature=1.0, logprobs=False) -> list[list[Completion]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, EngineError
+from gpo.rollout.answers import check_answers, check_logprobs
 from gpo.rollout.prompting import question_start
+from gpo.rollout.scoring import Scorer, failure_kind
 from gpo.rollout.segmenters import Newline, Segmenter
 from gpo.types import Completion, Engine, Group, Problem, Request, Score, Start, Task, Trajectory
 
@@ -29,7 +31,9 @@ class Sampler:
     calls. Samplers of one run differ in `stream`; it also makes trajectory ids unique: `stream:problem:serial`.
 
     A start with no room left (the context or `max_tokens` is full, or its prefix has ended) gives a group without
-    trajectories and counts as skipped.
+    trajectories and counts as skipped. With a `limit`, no more than `left` tokens are sampled, whatever the rollouts
+    cost: what might not fit waits until it is known what the rollouts before it took, and the rollouts that a start
+    gets are the first ones of those that it would get without a limit.
     """
 
     engine: Engine
@@ -40,14 +44,16 @@ class Sampler:
     max_tokens: int = 512  # of a response: prefix and completion together
     seed: int = 0
     stream: str = "rollout"
-    logprobs: bool = False
+    logprobs: bool = False  # a segmenter that needs them gets them all the same
     limit: int | None = None  # tokens that it may sample in all; None: no limit
 
     tokens: int = field(default=0, init=False)  # sampled so far
     failed: int = field(default=0, init=False)  # trajectories that could not be graded because the grader broke
+    failures: Counter[str] = field(default_factory=Counter, init=False)  # the same by kind, such as ZeroDivisionError
     ungradable: int = field(default=0, init=False)  # trajectories without an extractable answer
     truncated: int = field(default=0, init=False)  # completions that ran into their token budget
     skipped: int = field(default=0, init=False)  # starts with no room to sample
+    withheld: int = field(default=0, init=False)  # rollouts that the limit left no tokens for
     _draws: Counter[tuple[int, ...]] = field(default_factory=Counter, init=False, repr=False)
     _serials: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
@@ -57,11 +63,12 @@ class Sampler:
         return None if self.limit is None else max(0, self.limit - self.tokens)
 
     def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
-        """One group of n trajectories for each start, in order.
+        """One group of n trajectories for each start, in order; fewer or none where the limit or the room ends.
 
         Raises:
             ConfigError: n is not positive.
             DataError: a start belongs to no known problem.
+            EngineError: the engine answers something else than it was asked.
         """
         if n < 1:
             raise ConfigError(f"Cannot sample {n} trajectories from a start; expected n of at least 1.")
@@ -71,8 +78,24 @@ class Sampler:
                     f"Start of unknown problem {start.problem_id!r}; the sampler knows {len(self.problems)} problems. "
                     "Pass the problems that the starts were made from."
                 )
-        requests: list[Request] = []
-        requested: list[int] = []
+        waiting = self._requests(starts, n)
+        sampled: list[list[tuple[Completion, Callable[[], Score]]]] = [[] for _ in starts]
+        with Scorer(self.task) as scorer:  # which may grade while the next wave is sampled
+            while waiting:
+                wave = self._wave(waiting)
+                for (position, _), answer in zip(wave, self._generate([request for _, request in wave]), strict=True):
+                    start = starts[position]
+                    for completion in answer:
+                        score = scorer.score(self.problems[start.problem_id], self._text(start, completion))
+                        sampled[position].append((completion, score))
+            return [
+                Group(start, tuple(self._trajectory(start, completion, score()) for completion, score in rollouts))
+                for start, rollouts in zip(starts, sampled, strict=True)
+            ]
+
+    def _requests(self, starts: Sequence[Start], n: int) -> deque[tuple[int, Request]]:
+        """The position of each start with room, and its request."""
+        requests: deque[tuple[int, Request]] = deque()
         for position, start in enumerate(starts):
             room = self._room(start)
             if room < 1:
@@ -80,37 +103,79 @@ class Sampler:
                 continue
             seed = request_seed(self.seed, self.stream, start.token_ids, self._draws[start.token_ids])
             self._draws[start.token_ids] += n
-            requests.append(Request(start.token_ids, n, room, seed))
-            requested.append(position)
-        completions: list[list[Completion]] = [[] for _ in starts]
-        if requests:
-            answers = self.engine.generate(requests, temperature=self.temperature, logprobs=self.logprobs)
-            for position, answer in zip(requested, answers, strict=True):
-                completions[position] = answer
-        return [
-            Group(start, tuple(self._trajectory(start, completion) for completion in answer))
-            for start, answer in zip(starts, completions, strict=True)
+            requests.append((position, Request(start.token_ids, n, room, seed)))
+        return requests
+
+    def _wave(self, waiting: deque[tuple[int, Request]]) -> list[tuple[int, Request]]:
+        """Takes off the first requests whose longest answers fit into what is left; the very first may be cut."""
+        left = self.left
+        wave: list[tuple[int, Request]] = []
+        while waiting:
+            position, request = waiting[0]
+            if left is not None:
+                fitting = min(request.n, left // request.max_tokens)
+                if fitting < request.n and wave:
+                    break
+                self.withheld += request.n - fitting
+                request = replace(request, n=fitting)
+                left -= fitting * request.max_tokens
+            waiting.popleft()
+            if request.n:
+                wave.append((position, request))
+        return wave
+
+    def _generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """The engine's answers, checked and counted, with log-probabilities where they are needed."""
+        if not requests:
+            return []
+        wanted = self.logprobs or self.segmenter.needs_logprobs
+        answers = self.engine.generate(requests, temperature=self.temperature, logprobs=wanted)
+        check_answers(requests, answers, self.engine.tokenizer)
+        self.tokens += sum(len(completion.token_ids) for answer in answers for completion in answer)
+        return self._with_logprobs(requests, answers) if self.segmenter.needs_logprobs else answers
+
+    def _with_logprobs(
+        self, requests: Sequence[Request], answers: Sequence[Sequence[Completion]]
+    ) -> list[list[Completion]]:
+        """The same answers, with those log-probabilities that the engine did not give while sampling."""
+        bare = [
+            (r.token_ids, c) for r, answer in zip(requests, answers, strict=True) for c in answer if c.logprobs is None
         ]
+        if not bare:
+            return [list(answer) for answer in answers]
+        contexts, continuations = [context for context, _ in bare], [c.token_ids for _, c in bare]
+        found = self.engine.logprobs(contexts, continuations, temperature=self.temperature or 1.0)
+        if len(found) != len(bare):
+            raise EngineError(
+                f"The engine gave {len(found)} lists of log-probabilities; expected {len(bare)}, in order."
+            )
+        for nats, tokens in zip(found, continuations, strict=True):
+            check_logprobs("The engine answered a continuation", nats, len(tokens))
+        rest = iter(found)
+        return [[c if c.logprobs is not None else replace(c, logprobs=tuple(next(rest))) for c in a] for a in answers]
 
     def _room(self, start: Start) -> int:
         """Tokens that a completion of this start may have."""
-        if start.prefix_ids and start.prefix_ids[-1] == self.engine.tokenizer.eos_token_id:
+        if start.prefix_ids and start.prefix_ids[-1] in self.engine.stop_ids:
             return 0
         return min(self.max_tokens - len(start.prefix_ids), self.engine.context_length - len(start.token_ids))
 
-    def _trajectory(self, start: Start, completion: Completion) -> Trajectory:
-        tokenizer = self.engine.tokenizer
-        response = start.prefix_ids + completion.token_ids
-        # Decoded in one piece: a character may be split between prefix and completion.
-        text = tokenizer.decode(response, skip_special_tokens=True) if start.prefix_ids else completion.text
-        score = self._score(self.problems[start.problem_id], text)
+    def _text(self, start: Start, completion: Completion) -> str:
+        """What is graded, decoded in one piece: a character may be split between prefix and completion."""
+        if not start.prefix_ids:
+            return completion.text
+        text: str = self.engine.tokenizer.decode(start.prefix_ids + completion.token_ids, skip_special_tokens=True)
+        return text
+
+    def _trajectory(self, start: Start, completion: Completion, score: Score) -> Trajectory:
         logprobs = None
         if completion.logprobs is not None:
             logprobs = (float("nan"),) * len(start.prefix_ids) + completion.logprobs
         serial = self._serials[start.problem_id]
         self._serials[start.problem_id] += 1
-        self.tokens += len(completion.token_ids)
-        self.failed += score.verdict == "failed"
+        if score.verdict == "failed":
+            self.failed += 1
+            self.failures[failure_kind(score)] += 1
         self.ungradable += score.verdict == "ungradable"
         self.truncated += completion.finish_reason == "length"
         return Trajectory(
@@ -118,11 +183,5 @@ class Sampler:
             start=start,
             completion=completion,
             score=score,
-            step_ends=self.segmenter(response, tokenizer, logprobs),
+            step_ends=self.segmenter(start.prefix_ids + completion.token_ids, self.engine.tokenizer, logprobs),
         )
-
-    def _score(self, problem: Problem, text: str) -> Score:
-        try:
-            return self.task.score(problem, text)
-        except Exception:  # a broken grader is an outcome of this trajectory; `failed` counts it
-            return Score(None, "failed")

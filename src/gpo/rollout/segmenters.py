@@ -25,6 +25,8 @@ _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
 class Segmenter(Protocol):
     """Cuts a response into steps."""
 
+    needs_logprobs: ClassVar[bool]  # whether it reads `logprobs`; a sampler asks the engine for them then
+
     def __call__(
         self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
     ) -> tuple[int, ...]: ...
@@ -70,6 +72,7 @@ def spread(ends: Sequence[int], max_steps: int | None) -> tuple[int, ...]:
 class _Limits:
     """The limits that every segmenter has."""
 
+    needs_logprobs: ClassVar[bool] = False
     min_step_tokens: int = 1  # shorter steps join the next one
     max_steps: int | None = None  # more steps than this are joined evenly
 
@@ -175,6 +178,7 @@ class LowProbability(_Limits):
     of a kept prefix are such.
     """
 
+    needs_logprobs: ClassVar[bool] = True
     probability: float = 0.9  # a cut point is less probable than this
     every: int = 5  # cut points in a step
 

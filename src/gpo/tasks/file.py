@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from gpo.errors import ConfigError, DataError
 from gpo.tasks.data import Row, conversation, hold_out, read_rows, worked_examples
 from gpo.tasks.grading import compare, extract, parse_text, score_bbh
-from gpo.tasks.math_grading import score_math
+from gpo.tasks.math_grading import compare_math, score_math
 from gpo.tasks.mmlu import option_letter, with_options
 from gpo.types import Message, Problem, Score, Split
 
@@ -67,6 +67,14 @@ class File:
         if self.form == "text":
             return compare(parse_text(problem.answer), extract(text, parse_text))
         return score_bbh(problem, text)
+
+    @property
+    def parallel(self) -> int:
+        """Two processes compare LaTeX; all else is graded where it is asked."""
+        return 2 if self.form == "math" else 1
+
+    def same(self, a: str, b: str) -> bool:
+        return compare_math(a, b).verdict == "right" if self.form == "math" else a == b
 
     def _problem(self, row: Row, name: str) -> Problem:
         question, answer = row.text(self.question), row.text(self.answer)

@@ -20,7 +20,7 @@ from functools import cached_property
 from gpo.errors import ConfigError, DataError
 from gpo.tasks.data import Hub, Row, conversation, hold_out, load_rows, worked_examples
 from gpo.tasks.grading import braced
-from gpo.tasks.math_grading import score_math
+from gpo.tasks.math_grading import compare_math, score_math
 from gpo.types import Message, Problem, Score, Split
 
 INSTRUCTION = "Think step by step, one step on each line, and put the final answer in \\boxed{}."
@@ -73,6 +73,14 @@ class MATH:
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_math(problem.answer, text, self.workers, self.seconds)
+
+    @property
+    def parallel(self) -> int:
+        """As many answers are graded at once as there are processes."""
+        return self.workers
+
+    def same(self, a: str, b: str) -> bool:
+        return compare_math(a, b, self.workers, self.seconds).verdict == "right"
 
     @cached_property
     def _shots(self) -> list[tuple[str, str]]:

@@ -53,8 +53,8 @@ class ReasoningGym:
         try:
             value = float(rows.score_answer(answer, rows[int(index)]))
         # Scorers are other people's code that runs on whatever a model wrote.
-        except Exception:
-            return Score(None, "failed", answer)
+        except Exception as error:
+            return Score(None, "failed", answer, f"{type(error).__name__}: {error}")
         value = min(1.0, max(0.0, value))
         return Score(value, "right" if value == 1.0 else "wrong", answer)
 

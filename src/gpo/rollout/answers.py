@@ -1,0 +1,59 @@
+"""What an engine answers, checked before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from typing import Any, get_args
+
+from gpo.errors import EngineError
+from gpo.types import Completion, FinishReason, Request
+
+_MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
+
+
+def check_answers(requests: Sequence[Request], answers: Sequence[Sequence[Completion]], tokenizer: Any) -> None:
+    """Raises: EngineError if the engine has not answered what it was asked."""
+    if len(answers) != len(requests):
+        raise EngineError(f"The engine answered {len(answers)} requests; expected {len(requests)}, in order.")
+    vocabulary = _size(tokenizer)
+    for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        where = f"The engine's answer to request {number}"
+        if len(answer) != request.n:
+            raise EngineError(f"{where} has {len(answer)} completions; expected {request.n}.")
+        for completion in answer:
+            _check(f"{where} has a completion", completion, request, vocabulary)
+
+
+def _check(what: str, completion: Completion, request: Request, vocabulary: int | None) -> None:
+    ids, nats = completion.token_ids, completion.logprobs
+    if len(ids) > request.max_tokens:
+        raise EngineError(f"{what} of {len(ids)} tokens; expected at most {request.max_tokens}.")
+    if completion.finish_reason not in get_args(FinishReason):
+        known = " or ".join(get_args(FinishReason))
+        raise EngineError(f"{what} with finish reason {completion.finish_reason!r}; expected {known}.")
+    if ids and not (min(ids) >= 0 and (vocabulary is None or max(ids) < vocabulary)):
+        below = "no negative one" if vocabulary is None else f"ids from 0 to {vocabulary - 1}"
+        stray = next(token for token in ids if token < 0 or (vocabulary is not None and token >= vocabulary))
+        raise EngineError(
+            f"{what} with token id {stray}; expected {below}. Give the engine the tokenizer that belongs to its model."
+        )
+    if nats is not None:
+        check_logprobs(what, nats, len(ids))
+
+
+def check_logprobs(what: str, nats: Sequence[float], tokens: int) -> None:
+    """Raises: EngineError if these are not the log-probabilities of so many tokens."""
+    if len(nats) != tokens:
+        raise EngineError(f"{what} with {len(nats)} log-probabilities; expected one for each of {tokens} tokens.")
+    wrong = [value for value in nats if isnan(value) or value > _MOST_NATS]
+    if wrong:
+        raise EngineError(f"{what} with log-probability {wrong[0]}; expected nats of at most 0.")
+
+
+def _size(tokenizer: Any) -> int | None:
+    """Tokens in the vocabulary; None if the tokenizer does not say."""
+    try:
+        return len(tokenizer)
+    except TypeError:
+        return None
