@@ -168,3 +168,13 @@ def test_bad_input_says_what_is_wrong() -> None:
         paired_difference([[1.0]], [])
     with pytest.raises(DataError, match="k=3 of n=2"):
         pass_at_k(1, 2, 3)
+
+
+def test_nine_of_nine_is_exact_and_has_a_width() -> None:
+    for right in (0.0, 1.0):
+        interval = bootstrap_mean([[right] * 4] * 9)
+        assert (interval.by, interval.estimate) == ("exact", right)
+        assert near(interval, right, *((0.0, exact(0, 9).upper) if right == 0 else (exact(9, 9).lower, 1.0)))
+    assert bootstrap_mean([[1.0], [0.0], [1.0]]).by == "bootstrap"
+    assert paired_difference([[1.0]] * 9, [[1.0]] * 9).by == "exact"
+    assert [f(9, 9).by for f in (wilson, exact, jeffreys)] == ["wilson", "exact", "jeffreys"]

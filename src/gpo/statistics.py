@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isnan, nan, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special, stats
@@ -18,6 +18,7 @@ from gpo.errors import ConfigError, DataError
 
 Samples = Sequence[Sequence[float | None]]  # (Q, ragged) the scores of each question's samples
 Array = np.ndarray[Any, np.dtype[np.float64]]
+By = Literal["", "wilson", "exact", "jeffreys", "bootstrap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Interval:
     lower: float
     upper: float
     n: int  # independent units behind it: trials, or questions
+    by: By = ""  # the method; "exact" is Clopper-Pearson's, also of a bootstrap whose questions are all alike
 
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.lower:.3f}, {self.upper:.3f}] (n={self.n})"
@@ -39,7 +41,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     if n == 0:
         return Interval(nan, nan, nan, 0)
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(successes / n, float(interval.low), float(interval.high), n)
+    return Interval(successes / n, float(interval.low), float(interval.high), n, "wilson")
 
 
 def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
@@ -56,7 +58,7 @@ def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
     low, high = floor(successes + 1e-9), ceil(successes - 1e-9)
     lower = special.betaincinv(low, n - low + 1, tail) if low > 0 else 0.0
     upper = special.betaincinv(high + 1, n - high, 1 - tail) if high < n else 1.0
-    return Interval(successes / n, float(lower), float(upper), n)
+    return Interval(successes / n, float(lower), float(upper), n, "exact")
 
 
 def jeffreys(successes: float, n: int, confidence: float = 0.95) -> Interval:
@@ -68,7 +70,7 @@ def jeffreys(successes: float, n: int, confidence: float = 0.95) -> Interval:
     a, b = successes + 0.5, n - successes + 0.5
     lower = special.betaincinv(a, b, tail) if successes > 0 else 0.0
     upper = special.betaincinv(a, b, 1 - tail) if successes < n else 1.0
-    return Interval(successes / n, float(lower), float(upper), n)
+    return Interval(successes / n, float(lower), float(upper), n, "jeffreys")
 
 
 def bootstrap_mean(samples: Samples, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -79,8 +81,8 @@ def bootstrap_mean(samples: Samples, confidence: float = 0.95, resamples: int = 
     of freedom. Source: Efron 1987 (BCa); Hesterberg 2015 (arXiv 1411.5279), who expands the percentile
     interval in this way; BCa is expanded here.
 
-    Degenerate case: if all questions have the same mean, resampling shows nothing; the interval then allows a share of
-    other questions as large as the exact upper bound of 0 in n.
+    Degenerate case: if all questions have the same mean, as in 9 of 9, resampling shows nothing and its interval would
+    have no width; it is exact (Clopper-Pearson) then: a share of other questions as large as the upper bound of 0 in n.
     """
     means = _question_means(samples)
     return _bootstrap(means[~np.isnan(means)], confidence, resamples, seed, (0.0, 1.0))
@@ -117,8 +119,9 @@ def pass_at_k(right: int, n: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, draws: int = 1000, seed: int = 0) -> float:
     """Probability that the most frequent answer of k samples is right, estimated from n >= k samples of one question.
 
-    All right answers are one answer, however they are written; a sample without an answer has no vote. Answers that tie
-    share the vote. k = n is exact; below, `draws` subsets of k samples are drawn.
+    All right answers are one answer, however they are written; wrong ones are told apart as texts, so that those which
+    say the same must be written the same. A sample without an answer has no vote. Answers that tie share the vote.
+    k = n is exact; below, `draws` subsets of k samples are drawn.
     """
     _check_k(len(answers), k)
     labels = [0 if good else answer for answer, good in zip(answers, right, strict=True)]
@@ -148,7 +151,7 @@ def _bootstrap(values: Array, confidence: float, resamples: int, seed: int, limi
     mean = float(values.mean())
     if np.ptp(values) == 0:
         share = exact(0, n, confidence).upper
-        return Interval(mean, mean + share * (limits[0] - mean), mean + share * (limits[1] - mean), n)
+        return Interval(mean, mean + share * (limits[0] - mean), mean + share * (limits[1] - mean), n, "exact")
     tail = special.ndtr(sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
     statistic: Callable[..., Any] = np.mean
     result = stats.bootstrap(
@@ -161,7 +164,7 @@ def _bootstrap(values: Array, confidence: float, resamples: int, seed: int, limi
         method="BCa",
         rng=np.random.default_rng(seed),
     )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), n)
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), n, "bootstrap")
 
 
 def _check(successes: float, n: int, confidence: float) -> None:

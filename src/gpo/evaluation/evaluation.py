@@ -166,7 +166,7 @@ class Evaluation:
         with locked(self.files.path):
             problems = self.problems()
             answers = {name: self._answers(name, problems) for name in self.config.models}
-            board = score_models(answers, problems)
+            board = score_models(answers, problems, self.task)
             write_json(self.files.results, board)
             write_text(self.files.path / "table.md", markdown(board))
         return board
