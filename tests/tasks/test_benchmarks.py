@@ -23,7 +23,9 @@ def data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_published_verdicts_on_gsm8k_are_reproduced() -> None:
     task = gpo.make("task", "gsm8k")
     problems = {problem.question: problem for problem in task.problems("test")}
-    rows = [json.loads(line) for line in (DATA / "gsm8k" / "model_solutions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (DATA / "gsm8k" / "model_solutions.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     verdicts = [
         (task.score(problems[row["question"]], solution["solution"]).right, solution["is_correct"])
         for row in rows
@@ -56,3 +58,12 @@ def test_mmlu_options_are_graded_by_letter() -> None:
         assert task.score(problem, f"The answer is ({problem.answer.strip('()')}).").right
         other = "A" if "A" not in problem.answer else "B"
         assert task.score(problem, f"The answer is ({other}).").verdict == "wrong"
+
+
+@needs_data
+def test_a_question_with_a_line_separator_is_one_row() -> None:
+    task = gpo.make("task", "gsm8k")
+    problems = task.problems("train")
+    assert len(problems) + len(task.problems("dev")) == 7473
+    assert [p.id for p in problems if "\u2028" in p.question + p.metadata["solution"]] == ["gsm8k/train/2381"]
+    assert problems[2381].question in task.prompt(problems[2381])[-1]["content"]

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from gpo.errors import DataError
+from gpo.tasks import network
 from gpo.tasks.data import Hub, load_rows, read_rows, worked_examples
+
+
+@pytest.fixture(autouse=True)
+def hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "answers", lambda url: True)
+
 
 ROWS = [{"question": "1 + 1?", "answer": "2"}, {"question": "Größe?", "answer": "3"}]
 
@@ -113,3 +120,18 @@ def test_worked_examples_are_read_once_from_their_file(tmp_path: Path) -> None:
     path.write_text('{"question": "1?", "response": "One.\\n#### 1"}\n')
     assert worked_examples(str(path)) == (("1?", "One.\n#### 1"),)
     assert worked_examples(None) == ()
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\f", "\v", "\x1c", "\r"])
+def test_a_line_of_a_file_ends_at_a_newline_only(tmp_path: Path, mark: str) -> None:
+    rows = [{"question": f"1{mark}+ 1?", "answer": "2"}, {"question": "3?", "answer": "3"}]
+    for end in ("\n", "\r\n"):
+        text = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (tmp_path / "a.jsonl").write_bytes(text.encode())
+        assert [dict(row.fields) for row in read_rows(tmp_path / "a.jsonl")] == rows
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "ok \\ud83d"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: column 'question' has half of a character, '\\ud83d' at 3"):
+        read_rows(tmp_path / "a.jsonl")[0].text("question")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo.errors import ConfigError, DataError
+from gpo.tasks import network
 from gpo.types import Message, Split
 
 
@@ -43,7 +45,14 @@ class Row:
         value = self.get(name)
         if isinstance(value, (list, dict)) or not str(value).strip():
             raise DataError(f"{self.where}: column {name!r} must be text or a number, got {str(value)[:80]!r}.")
-        return str(value)
+        text = str(value)
+        stray = re.search("[\ud800-\udfff]", text)
+        if stray:
+            raise DataError(
+                f"{self.where}: column {name!r} has half of a character, {stray[0]!r} at {stray.start()}, which no "
+                "file can hold. Remove it or write the whole character."
+            )
+        return text
 
     def texts(self, name: str) -> list[str]:
         """A column that holds a list.
@@ -70,17 +79,17 @@ class Hub:
     config: str | None = None
 
     def rows(self) -> list[Row]:
-        """Raises: DataError if the hub cannot be reached or does not have it."""
+        """Raises: DataError if the hub does not have it, or does not answer and its local cache has no copy."""
         from datasets import load_dataset
 
-        try:
-            table = load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
-        # datasets, huggingface_hub, requests, httpx and pyarrow all raise their own errors here.
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise DataError(
-                f"Cannot load {self.repo} (split {self.split!r}) from the hub: {type(error).__name__}: {reason}"
-            ) from error
+        with network.hub() as unreachable:
+            try:
+                table = load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
+            # datasets, huggingface_hub, requests, httpx and pyarrow all raise their own errors here.
+            except Exception as error:
+                said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+                reason = f"{unreachable}, and there is no copy in the local cache" if unreachable else said
+                raise DataError(f"Cannot load {self.repo} (split {self.split!r}) from the hub: {reason}") from error
         return [Row(f"{self.repo} {self.split}, row {i}", row) for i, row in enumerate(table)]
 
 
@@ -151,7 +160,7 @@ def _row(where: str, value: object) -> Row:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
