@@ -131,10 +131,6 @@ class ChainEngine:
     def repeatable(self) -> bool:
         return True
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        return frozenset((EOS,))
-
     def generate(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
     ) -> list[list[Completion]]:
