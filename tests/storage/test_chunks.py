@@ -1,16 +1,17 @@
+import errno
 import json
 import math
-import subprocess
-import sys
+import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import DataError
 from gpo.storage.chunks import Chunks
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.files import locked, read_json, replacing, write_json, write_rows, write_text
 from gpo.types import Completion, Group, Score, Start, StepScores, Trajectory
 
 START = Start("p1", (1, 2), (3,), "parent")
@@ -100,6 +101,8 @@ def test_a_kill_at_any_byte_keeps_the_finished_chunks_and_no_more(tmp_path: Path
         b'{"n": 2}\n',
         b'{"chunk": 1, "left": 0, "n": "x"}\n',
         b'{"chunk": 5, "left": 0, "n": 2}\n',
+        b'{"chunk": 1, "left": -1, "n": 2}\n',
+        b"[" * 100_000 + b"\n",
     ],
 )
 def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path, line: bytes) -> None:
@@ -111,60 +114,125 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path, line: bytes)
         Chunks(path, Row).read()
 
 
-def fail_half_way(path: Path) -> None:
-    with replacing(path) as partial:
-        partial.write_text("half")
-        raise OSError("disk full")
-
-
-def test_whole_files_are_replaced_or_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "results.json"
-    write_json(path, {"accuracy": math.nan})
-    assert read_json(path) == {"accuracy": None}
-    with pytest.raises(OSError, match="disk full"):
-        fail_half_way(path)
-    assert read_json(path) == {"accuracy": None}
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    write_rows(path, [Row(1), {"n": 2}])
-    assert path.read_text() == '{"n": 1}\n{"n": 2}\n'
-
-
-def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    for name in ("old", "new"):
-        with replacing(path) as partial:
-            partial.mkdir()
-            (partial / name).write_text(name)
-    assert [file.name for file in path.iterdir()] == ["new"]
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json cannot be read as JSON"):
-        read_json(tmp_path / "config.json")
-    with pytest.raises(DataError, match=r"none\.json cannot be read"):
-        read_json(tmp_path / "none.json")
-
-
-def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    script = (
-        f"from gpo.storage.files import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
-    )
-    with locked(tmp_path):
-        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert other.returncode == 1
-        assert "Another process works in" in other.stderr
-    with locked(tmp_path):
-        pass
-
-
 def test_unstorable_values_are_refused() -> None:
     with pytest.raises(TypeError, match="A set cannot be stored"):
         to_json({"a": {1}})
 
 
-def test_the_lock_error_is_a_config_error(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(ConfigError), locked(tmp_path):
-        pass
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_row_that_is_lost_inside_a_chunk_is_missed(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    Chunks(path, Row).append([Row(n) for n in range(4)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:{lost + 1}: left is .*a row is missing.*Delete this line"):
+        Chunks(path, Row).read()
+
+
+def test_a_row_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    Chunks(path, Row).append([Row(n) for n in range(3)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], *lines[1:]]))
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: left is 1, expected 0"):
+        Chunks(path, Row).read()
+
+
+def count_parses(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """How often each file is parsed from now on."""
+    counts: Counter[Path] = Counter()
+    parse = Chunks._parse
+
+    def counted(chunks: Chunks[Row]) -> Iterator[tuple[list[Row], int]]:
+        counts[chunks.path] += 1
+        return parse(chunks)
+
+    monkeypatch.setattr(Chunks, "_parse", counted)
+    return counts
+
+
+def test_a_file_is_parsed_once_however_often_it_is_read_and_appended_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_parses(monkeypatch)
+    rows = Chunks(tmp_path / "rows.jsonl", Row)
+    for n in range(3):
+        rows.append([Row(n)])
+        assert rows.read() == [Row(k) for k in range(n + 1)]
+    assert counts[rows.path] == 1
+
+
+def test_what_a_caller_does_with_the_rows_that_it_read_is_its_own(tmp_path: Path) -> None:
+    rows = Chunks(tmp_path / "rows.jsonl", Row)
+    rows.append([Row(1)])
+    found = rows.read()
+    found.append(Row(2))
+    next(iter(rows.chunks())).clear()
+    assert rows.read() == [Row(1)]
+
+
+def test_a_file_that_somebody_else_changes_is_parsed_again(tmp_path: Path) -> None:
+    rows, other = (Chunks(tmp_path / "rows.jsonl", Row) for _ in range(2))
+    assert rows.read() == []
+    other.append([Row(1)])
+    assert rows.read() == [Row(1)]
+    rows.append([Row(2)])
+    other.append([Row(3)])
+    assert rows.read() == other.read() == Chunks(rows.path, Row).read() == [Row(1), Row(2), Row(3)]
+
+
+def test_what_was_appended_is_as_another_process_reads_it(tmp_path: Path) -> None:
+    rows = Chunks(tmp_path / "rows.jsonl", StepScores)
+    rows.append([replace(SCORES, values=(0.5, math.inf, 1.0))])
+    assert math.isnan(rows.read()[0].values[1])
+
+
+SEPARATORS = "a\u2028b\u2029c\x85d\x0ce\x0bf\x1cg\rh"
+
+
+def test_only_a_line_feed_ends_a_row(tmp_path: Path) -> None:
+    group = replace(GROUP, trajectories=(replace(TRAJECTORY, completion=Completion((4,), SEPARATORS, "stop")),))
+    rows = Chunks(tmp_path / "rows.jsonl", Group)
+    rows.append([group, group])
+    assert Chunks(rows.path, Group).read() == [group, group]
+
+
+def test_half_of_a_surrogate_pair_is_written_and_read_back(tmp_path: Path) -> None:
+    group = replace(GROUP, trajectories=(replace(TRAJECTORY, completion=Completion((4,), "x\ud83d é", "stop")),))
+    rows = Chunks(tmp_path / "rows.jsonl", Group)
+    rows.append([group])
+    assert Chunks(rows.path, Group).read() == [group]
+    assert "x\\ud83d é" in rows.path.read_text(encoding="utf-8")
+
+
+def test_nothing_is_appended_through_a_symbolic_link(tmp_path: Path) -> None:
+    target = tmp_path / "letters.txt"
+    target.write_text("dear")
+    for content in ("dear", ""):
+        target.write_text(content)
+        link = tmp_path / "rows.jsonl"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(DataError, match=r"rows\.jsonl(:1: not a row| is a symbolic link)"):
+            Chunks(link, Row).append([Row(1)])
+        assert target.read_text() == content
+
+
+def test_a_chunk_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Chunks(tmp_path / "rows.jsonl", Row)
+    rows.append([Row(1)])
+    kept, write = rows.path.read_bytes(), os.write
+    room = iter([10])
+
+    def nearly_full(descriptor: int, content: memoryview) -> int:
+        for size in room:
+            return write(descriptor, content[:size])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", nearly_full)
+        with pytest.raises(DataError, match=r"rows\.jsonl cannot be written: No space left.*Make room"):
+            rows.append([Row(2)])
+    assert rows.path.read_bytes() == kept
+    rows.append([Row(2)])
+    assert Chunks(rows.path, Row).read() == rows.read() == [Row(1), Row(2)]

@@ -1,4 +1,9 @@
-"""JSON lines of dataclasses, appended in chunks, so that a kill at any moment loses nothing finished."""
+"""JSON lines of dataclasses, appended in chunks, so that a kill at any moment loses nothing finished.
+
+A *chunk* is the unit of work that is made and kept as a whole. Each row carries `chunk`, its chunk's number, and
+`left`, how many rows of that chunk follow it; a chunk counts once its row with `left` 0 is there. What a kill leaves of
+an unfinished chunk is not read, and is cut before the next one is appended.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +14,49 @@ from pathlib import Path
 from typing import Generic
 
 from gpo.errors import DataError
-from gpo.storage.codec import T, _plain, from_json, to_json
-from gpo.storage.files import _dumps
+from gpo.storage.codec import T, from_json, plain, to_json
+from gpo.storage.files import append, dump, refuse_link, told
+
+REMAKE = "Delete this line and all after it to have them made again."
 
 
 class Chunks(Generic[T]):
     """An append-only file of rows of one dataclass. It has no length, so that an empty one is not falsy.
 
+    The file is parsed once, and again only if somebody else has changed it.
+
     Raises:
-        DataError: at any reading, when a line is not a row; the message names file and line.
+        DataError: at any reading, when a line is not a row, or a row of a chunk is not there; the message names file
+            and line.
     """
 
     def __init__(self, path: Path, kind: type[T]) -> None:
         self.path = path
         self.kind = kind
-        self._written: int | None = None  # complete chunks, known once something was appended
+        self._chunks: list[list[T]] = []  # complete ones
+        self._end = 0  # bytes of them
+        self._seen: tuple[int, ...] | None = None  # the file when it was parsed or written; None before
 
     def append(self, rows: Sequence[T]) -> None:
-        """Write one chunk durably: after this returns it survives a kill; before, it leaves no trace."""
+        """Write one chunk durably: after this returns it survives a kill; before, it leaves no trace.
+
+        Raises:
+            DataError: the file cannot be written, or is a symbolic link.
+        """
         if not rows:
             raise ValueError("A chunk has at least one row.")
-        if self._written is None:
-            self._written = self._cut()
-        lines = [
-            _dumps({"chunk": self._written, "left": len(rows) - i, **to_json(row)}) for i, row in enumerate(rows, 1)
-        ]
-        with self.path.open("ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._written += 1
+        self._load()
+        refuse_link(self.path)
+        data = [to_json(row) for row in rows]
+        number, last = len(self._chunks), len(rows) - 1
+        lines = [dump({"chunk": number, "left": last - i, **row}) for i, row in enumerate(data)]
+        if self.path.exists():  # cut what an unfinished chunk left
+            with told(self.path):
+                os.truncate(self.path, self._end)
+        append(self.path, b"".join(lines))
+        self._chunks.append([from_json(self.kind, row) for row in data])  # as another process would read them
+        self._end += sum(map(len, lines))
+        self._seen = self._stamp()
 
     def read(self) -> list[T]:
         """The rows of all complete chunks."""
@@ -46,45 +64,58 @@ class Chunks(Generic[T]):
 
     def chunks(self) -> Iterator[list[T]]:
         """The rows of each complete chunk, in order."""
-        for rows, _ in self._scan():
-            yield rows
+        self._load()
+        return (list(chunk) for chunk in self._chunks)
 
-    def _scan(self) -> Iterator[tuple[list[T], int]]:
+    def _load(self) -> None:
+        """Parse the file, unless it is as it was when that was done last."""
+        stamp = self._stamp()
+        if self._seen is None or stamp != self._seen:
+            found = list(self._parse())
+            self._chunks = [rows for rows, _ in found]
+            self._end = found[-1][1] if found else 0
+            self._seen = stamp
+
+    def _stamp(self) -> tuple[int, ...]:
+        """What changes when the file does; () where there is none."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _parse(self) -> Iterator[tuple[list[T], int]]:
         """Each complete chunk with the byte offset of its end."""
         if not self.path.exists():
             return
         rows: list[T] = []
         number = offset = 0
+        expected: int | None = None  # `left` of the next row; None where a chunk begins
         with self.path.open("rb") as file:
             for line_number, line in enumerate(file, 1):
                 offset += len(line)
                 if not line.endswith(b"\n"):
                     return
-                row, chunk, left = self._parse(line, line_number)
+                row, chunk, left = self._parse_line(line, line_number)
                 if chunk != number:
-                    raise DataError(f"{self.path}:{line_number}: chunk {chunk} where {number} was expected.{_REMAKE}")
+                    self._complain(line_number, f"chunk {chunk} where {number} was expected")
+                if left < 0 or left != (left if expected is None else expected):
+                    self._complain(line_number, f"left is {left}, expected {max(0, expected or 0)}: a row is missing")
                 rows.append(row)
+                expected = left - 1
                 if left == 0:
                     yield rows, offset
-                    rows, number = [], number + 1
+                    rows, number, expected = [], number + 1, None
 
-    def _parse(self, line: bytes, line_number: int) -> tuple[T, int, int]:
+    def _parse_line(self, line: bytes, line_number: int) -> tuple[T, int, int]:
         try:
-            data = _plain(json.loads(line), "The line", dict)
-            chunk, left = (_plain(data.pop(key, None), key, int) for key in ("chunk", "left"))
+            data = plain(json.loads(line), "The line", dict)
+            chunk, left = (plain(data.pop(key, None), key, int) for key in ("chunk", "left"))
             return from_json(self.kind, data), chunk, left
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{self.path}:{line_number}: not a row of {self.kind.__name__}: {error}{_REMAKE}"
+                f"{self.path}:{line_number}: not a row of {self.kind.__name__}: {error} {REMAKE}"
             ) from error
 
-    def _cut(self) -> int:
-        """Cut what an unfinished chunk left; the number of complete chunks."""
-        ends = [end for _, end in self._scan()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            os.truncate(self.path, ends[-1] if ends else 0)
-        return len(ends)
-
-
-_REMAKE = " Delete this line and all after it to have them made again."
+    def _complain(self, line_number: int, what: str) -> None:
+        raise DataError(f"{self.path}:{line_number}: {what}. {REMAKE}")

@@ -48,13 +48,13 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
     if kind is float:
-        return math.nan if data is None else float(_plain(data, where, int, float))
+        return math.nan if data is None else float(plain(data, where, int, float))
     if kind is Path:
-        return Path(_plain(data, where, str))
+        return Path(plain(data, where, str))
     if kind is Any:
         return data
     if get_origin(kind) is None:
-        return _plain(data, where, kind)
+        return plain(data, where, kind)
     return _decode_generic(get_origin(kind), get_args(kind), data, where)
 
 
@@ -68,9 +68,9 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
     if origin is tuple:
         item = arguments[0]
         if item is int:  # token ids, the bulk of every file, are not looked at one by one
-            return tuple(_plain(data, where, list))
-        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(_plain(data, where, list)))
-    return _plain(data, where, dict if issubclass(origin, Mapping) else origin)
+            return tuple(plain(data, where, list))
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(plain(data, where, list)))
+    return plain(data, where, dict if issubclass(origin, Mapping) else origin)
 
 
 def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -85,7 +85,7 @@ def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     hints, required = _fields(kind)
-    data = _plain(data, where, dict)
+    data = plain(data, where, dict)
     if missing := required - data.keys():
         raise DataError(f"{where} lacks {', '.join(sorted(missing))}.")
     if extra := data.keys() - hints.keys():
@@ -101,7 +101,12 @@ def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
     return {field.name: hints[field.name] for field in fields(kind)}, required
 
 
-def _plain(data: Any, where: str, *kinds: type) -> Any:
+def plain(data: Any, where: str, *kinds: type) -> Any:
+    """The value, if it is of one of these types; True and False are no numbers.
+
+    Raises:
+        DataError: it is not.
+    """
     if not isinstance(data, kinds) or (isinstance(data, bool) and bool not in kinds):
         raise DataError(f"{where} is {_short(data)}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
     return data

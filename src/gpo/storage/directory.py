@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gpo.errors import ConfigError, DataError
-from gpo.storage.chunks import Chunks
-from gpo.storage.codec import from_json, to_json
-from gpo.storage.files import read_json, write_rows
-from gpo.types import Group, Problem, Split, StepScores
+from gpo.storage.chunks import REMAKE, Chunks
+from gpo.storage.codec import T, from_json, to_json
+from gpo.storage.files import append_row, lines_of, read_json, whole_rows, write_rows
+from gpo.types import Group, Problem, Split, StepScores, Trajectory
 
 BASE = "base"  # the model before training, as an evaluated model beside the arms
 
@@ -34,34 +34,36 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run.
+    """The files of one run. One object parses each of them once.
 
     Every reader raises DataError, naming file and line, for content that it cannot use.
     """
 
     path: Path
+    _files: dict[Path, Chunks[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _problems: dict[Split, list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def rollouts(self) -> Chunks[Group]:
-        return Chunks(self.path / "rollouts.jsonl", Group)
+        return self._chunks(self.path / "rollouts.jsonl", Group)
 
     def fresh(self, arm: str, number: int) -> Chunks[Group]:
         """What an arm begins a round with: rollouts from the questions. Those of the first round are of all arms."""
-        return self.rollouts if number == 1 else Chunks(self.arm(arm, number) / "rollouts.jsonl", Group)
+        return self.rollouts if number == 1 else self._chunks(self.arm(arm, number) / "rollouts.jsonl", Group)
 
     def scores(self, arm: str, number: int = 1) -> Chunks[StepScores]:
-        return Chunks(self.arm(arm, number) / "scores.jsonl", StepScores)
+        return self._chunks(self.arm(arm, number) / "scores.jsonl", StepScores)
 
     def resets(self, arm: str, number: int = 1) -> Chunks[Group]:
-        return Chunks(self.arm(arm, number) / "resets.jsonl", Group)
+        return self._chunks(self.arm(arm, number) / "resets.jsonl", Group)
 
     def more(self, arm: str, number: int = 1) -> Chunks[Group]:
         """Rollouts from the questions beside the resets, where these do not take all that is left."""
-        return Chunks(self.arm(arm, number) / "more.jsonl", Group)
+        return self._chunks(self.arm(arm, number) / "more.jsonl", Group)
 
     def evaluation(self, name: str) -> Chunks[Group]:
         """Answers to the test questions by the model of an arm, or by `base`."""
-        return Chunks(self.path / "evaluation" / f"{name}.jsonl", Group)
+        return self._chunks(self.path / "evaluation" / f"{name}.jsonl", Group)
 
     def arm(self, arm: str, number: int = 1) -> Path:
         """The folder of an arm, which is that of its first round, or of a later round."""
@@ -131,32 +133,51 @@ class RunDirectory:
         config.pop("gpo", None)  # the version that made it, which may differ
         return config
 
+    def searched(self, arm: str, number: int = 1) -> list[tuple[Trajectory, StepScores]]:
+        """What an arm has searched in a round, each result with its trajectory.
+
+        Raises:
+            DataError: a result is of no trajectory of the round, or of one with another number of steps.
+        """
+        first, scores = self.fresh(arm, number), self.scores(arm, number)
+        known = {trajectory.id: trajectory for group in first.read() for trajectory in group.trajectories}
+        found = []
+        for line, score in enumerate(scores.read(), 1):
+            trajectory = known.get(score.trajectory_id)
+            if trajectory is None:
+                what = f"trajectory {score.trajectory_id!r} is not in {first.path}"
+                raise DataError(f"{scores.path}:{line}: {what}. {REMAKE}")
+            steps, boundaries = len(trajectory.step_ends), len(score.values)
+            if boundaries != steps + 1 or len(score.advantages) != steps:
+                what = f"{boundaries} values for trajectory {trajectory.id!r}, which has {steps} steps"
+                raise DataError(f"{scores.path}:{line}: {what}. {REMAKE}")
+            found.append((trajectory, score))
+        return found
+
     def problems(self, split: Split) -> list[Problem] | None:
         """The problems that were chosen for this run; None before they are."""
         file = self.path / "problems.jsonl"
-        if not file.exists():
-            return None
-        problems = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                data = json.loads(line)
-                if data.pop("split") == split:
-                    problems.append(from_json(Problem, data))
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise DataError(f"{file}:{number}: not a problem with its split: {error}") from error
-        return problems
+        if not self._problems and file.exists():
+            for number, line in enumerate(lines_of(file), 1):
+                try:
+                    data = json.loads(line)
+                    self._problems.setdefault(data.pop("split"), []).append(from_json(Problem, data))
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+                    self._problems.clear()
+                    raise DataError(f"{file}:{number}: not a problem with its split: {error}") from error
+        return list(self._problems.get(split, ())) if file.exists() else None
 
-    def write_problems(self, chosen: dict[Split, list[Problem]]) -> None:
+    def write_problems(self, chosen: Mapping[Split, Sequence[Problem]]) -> None:
         rows = [{"split": split, **to_json(problem)} for split, problems in chosen.items() for problem in problems]
         write_rows(self.path / "problems.jsonl", rows)
+        self._problems.clear()
 
     def log(self, progress: Progress) -> None:
         """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
 
         All other files are so the same in every run.
         """
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **asdict(progress)}) + "\n")
+        append_row(self.path / "events.jsonl", {"time": round(time.time(), 3), **asdict(progress)})
 
     def seconds(self) -> dict[str, float]:
         """Time spent in each stage, over all processes that worked on this run."""
@@ -179,8 +200,46 @@ class RunDirectory:
         seconds = sum(event["seconds"] for event in pieces)
         return sum(event["tokens"] for event in pieces) / seconds if seconds > 0 else None
 
-    def _events(self) -> Iterator[dict[str, Any]]:
-        file = self.path / "events.jsonl"
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-            with suppress(ValueError):  # cut by a kill
-                yield json.loads(line)
+    def _events(self) -> list[dict[str, Any]]:
+        """Those of the lines that tell of a piece of work: times are worth no failure."""
+        return [row for row in whole_rows(self.path / "events.jsonl") if _is_event(row)]
+
+    def _chunks(self, path: Path, kind: type[T]) -> Chunks[T]:
+        return cast(Chunks[T], self._files.setdefault(path, Chunks(path, kind)))
+
+
+def _is_event(row: Mapping[str, Any]) -> bool:
+    numbers = row.get("seconds"), row.get("tokens")
+    return (
+        isinstance(row.get("stage"), str)
+        and (row.get("arm") is None or isinstance(row["arm"], str))
+        and all(isinstance(number, int | float) and isfinite(number) for number in numbers)
+    )
+
+
+def answers_of(file: Chunks[Group], problems: Sequence[Problem], samples: int) -> list[Group]:
+    """The groups of a file that asks each of these problems in turn, as far as it has got.
+
+    A group without trajectories is of a question that left no room to answer.
+
+    Raises:
+        DataError: a question is missing or there twice, is none of the problems, or has another number of samples.
+    """
+    groups = file.read()
+    for line, group in enumerate(groups, 1):
+        found, expected = group.start.problem_id, problems[line - 1].id if line <= len(problems) else None
+        if found != expected:
+            wanted = "no other" if expected is None else repr(expected)
+            what = f"problem {found!r} where {wanted} of problems.jsonl was expected"
+            raise DataError(f"{file.path}:{line}: {what}. {REMAKE}")
+        if len(group.trajectories) not in (0, samples):
+            what = f"{len(group.trajectories)} samples of {found!r}, but config.json says {samples}"
+            raise DataError(f"{file.path}:{line}: {what}. Put config.json back as it was, or delete this file.")
+    return groups
+
+
+def model_name(config: Mapping[str, Any]) -> str:
+    """The model that a run began with, as its configuration names it: the engine's own if it has one."""
+    engine = config.get("engine")
+    own = engine.get("model") if isinstance(engine, Mapping) else None
+    return str(own or config["model"])

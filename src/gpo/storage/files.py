@@ -1,27 +1,47 @@
-"""The run directory: JSON lines of dataclasses, written so that a kill at any moment loses nothing finished.
+"""The one way to write: whole files beside their place and renamed, lines appended, a directory held by one process.
 
-Rows are appended in *chunks*, the unit of work that is made and kept as a whole. Each row carries `chunk`, its
-chunk's number, and `left`, how many rows of that chunk follow it; a chunk counts once its row with `left` 0 is there.
-What a kill leaves of an unfinished chunk is not read, and is cut before the next one is appended.
+Nothing is written through a symbolic link: a run directory may come from somebody else, and its links lead anywhere.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gpo.errors import ConfigError, DataError
 from gpo.storage.codec import to_json
 
+# Folders below a held directory that are written into.
+FOLDERS = (
+    *("arms", "arms/*", "arms/*/rounds", "arms/*/rounds/*", "arms/*/checkpoints"),
+    *("evaluation", "plots", "harness", "harness/*"),
+)
+FULL = "Nothing that was finished is lost. Make room, then give the same command again."
+ADVICE = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EROFS: "The file system is read-only. Choose another directory.",
+    errno.EACCES: "Make it writable for this user, or choose another directory.",
+    errno.EPERM: "Make it writable for this user, or choose another directory.",
+    errno.EEXIST: "A file stands where a folder is needed. Move it away, or choose another directory.",
+    errno.ENOTDIR: "A file stands where a folder is needed. Move it away, or choose another directory.",
+    errno.EISDIR: "A folder stands where a file is needed. Move it away, or choose another directory.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
 
-def _dumps(data: Any, **options: Any) -> str:
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, **options) + "\n"
+
+def dump(data: Any, **options: Any) -> bytes:
+    """JSON in UTF-8 with a newline. Half of a surrogate pair, which UTF-8 has no bytes for, is written as an escape."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, **options) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # such as \ud83d, which is JSON's own way to write it
 
 
 def read_json(path: Path) -> Any:
@@ -32,43 +52,171 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines.
+
+    Raises:
+        DataError: there is no such file, or a line is no object or is cut off; the message names it.
+    """
+    rows = []
+    for number, line in enumerate(lines_of(path), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict) or not line.endswith(b"\n"):
+            raise DataError(f"{path}:{number}: cut off, or no JSON object.")
+        rows.append(row)
+    return rows
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects among the lines of a file that may be damaged or cut by a kill; none if there is no file."""
+    rows = []
+    for line in lines_of(path) if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file of JSON lines is there and whole, so that it need not be made again."""
+    try:
+        read_rows(path)
+    except DataError:
+        return False
+    return True
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file with their ends. Only a line feed ends one: a text may hold other separators, such as U+2028.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return list(file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write a readable JSON file, whole or not at all."""
-    write_text(path, _dumps(to_json(data), indent=2))
+    write_bytes(path, dump(to_json(data), indent=2))
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:
     """Write JSON lines, whole or not at all."""
-    write_text(path, "".join(_dumps(to_json(row)) for row in rows))
+    write_bytes(path, b"".join(dump(to_json(row)) for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well.
+
+    Raises:
+        DataError: it cannot be written there, or `path` is a symbolic link; the message names it.
+    """
     partial = path.with_name(path.name + ".partial")
-    _remove(partial)
-    yield partial
-    for file in [partial, *partial.rglob("*")]:
-        _sync(file)
-    if path.is_dir():
-        _remove(path)
-    partial.replace(path)
-    _sync(path.parent)
+    with told(path):
+        refuse_link(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        try:
+            yield partial
+            for file in [partial, *partial.rglob("*")]:
+                _sync(file)
+            if path.is_dir():
+                _remove(path)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                _remove(partial)
+            raise
+        _sync(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write at the end of a file, durably: all of it, or nothing if that fails.
+
+    Raises:
+        DataError: it cannot be written, or `path` is a symbolic link; the message names it.
+    """
+    with told(path):
+        refuse_link(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        try:
+            size, left = os.fstat(descriptor).st_size, memoryview(content)
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                os.fsync(descriptor)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+        if new:
+            _sync(path.parent)
+
+
+def append_row(path: Path, row: Any) -> None:
+    """Write a JSON line at the end of a file, on a line of its own even where a kill has cut the last one."""
+    with told(path), suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read() not in (b"", b"\n"):
+            append(path, b"\n")
+    append(path, dump(to_json(row)))
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk, or of a place where nothing can be written, into an error of ours.
+
+    Raises:
+        DataError: it names the file, what is the matter and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        named = error.filename is None or str(error.filename).startswith(str(path))
+        other = "" if named else f" ({error.filename})"
+        raise DataError(f"{path} cannot be written: {error.strerror}{other}. {ADVICE[error.errno]}") from error
+
+
+def refuse_link(path: Path) -> None:
+    """Raises: DataError for a symbolic link."""
+    if path.is_symlink():
+        raise DataError(
+            f"{path} is a symbolic link to {os.readlink(path)!r}, and nothing is written through one. "
+            "Remove it, or put the file itself in its place."
+        )
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -88,13 +236,21 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it.
+        DataError: it cannot be written, or a folder in it is a symbolic link.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as file:
+    lock = directory / ".lock"
+    with told(lock):
+        directory.mkdir(parents=True, exist_ok=True)
+        refuse_link(lock)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"Another process works in {directory}. Wait for it to end, or choose another run directory."
             ) from None
+        for pattern in FOLDERS:
+            for folder in directory.glob(pattern):
+                refuse_link(folder)
         yield

@@ -1,0 +1,187 @@
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+import pytest
+
+from gpo.errors import ConfigError, DataError
+from gpo.storage.files import (
+    append,
+    append_row,
+    holds_rows,
+    locked,
+    read_json,
+    read_rows,
+    replacing,
+    whole_rows,
+    write_json,
+    write_rows,
+    write_text,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    n: int
+
+
+def fail_half_way(path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+
+def test_whole_files_are_replaced_or_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "results.json"
+    write_json(path, {"accuracy": nan})
+    assert read_json(path) == {"accuracy": None}
+    with pytest.raises(OSError, match="disk full"):
+        fail_half_way(path)
+    assert read_json(path) == {"accuracy": None}
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    write_rows(path, [Row(1), {"n": 2}])
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n'
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for name in ("old", "new"):
+        with replacing(path) as partial:
+            partial.mkdir()
+            (partial / name).write_text(name)
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json cannot be read as JSON"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(DataError, match=r"none\.json cannot be read"):
+        read_json(tmp_path / "none.json")
+
+
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    script = (
+        f"from gpo.storage.files import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
+    )
+    with locked(tmp_path):
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert "Another process works in" in other.stderr
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_error_is_a_config_error(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(ConfigError), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path, dangling: bool) -> None:
+    target, link = tmp_path / "target", tmp_path / "file.json"
+    if not dangling:
+        target.write_text("kept")
+    link.symlink_to(target)
+    for write in (lambda: write_json(link, {}), lambda: write_rows(link, []), lambda: append_row(link, {})):
+        with pytest.raises(DataError, match=r"file\.json is a symbolic link to .*target.* Remove it"):
+            write()
+    assert link.is_symlink()
+    assert not target.exists() if dangling else target.read_text() == "kept"
+
+
+def test_a_link_in_place_of_the_unfinished_file_is_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "model.partial").symlink_to(kept)
+    with replacing(tmp_path / "model") as partial:
+        partial.mkdir()
+    assert kept.is_dir()
+    assert not (tmp_path / "model").is_symlink()
+    (tmp_path / "link").symlink_to(kept)
+    with pytest.raises(DataError, match="link is a symbolic link"), replacing(tmp_path / "link") as partial:
+        partial.mkdir()
+
+
+@pytest.mark.parametrize("folder", ["arms", "arms/gpo", "arms/gpo/rounds/2", "evaluation", ".lock"])
+def test_a_directory_whose_folders_lead_elsewhere_is_not_worked_in(tmp_path: Path, folder: str) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "run" / folder
+    elsewhere.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(DataError, match=rf"run/{folder} is a symbolic link"), locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "No space left on device.*Nothing that was finished is lost. Make room"),
+        (errno.EROFS, "Read-only file system.*Choose another directory"),
+        (errno.EACCES, "Permission denied.*Make it writable"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    write_text(tmp_path / "table.md", "old")
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(DataError, match=rf"table\.md cannot be written: {message}"):
+        write_text(tmp_path / "table.md", "new")
+    assert (tmp_path / "table.md").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["table.md"]
+
+
+def test_a_device_that_is_full_says_so() -> None:
+    with pytest.raises(DataError, match="/dev/full cannot be written: No space left"):
+        append(Path("/dev/full"), b"x")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "arms").write_text("")
+    for write in (lambda path: write_text(path, ""), lambda path: append_row(path, {})):
+        with pytest.raises(DataError, match=r"rows\.jsonl cannot be written.*A file stands where a folder is needed"):
+            write(tmp_path / "arms" / "rows.jsonl")
+
+
+def test_any_text_can_be_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "half \ud83d é")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "half \\ud83d é"
+    write_json(tmp_path / "x.json", {"text": "half \ud83d\u2028é"})
+    assert read_json(tmp_path / "x.json") == {"text": "half \ud83d\u2028é"}
+
+
+def test_rows_are_told_from_damaged_ones(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    assert not holds_rows(path)
+    assert whole_rows(path) == []
+    rows = [{"text": "a\u2028b\x85c"}, {"text": "\ud83d"}]
+    write_rows(path, rows)
+    assert read_rows(path) == whole_rows(path) == rows
+    assert holds_rows(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:-3], whole + b"[1]\n", b"\xff\n" + whole, whole + b"[" * 100_000):
+        path.write_bytes(damaged)
+        assert not holds_rows(path)
+        assert whole_rows(path)[:1] == rows[:1]
+    with pytest.raises(DataError, match=r"pairs\.jsonl:3: "):
+        read_rows(path)
+
+
+def test_a_row_begins_a_line_of_its_own_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    append_row(path, {"n": 1})
+    with path.open("ab") as file:
+        file.write(b'{"n": ')
+    append_row(path, {"n": 2})
+    append_row(path, {"n": 3})
+    assert whole_rows(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
