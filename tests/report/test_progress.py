@@ -1,8 +1,9 @@
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
-from gpo.report.progress import ProgressDisplay, clock, short
+from gpo.report.progress import ProgressDisplay, clock, rich_table, short
 from gpo.storage.directory import Progress
 
 
@@ -40,3 +41,25 @@ def test_the_rounds_of_an_arm_share_a_bar() -> None:
                 display(Progress("locate", arm, done, 2, "trajectories", 10, 1.0))
     assert [task.description for task in display.bars.tasks] == ["locate gpo 3", "locate plain"]
     assert display.stages["locate", "gpo"].tokens == 20
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_name_of_an_arm_neither_steers_the_terminal_nor_is_markup(terminal: bool) -> None:
+    text = StringIO()
+    with ProgressDisplay(Console(file=text, width=120, force_terminal=terminal)) as display:
+        display(Progress("locate", "[red]x[/red]\x1b]0;owned\x07", 1, 1, "trajectories", 10, 1.0))
+    assert "[red]x[/red]⟨U+001B⟩]0;owned⟨U+0007⟩" in text.getvalue()
+    assert "\x07" not in text.getvalue()
+
+
+def test_a_cell_is_shown_as_it_is() -> None:
+    text = StringIO()
+    console = Console(file=text, width=80, force_terminal=True, color_system=None)
+    console.print(rich_table(["[red]head[/red]", "b"], [["[bold]a[/bold]\x1b[2J", "1.0 [0.5, 1.5]"], ["**all**", "x"]]))
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == [
+        "[red]head[/red]           ┃          b",
+        "━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━",
+        "[bold]a[/bold]⟨U+001B⟩[2J │        1.0",
+        "                          │ [0.5, 1.5]",
+        "all                       │          x",
+    ]

@@ -1,5 +1,7 @@
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.report.clean import clip, html_size, one_line, visible
+from gpo.report.command import write_report
 from gpo.report.kinds import Kinds
 from gpo.report.reading import read_run
+from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_json
 from toy import toy_config
 
 
@@ -47,19 +52,66 @@ def test_without_a_search_the_first_trajectory_of_each_question_is_read(tmp_path
 
 
 def test_steps_that_are_no_lines_are_cut_by_the_runs_tokenizer(tmp_path: Path) -> None:
-    run = Run(
-        tmp_path, toy_config(arms={"gpo": "monte_carlo"}, segmenter=Spec("segmenter", "fixed_tokens", {"size": 3}))
-    )
+    engine, segmenter = Spec("engine", "chain", {"padding": 2}), Spec("segmenter", "fixed_tokens", {"size": 3})
+    run = Run(tmp_path, toy_config(arms={"gpo": "monte_carlo"}, engine=engine, segmenter=segmenter))
     run.locate("gpo")
     item = read_run(run.files).searched[0]
     assert len(item.steps) == len(item.trajectory.step_ends)
     assert "".join(item.steps).startswith(item.trajectory.completion.text)
 
 
+def test_code_that_a_run_names_is_not_run(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path, [Written("q", ["one. two"], [0.5, 0.0])], segmenter="sentence"))
+    write_json(tmp_path / "config.json", run.config() | {"engine": {"name": "os:abort"}, "task": {"name": "os:abort"}})
+    assert read_run(run).searched[0].steps == ("one. two\n(all 1 steps)",)
+
+
 def test_a_trajectory_is_whole_where_its_model_is_gone(tmp_path: Path) -> None:
     run = write_run(tmp_path, [Written("q", ["one. two"], [0.5, 0.0])], segmenter="sentence")
     [item] = read_run(RunDirectory(run)).searched
     assert item.steps == ("one. two\n(all 1 steps)",)
+
+
+def test_the_hub_is_not_asked_for_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked: list[object] = []
+
+    def connect(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    run = RunDirectory(write_run(tmp_path, [Written("q", ["one. two"], [0.5, 0.0])], segmenter="sentence"))
+    write_json(tmp_path / "config.json", run.config() | {"model": "some-body/some-model"})
+    [item] = read_run(run).searched
+    assert item.steps == ("one. two\n(all 1 steps)",)
+    with pytest.raises(
+        DataError, match="'some-body/some-model', which cuts responses into steps, is not on this machine"
+    ):
+        StepTexts(run).tokenizer  # noqa: B018
+    assert asked == []
+
+
+def test_every_separator_of_lines_gets_through_to_the_page(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\x85d\x0ce"
+    run = write_run(
+        tmp_path, [Written(odd, [odd, "x"], [0.5, 0.25, 0.0], 0, task=odd, search={0: [(odd, "right")]})], True
+    )
+    item = read_run(RunDirectory(run)).searched[0]
+    assert item.problem.question == odd
+    assert item.steps == (odd, "x")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "a⟨U+2028⟩b⟨U+2029⟩c⟨U+0085⟩d⟨U+000C⟩e" in page
+    assert not set("\u2028\u2029\x85\x0c") & set(page)
+
+
+def test_a_search_of_another_trajectory_is_refused(tmp_path: Path) -> None:
+    files = RunDirectory(write_run(tmp_path, [Written("q", ["a"], [0.5, 0.0], 0)]))
+    files.scores("gpo").append([replace(files.scores("gpo").read()[0], trajectory_id="gone")])
+    with pytest.raises(DataError, match=r"scores\.jsonl:2: trajectory 'gone' is not in .*rollouts\.jsonl"):
+        read_run(files)
 
 
 def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -117,7 +169,9 @@ def test_reading_a_run_loads_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import gpo.report.command
+from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_json
 from gpo.report.reading import read_run
 assert read_run(RunDirectory(Path({str(run)!r}))).searched
 assert not {{"torch", "transformers"}} & sys.modules.keys()

@@ -72,8 +72,9 @@ def write_run(
         if resets:
             files.resets(arm, number).append(resets)
     if evaluated:
-        files.evaluation("base").append(groups)
-        files.evaluation("gpo").append(groups)
+        answers = [Group(group.start, (group.trajectories * 2)[:2]) for group in groups]
+        files.evaluation("base").append(answers)
+        files.evaluation("gpo").append(answers)
     return path
 
 

@@ -19,9 +19,10 @@ from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
 from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
-from gpo.report.results import Results, accuracy_rows, origin, token_rows
+from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, token_rows
 from gpo.report.show import Shown, level_lengths, show, signed
 from gpo.statistics import Interval
+from gpo.storage.directory import model_name
 
 ROWS = 80  # of each table of kinds, over all searches of the page
 QUESTIONS_SHOWN = 40  # of the comparisons, over all of them
@@ -80,6 +81,7 @@ def render(
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         style=Markup(style),
         origin=origin(results),
+        intervals=INTERVALS,
         facts=_facts(readings),
         accuracy=accuracy_rows(results) if results.models else None,
         tokens=token_rows(results),
@@ -134,7 +136,7 @@ def _facts(readings: Sequence[Reading]) -> list[tuple[str, str]]:
     reading = min(readings, key=lambda reading: reading.number)
     config = reading.config
     arms = ", ".join(f"{name} ({arm['name']})" for name, arm in config["arms"].items())
-    facts = [("model", config["model"]), ("task", config["task"]["name"]), ("arms", arms)]
+    facts = [("model", model_name(config)), ("task", config["task"]["name"]), ("arms", arms)]
     for name, label in (("method", "trained with"), ("segmenter", "steps by")):
         if name in config:
             facts.append((label, config[name]["name"]))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from matplotlib.figure import Figure
 from gpo.report.results import STAGES, ModelResults, Results
 from gpo.report.texts import text_lines
 from gpo.storage.directory import BASE, RunDirectory
-from gpo.storage.files import replacing
+from gpo.storage.files import replacing, whole_rows
 from gpo.types import StepScores, Trajectory
 
 COLORS = ("#7F7F7F", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito
@@ -152,21 +150,12 @@ def budget_figure(results: Results) -> Figure:
 
 def training_curves(files: RunDirectory) -> tuple[str, dict[str, list[float]]] | None:
     """The reward that training reported at each step, by arm, and its name; None if there is none."""
-    rows = {arm: read_rows(files.arm(arm) / "training.jsonl") for arm in files.arms()}
+    rows = {arm: whole_rows(files.arm(arm) / "training.jsonl") for arm in files.arms()}
     for name in REWARDS:
         curves = {arm: [float(row[name]) for row in found if _number(row.get(name))] for arm, found in rows.items()}
         if curves := {arm: values for arm, values in curves.items() if values}:
             return name, curves
     return None
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; none if there is no file."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with suppress(ValueError):  # cut by a kill
-            rows.append(json.loads(line))
-    return rows
 
 
 def _number(value: Any) -> bool:
@@ -193,10 +182,10 @@ def round_curves(files: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     curves = {}
     for arm in files.arms():
         spent, points = 0, []
-        for row in read_rows(files.arm(arm) / "rounds.jsonl"):
-            if row.get("accuracy") is not None:
+        for row in whole_rows(files.arm(arm) / "rounds.jsonl"):
+            if _number(row.get("accuracy")):
                 points.append((spent, float(row["accuracy"])))
-            spent += sum(row["tokens"].values())
+            spent += sum(tokens for tokens in row.get("tokens", {}).values() if _number(tokens))
         if len(points) > 1:
             curves[arm] = points
     return curves
@@ -218,17 +207,14 @@ def rounds_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
 
 def choose_curves(files: RunDirectory) -> list[tuple[Trajectory, StepScores]]:
     """The searched trajectories with the largest advantage at the critical step, each of another problem."""
-    trajectories = {t.id: t for group in files.rollouts.read() for t in group.trajectories}
     searched = [
-        score
+        (trajectory, score)
         for arm in files.arms()
-        for score in files.scores(arm).read()
-        if score.tokens and score.critical_step is not None and score.trajectory_id in trajectories
+        for trajectory, score in files.searched(arm)
+        if score.tokens and score.critical_step is not None
     ]
-    searched.sort(key=lambda score: -_gain(score))
     by_problem: dict[str, tuple[Trajectory, StepScores]] = {}
-    for score in searched:
-        trajectory = trajectories[score.trajectory_id]
+    for trajectory, score in sorted(searched, key=lambda pair: -_gain(pair[1])):
         by_problem.setdefault(trajectory.start.problem_id, (trajectory, score))
     return list(by_problem.values())[:PANELS]
 

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
-from gpo.report.results import Results, accuracy_rows, origin, token_rows
+from gpo.report.clean import one_line, visible
+from gpo.report.results import INTERVALS, NAME, Results, accuracy_rows, not_trained, origin, token_rows
 from gpo.storage.directory import Progress
 
 PLAIN_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
@@ -39,9 +41,9 @@ class ProgressDisplay:
         self.console = console
         self.stages: dict[tuple[str, str], _Stage] = {}
         self.bars = Bars(
-            TextColumn("{task.description:<17}"),
+            TextColumn("{task.description:<17}", markup=False),
             BarColumn(bar_width=16),
-            TextColumn("{task.fields[amount]:>20}"),
+            TextColumn("{task.fields[amount]:>20}", markup=False),
             TextColumn("{task.fields[speed]:>11}"),
             TextColumn("{task.fields[left]:>9}"),
             console=console,
@@ -59,7 +61,7 @@ class ProgressDisplay:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        name = progress.stage if progress.arm is None else f"{progress.stage} {progress.arm}"
+        name = one_line(progress.stage if progress.arm is None else f"{progress.stage} {progress.arm}", NAME)
         key = progress.stage, (progress.arm or "").partition(" ")[0]  # an arm's rounds ("gpo 2") share a bar
         stage = self.stages.get(key)
         if stage is None or stage.name != name:
@@ -75,7 +77,7 @@ class ProgressDisplay:
         if not self.console.is_terminal:
             if amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
                 stage.printed, stage.finished = now, amount if done >= total else ""
-                self.console.print(f"{name}: {amount} {speed} {left}".rstrip(), highlight=False)
+                self.console.print(f"{name}: {amount} {speed} {left}".rstrip(), highlight=False, markup=False)
             return
         if stage.bar is None:
             stage.bar = self.bars.add_task(name, amount=amount, speed=speed, left=left)
@@ -100,22 +102,25 @@ def clock(seconds: float) -> str:
 def print_results(console: Console, results: Results) -> None:
     """The tables of a run; cells are broken so that four models fit in 80 columns."""
     console.print()
-    console.print(origin(results), highlight=False)
+    console.print(origin(results), highlight=False, markup=False)
     if results.models:
         console.print(rich_table(*accuracy_rows(results)))
-        console.print("Intervals: 95%, by bootstrap over questions.", style="dim", highlight=False)
+        console.print(INTERVALS, style="dim", highlight=False, markup=False)
+    for arm in results.arms:
+        if arm.untrained and not results.models:
+            console.print(f"{one_line(arm.name, NAME)}: {not_trained(arm)}", highlight=False, markup=False)
     header, rows = token_rows(results)
     console.print(rich_table(header[:7], [row[:7] for row in rows]))
     console.print(rich_table(["", *header[7:]], [[row[0], *row[7:]] for row in rows if any(row[7:])]))
 
 
 def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose intervals stand below their estimates."""
+    """A table whose intervals stand below their estimates. What steers a terminal is spelled out."""
     table = Table(show_edge=False, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
+        table.add_column(Text(visible(name)), justify="right" if i else "left", overflow="fold")
     for row in rows:
         bold = row[0].startswith("**")
         cells = [row[0].strip("*").replace("_", " "), *(cell.replace(" [", "\n[") for cell in row[1:])]
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells), style="bold" if bold else None)
+        table.add_row(*(Text(visible(cell)) for cell in cells), style="bold" if bold else None)
     return table

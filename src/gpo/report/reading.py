@@ -14,7 +14,7 @@ from gpo.errors import ConfigError, DataError, GPOError
 from gpo.report.texts import StepTexts, text_lines
 from gpo.statistics import Interval, exact
 from gpo.storage.directory import RunDirectory
-from gpo.types import Group, Problem, StepScores, Trajectory
+from gpo.types import Group, Problem, StartKey, StepScores, Trajectory
 
 Block = tuple[int, int]  # two boundaries between which no value is known
 
@@ -116,19 +116,17 @@ def read_searches(files: RunDirectory, arm: str | None = None, number: int | Non
         ConfigError, DataError: as `read_run`.
     """
     reader, found = Reader(files), False
-    for name, each, scores in searches(files, arm, number):
+    for name, each in searches(files, arm, number):
         found = True
-        yield reader.searched(name, each, scores)
+        yield reader.searched(name, each)
     if not found:
         if number is not None and number != 1:
             raise ConfigError(f"{files.path} has no search in round {number}.")
         yield reader.unsearched()
 
 
-def searches(
-    files: RunDirectory, arm: str | None = None, number: int | None = None
-) -> Iterator[tuple[str, int, list[StepScores]]]:
-    """Arm, round and scores of searches that have values: of `gpo` before other arms, of later rounds before earlier.
+def searches(files: RunDirectory, arm: str | None = None, number: int | None = None) -> Iterator[tuple[str, int]]:
+    """Arm and round of searches that have values: of `gpo` before other arms, of later rounds before earlier.
 
     Raises:
         ConfigError: the run has no such arm.
@@ -140,7 +138,7 @@ def searches(
         for each in reversed(files.rounds(name)) if number is None else [number]:
             scores = files.scores(name, each).read()
             if any(not isnan(value) for score in scores for value in score.values[:-1]):
-                yield name, each, scores
+                yield name, each
 
 
 @dataclass(frozen=True)
@@ -149,18 +147,13 @@ class Reader:
 
     files: RunDirectory
 
-    def searched(self, arm: str, number: int, scores: Sequence[StepScores]) -> Reading:
+    def searched(self, arm: str, number: int) -> Reading:
         first = self.rollouts if number == 1 else self._known(self.files.fresh(arm, number).read())
         fresh = self.resets if number == 1 else rollouts_by_start(self.files.resets(arm, number).read())
-        trajectories = {t.id: t for group in first for t in group.trajectories}
         items = []
-        for score in scores:
-            if score.trajectory_id not in trajectories:
-                path = self.files.path
-                raise DataError(f"{path}: searched trajectory {score.trajectory_id!r} is not in rollouts.jsonl.")
-            trajectory = trajectories[score.trajectory_id]
+        for trajectory, score in self.files.searched(arm, number):
             own = rollouts_by_start(score.rollouts)
-            starts = [trajectory.prefix(k).token_ids for k in range(len(trajectory.boundaries))]
+            starts = [trajectory.prefix(k).key for k in range(len(trajectory.boundaries))]
             items.append(
                 Searched(
                     self.problems[trajectory.start.problem_id],
@@ -195,7 +188,7 @@ class Reader:
         return self._known(self.files.rollouts.read())
 
     @cached_property
-    def resets(self) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:
+    def resets(self) -> dict[StartKey, tuple[Trajectory, ...]]:
         """Those of all arms in the first round, which are rollouts from prefixes of the same trajectories."""
         return rollouts_by_start(group for arm in self.files.arms() for group in self.files.resets(arm).read())
 
@@ -208,10 +201,10 @@ class Reader:
         return groups
 
 
-def rollouts_by_start(groups: Iterable[Group]) -> dict[tuple[int, ...], tuple[Trajectory, ...]]:
-    found: dict[tuple[int, ...], list[Trajectory]] = defaultdict(list)
+def rollouts_by_start(groups: Iterable[Group]) -> dict[StartKey, tuple[Trajectory, ...]]:
+    found: dict[StartKey, list[Trajectory]] = defaultdict(list)
     for group in groups:
-        found[group.start.token_ids].extend(group.trajectories)
+        found[group.start.key].extend(group.trajectories)
     return {start: tuple(trajectories) for start, trajectories in found.items()}
 
 
@@ -235,7 +228,7 @@ class Texts:
         cutter = StepTexts(self.files)
         try:
             cutter.tokenizer  # noqa: B018
-        except (GPOError, OSError, ValueError, ImportError):  # a model that is not here any more
+        except GPOError:  # a model that is not here any more
             return whole_text
         return cutter
 

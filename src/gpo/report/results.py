@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from gpo.errors import DataError
 from gpo.experiment.budget import subtask
+from gpo.report.clean import one_line
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
-from gpo.storage.directory import BASE, RunDirectory
-from gpo.storage.files import write_json, write_text
+from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
+from gpo.storage.files import lines_of, read_json, write_json, write_text
 from gpo.types import Group, Verdict, tokens_of
 
 STAGES = ("rollout", "locate", "reset")
 SOURCES = {"bbh": "real BBH questions", "generated": "generated, not real ones: no data folder and no hub was found"}
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "ungradable", "failed")
+NAME = 80  # characters of a name in a table
+INTERVALS = (
+    "Intervals are 95%, by bootstrap over questions; Wilson's where all questions came out alike. "
+    "They cover the choice of questions and the sampling of answers, not the training: another seed may differ by more."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelResults:
-    """One evaluated model. Intervals are 95%, by bootstrap over questions."""
+    """One evaluated model. Accuracy is the share of right samples; one whose grade failed is left out."""
 
     name: str
     overall: Interval
+    mean_score: Interval | None  # None where every score is 0 or 1, so that it is the accuracy
     subtasks: dict[str, Interval]
     against: dict[str, Interval]  # accuracy minus that of another model on the same questions
     verdicts: dict[str, int]  # of all samples
@@ -42,6 +49,8 @@ class ArmResults:
     critical: int  # of them with a critical step
     reset_starts: int
     pairs: int | None  # None before they are built
+    untrained: tuple[int, ...]  # rounds whose update found nothing to learn
+    rounds: int  # begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +67,30 @@ class Results:
 
 
 def summarize(files: RunDirectory) -> Results:
-    """Compute the results of what a run directory holds so far."""
+    """Compute the results of what a run directory holds so far. Models are compared on what all of them were asked.
+
+    Raises:
+        DataError: a file cannot be used, or its rows do not fit those of another.
+    """
     config = files.config()
-    arms = list(config["arms"])
+    arms, samples = list(config["arms"]), config["test_samples"]
     first = files.rollouts.read()
-    evaluated = {name: groups for name in (BASE, *arms) if (groups := files.evaluation(name).read())}
-    problems = {problem.id: problem for problem in files.problems("test") or ()}
-    questions = min((len(groups) for groups in evaluated.values()), default=0)
-    evaluated = {name: groups[:questions] for name, groups in evaluated.items()}
+    problems = files.problems("test") or []
+    answered = {name: answers_of(files.evaluation(name), problems, samples) for name in (BASE, *arms)}
+    questions = min((len(groups) for groups in answered.values() if groups), default=0)
+    evaluated = {name: groups[:questions] for name, groups in answered.items() if groups}
     subtasks: dict[str, list[int]] = {}
-    for i, group in enumerate(next(iter(evaluated.values()), [])):
-        if group.start.problem_id not in problems:
-            raise DataError(f"{files.path}: evaluated problem {group.start.problem_id!r} is not in problems.jsonl.")
-        subtasks.setdefault(subtask(problems[group.start.problem_id]), []).append(i)
+    for i, problem in enumerate(problems[:questions]):
+        subtasks.setdefault(subtask(problem), []).append(i)
     references = [name for name in (BASE, arms[0]) if name in evaluated]
-    sources = {str(problem.metadata.get("source", "")) for problem in problems.values()}
+    sources = {str(problem.metadata.get("source", "")) for problem in problems}
     budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)
     return Results(
         task=config["task"]["name"],
-        model=config["model"],
+        model=model_name(config),
         test_questions="; ".join(SOURCES.get(source, source) for source in sorted(sources - {""})),
         questions=questions,
-        samples=config["test_samples"],
+        samples=samples,
         arms=tuple(_arm(files, arm, config["arms"][arm]["name"], first, budget) for arm in arms),
         models=tuple(
             _model(name, groups, subtasks, {other: evaluated[other] for other in references if other != name})
@@ -90,45 +101,52 @@ def summarize(files: RunDirectory) -> Results:
 
 def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], budget: int) -> ArmResults:
     numbers = files.rounds(arm)
-    scores = [files.scores(arm, number).read() for number in numbers]
+    searched = [score for number in numbers for _, score in files.searched(arm, number)]
     resets = [files.resets(arm, number).read() for number in numbers]
     asked = sum(tokens_of(files.fresh(arm, number).read()) for number in numbers if number > 1)
     asked += sum(tokens_of(files.more(arm, number).read()) for number in numbers)
-    spent = (
-        tokens_of(first) + asked,
-        sum(score.tokens for found in scores for score in found),
-        sum(map(tokens_of, resets)),
-    )
-    pairs = [path.read_text(encoding="utf-8") for n in numbers if (path := files.pairs(arm, n)).exists()]
+    spent = (tokens_of(first) + asked, sum(score.tokens for score in searched), sum(map(tokens_of, resets)))
+    pairs = [len(lines_of(path)) for number in numbers if (path := files.pairs(arm, number)).exists()]
+    trained = [(number, files.arm(arm, number) / "training.json") for number in numbers]
     return ArmResults(
         name=arm,
         estimator=estimator,
         tokens=dict(zip(STAGES, spent, strict=True)),
         budget=budget,
-        located=sum(map(len, scores)),
-        critical=sum(score.critical_step is not None for found in scores for score in found),
-        reset_starts=sum(len({group.start.token_ids for group in groups}) for groups in resets),
-        pairs=sum(len(text.splitlines()) for text in pairs) if pairs else None,
+        located=len(searched),
+        critical=sum(score.critical_step is not None for score in searched),
+        reset_starts=sum(len({group.start.key for group in groups}) for groups in resets),
+        pairs=sum(pairs) if pairs else None,
+        untrained=tuple(number for number, path in trained if path.exists() and _skipped(read_json(path))),
+        rounds=len(numbers),
     )
+
+
+def _skipped(metrics: Any) -> bool:
+    return isinstance(metrics, Mapping) and bool(metrics.get("skipped"))
 
 
 def _model(
     name: str, groups: Sequence[Group], subtasks: dict[str, list[int]], others: dict[str, list[Group]]
 ) -> ModelResults:
-    scores = _scores(groups)
-    verdicts = [trajectory.score.verdict for group in groups for trajectory in group.trajectories]
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    verdicts = [trajectory.score.verdict for trajectory in trajectories]
+    partial = any(trajectory.score.value not in (0, 1, None) for trajectory in trajectories)
+    right = _right(groups)
     return ModelResults(
         name=name,
-        overall=bootstrap_mean(scores),
-        subtasks={task: bootstrap_mean([scores[i] for i in rows]) for task, rows in subtasks.items() if task},
-        against={other: paired_difference(_scores(theirs), scores) for other, theirs in others.items()},
+        overall=bootstrap_mean(right),
+        mean_score=bootstrap_mean([[t.score.value for t in g.trajectories] for g in groups]) if partial else None,
+        subtasks={task: bootstrap_mean([right[i] for i in rows]) for task, rows in subtasks.items() if task},
+        against={other: paired_difference(_right(theirs), right) for other, theirs in others.items()},
         verdicts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
         tokens=tokens_of(groups),
     )
 
 
-def _scores(groups: Sequence[Group]) -> list[list[float | None]]:
-    return [[trajectory.score.value for trajectory in group.trajectories] for group in groups]
+def _right(groups: Sequence[Group]) -> list[list[float | None]]:
+    """1, 0 or None (failed) for each sample of each question."""
+    return [[None if t.score.verdict == "failed" else float(t.score.right) for t in g.trajectories] for g in groups]
 
 
 def write_results(files: RunDirectory, results: Results) -> None:
@@ -147,16 +165,30 @@ def percent(interval: Interval, signed: bool = False) -> str:
 
 
 def accuracy_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the accuracy table: a line for each sub-task, then all, then the differences."""
-    header = ["accuracy in %", *(model.name for model in results.models)]
-    names = list(results.models[0].subtasks) if results.models else []
-    rows = [[name, *(percent(model.subtasks[name]) for model in results.models)] for name in names]
-    rows.append(["**all questions**", *(percent(model.overall) for model in results.models)])
-    compared = {other for model in results.models for other in model.against}
-    for other in [model.name for model in results.models if model.name in compared]:
-        cells = [percent(m.against[other], signed=True) if other in m.against else "" for m in results.models]
-        rows.append([f"minus {other}, paired", *cells])
+    """Header and rows of the accuracy table: a line for each sub-task, then all, the differences, and what is odd."""
+    models = results.models
+    header = ["accuracy in %", *(one_line(model.name, NAME) for model in models)]
+    names = list(models[0].subtasks) if models else []
+    rows = [[one_line(name, NAME), *(percent(model.subtasks[name]) for model in models)] for name in names]
+    rows.append(["**all questions**", *(percent(model.overall) for model in models)])
+    compared = {other for model in models for other in model.against}
+    for other in [model.name for model in models if model.name in compared]:
+        cells = [percent(m.against[other], signed=True) if other in m.against else "" for m in models]
+        rows.append([f"minus {one_line(other, NAME)}, paired", *cells])
+    if any(model.mean_score for model in models):
+        rows.append(["mean score", *("" if m.mean_score is None else percent(m.mean_score) for m in models)])
+    trained = {arm.name: not_trained(arm) for arm in results.arms if arm.untrained}
+    if trained.keys() & {model.name for model in models}:
+        rows.append(["training", *(trained.get(model.name, "") for model in models)])
     return header, rows
+
+
+def not_trained(arm: ArmResults) -> str:
+    """Such as "not trained: no usable pair"; "" for a model that every round has trained."""
+    if not arm.untrained:
+        return ""
+    rounds = f" in rounds {', '.join(map(str, arm.untrained))} of {arm.rounds}" if arm.rounds > 1 else ""
+    return f"not trained{rounds}: {'equal rewards' if arm.pairs is None else 'no usable pair'}"
 
 
 def token_rows(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -171,7 +203,7 @@ def token_rows(results: Results) -> tuple[list[str], list[list[str]]]:
         share = f"{spent / arm.budget:.1%}" if arm.budget else "-"
         tokens = [f"{arm.tokens[stage]:,}" for stage in STAGES]
         sampled = [*tokens, f"{spent:,}", share, evaluation.get(arm.name, "-")]
-        rows.append([f"{arm.name} ({arm.estimator})", *sampled, *map(str, counts)])
+        rows.append([one_line(f"{arm.name} ({arm.estimator})", NAME), *sampled, *map(str, counts)])
     if BASE in evaluation:
         rows.append([BASE, *[""] * 5, evaluation[BASE], *[""] * 4])
     return header, rows
@@ -179,21 +211,22 @@ def token_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def origin(results: Results) -> str:
     """One sentence on what was asked of whom."""
-    source = f" ({results.test_questions})" if results.test_questions else ""
+    source = f" ({one_line(results.test_questions, 300)})" if results.test_questions else ""
+    model, task = one_line(results.model, 300), one_line(results.task, NAME)
     return (
-        f"Model {results.model} on task {results.task}: {results.questions} test questions{source}, "
+        f"Model {model} on task {task}: {results.questions} test questions{source}, "
         f"{results.samples} samples each at the run's temperature."
     )
 
 
 def markdown(results: Results) -> str:
     """The tables of a run."""
-    parts = ["# Results", "", origin(results), "Intervals are 95%, by bootstrap over questions.", ""]
+    parts = ["# Results", "", origin(results), INTERVALS, ""]
     for header, rows in (accuracy_rows(results), token_rows(results)):
         lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-        parts += ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+        parts += ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines] + [""]
     counts = [
-        f"- {model.name}: {', '.join(f'{count} {verdict}' for verdict, count in model.verdicts.items())}"
+        f"- {one_line(model.name, NAME)}: " + ", ".join(f"{n} {verdict}" for verdict, n in model.verdicts.items())
         for model in results.models
     ]
     return "\n".join([*parts, "Verdicts on all samples:", "", *counts, ""])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from gpo.config.components import Spec
-from gpo.config.options import resolve
+from gpo.config.components import setting_types
+from gpo.config.options import spec_from_options
 from gpo.config.presets import model_path
+from gpo.config.registry import ENGINES
+from gpo.errors import DataError
 from gpo.rollout.segmenters import pieces
-from gpo.storage.directory import RunDirectory
+from gpo.storage.directory import RunDirectory, model_name
 from gpo.types import Trajectory
 
 
@@ -23,15 +26,29 @@ class StepTexts:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Raises: ConfigError if this is no run directory, OSError if its model has no tokenizer any more."""
-        config = resolve({}, self.files.config())
-        engine = config.engine
-        if isinstance(engine, Spec) and engine.name != "hf":
-            return engine.make(model=model_path(config.model)).tokenizer
+        """That of the run's model, if it is on this machine: the hub is not asked, and no code that a run names is run.
+
+        Raises:
+            ConfigError: this is no run directory.
+            DataError: the tokenizer is not here.
+        """
+        config = self.files.config()
+        engine = config.get("engine")
+        engine = engine if isinstance(engine, Mapping) else {"name": engine or "hf"}
+        if engine["name"] != "hf" and engine["name"] in ENGINES:
+            spec = spec_from_options("engine", "engine", engine, {})
+            if "model" not in setting_types(spec.component_class()):
+                return spec.make().tokenizer
         from transformers import AutoTokenizer
 
-        own = engine.settings.get("model") if isinstance(engine, Spec) else None
-        return AutoTokenizer.from_pretrained(own or model_path(config.model))
+        name = engine.get("tokenizer") or model_path(model_name(config))
+        try:
+            return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(
+                f"{self.files.path}: the tokenizer of {str(name)!r}, which cuts responses into steps, is not on this "
+                "machine. Put the model where it was when the run sampled, or into the cache of the hub."
+            ) from error
 
     def __call__(self, trajectory: Trajectory) -> tuple[str, ...]:
         """(K,) the text of each step; joined they are the response, special tokens left out."""
