@@ -8,6 +8,8 @@ import pytest
 from written_run import NAN, Written, write_run
 
 from gpo.report.command import write_report
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import write_json
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202egnorw"
 LONG = "x" * 1_000_000
@@ -172,6 +174,23 @@ def test_a_phone_does_not_scroll_sideways(opened: Any, report: Path, view: str) 
     opened.goto(f"{report.as_uri()}#{view}")
     opened.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
     assert opened.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize(
+    "arms", [("plain", "random", "gpo"), ("gpo", "plain_without_resets", "random_boundary", "thorough")]
+)
+def test_on_a_phone_the_accuracy_of_the_search_is_in_view(page: Any, tmp_path: Path, arms: tuple[str, ...]) -> None:
+    rows = [Written("q", ["a", "b"], [0.5, 0.5, 0.0], 0, "right", ["wrong"], task="tracking_shuffled_objects")] * 3
+    files = RunDirectory(write_run(tmp_path, rows, True))
+    write_json(tmp_path / "config.json", files.config() | {"arms": {arm: {"name": "adaptive"} for arm in arms}})
+    for arm in set(arms) - {"gpo"}:
+        files.evaluation(arm).append(files.evaluation("base").read())
+    page.set_viewport_size({"width": 320, "height": 800})
+    page.goto(write_report(tmp_path).as_uri())
+    boxes = [cell.bounding_box() for cell in page.locator("table.accuracy .own").all()]
+    assert len(boxes) == 5  # header, the task, all questions, and two differences
+    assert all(box["x"] > 60 and box["x"] + box["width"] <= 320 for box in boxes)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
 def test_without_scripts_everything_is_there(browser: Any, report: Path) -> None:
