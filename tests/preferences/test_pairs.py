@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
 from gpo.preferences.pairs import build_pairs, read_pairs, to_row, write_pairs
-from gpo.types import Completion, FinishReason, Group, Pair, Score, Start, StepScores, Trajectory, Verdict
+from gpo.types import Completion, FinishReason, Group, Pair, PairSettings, Score, Start, StepScores, Trajectory, Verdict
 
 EOS = 9
 
@@ -70,7 +70,7 @@ def test_failed_grades_and_empty_completions_are_left_out() -> None:
 @pytest.mark.parametrize(("truncated", "expected"), [("rejected", 1), ("excluded", 0)])
 def test_truncated_completions_are_rejected_or_excluded(truncated: str, expected: int) -> None:
     rows = group("p", (), ((3, EOS), "right"), ((4, 4), "ungradable"))
-    pairs = build_pairs([rows], Letters(), truncated=truncated)  # type: ignore[arg-type]
+    pairs = build_pairs([rows], Letters(), settings=PairSettings(truncated=truncated))  # type: ignore[arg-type]
     assert len(pairs) == expected
     assert all(EOS not in pair.rejected_ids for pair in pairs)
 
@@ -104,14 +104,14 @@ def test_limits_per_start_per_problem_and_in_all() -> None:
         return group(problem, (prefix,), *right, *[((4, i, EOS), "wrong") for i in range(3)])  # type: ignore[arg-type]
 
     groups = [rows(problem, prefix) for problem in "pqr" for prefix in (2, 3)]
-    assert len(build_pairs(groups, Letters(), pairs_per_start=9, pairs_per_problem=None)) == 3 * 2 * 5
-    capped = build_pairs(groups, Letters(), pairs_per_start=4, pairs_per_problem=3)
+    assert len(build_pairs(groups, Letters(), settings=PairSettings(per_start=9, per_problem=None))) == 3 * 2 * 5
+    capped = build_pairs(groups, Letters(), settings=PairSettings(per_start=4, per_problem=3))
     assert Counter(pair.problem_id for pair in capped) == {"p": 3, "q": 3, "r": 3}
     assert {pair.prefix_ids for pair in capped if pair.problem_id == "p"} == {(2,), (3,)}
-    cut = build_pairs(groups, Letters(), max_pairs=7)
+    cut = build_pairs(groups, Letters(), settings=PairSettings(most=7))
     assert sorted(Counter(pair.problem_id for pair in cut).values()) == [2, 2, 3]
-    with pytest.raises(ConfigError, match="pairs_per_start must be at least 1, got 0"):
-        build_pairs(groups, Letters(), pairs_per_start=0)
+    with pytest.raises(ConfigError, match="per_start must be at least 1, got 0"):
+        build_pairs(groups, Letters(), settings=PairSettings(per_start=0))
 
 
 def test_the_critical_start_of_a_problem_comes_first_and_provenance_says_so() -> None:
@@ -156,8 +156,8 @@ def test_every_pair_is_one_right_and_one_wrong_of_its_start(
 ) -> None:
     groups = [group("p", (8,) * i, *rows) for i, rows in enumerate(starts)]
     verdicts = {trajectory.id: trajectory.score.verdict for g in groups for trajectory in g.trajectories}
-    pairs = build_pairs(groups, Letters(), seed=seed, pairs_per_start=3)
-    assert pairs == build_pairs(groups, Letters(), seed=seed, pairs_per_start=3)
+    pairs = build_pairs(groups, Letters(), seed=seed, settings=PairSettings(per_start=3))
+    assert pairs == build_pairs(groups, Letters(), seed=seed, settings=PairSettings(per_start=3))
     assert len(set(ids_of(pairs))) == len(pairs)
     for pair in pairs:
         assert verdicts[pair.provenance["chosen_id"]] == "right"

@@ -12,47 +12,58 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from gpo.errors import ConfigError, DataError
-from gpo.types import Completion, Group, Pair, PrefixIn, Start, StepScores, Tokenizer, Trajectory, Truncated
+from gpo.errors import ConfigError, DataError, unknown
+from gpo.storage.files import write_text
+from gpo.types import (
+    Completion,
+    Group,
+    Pair,
+    PairSettings,
+    PrefixIn,
+    Start,
+    StartKey,
+    StepScores,
+    Tokenizer,
+    Trajectory,
+    Truncated,
+)
+
+DEFAULT = PairSettings()
 
 
 def build_pairs(
     groups: Iterable[Group],
     tokenizer: Tokenizer,
     *,
+    settings: PairSettings = DEFAULT,
     scores: Iterable[StepScores] = (),
-    pairs_per_start: int = 16,
-    pairs_per_problem: int | None = 16,
-    max_pairs: int | None = None,
-    truncated: Truncated = "rejected",
+    stop_ids: frozenset[int] | None = None,
     reuse: bool = True,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> list[Pair]:
     """Pairs from every start that has both a right and a wrong continuation; an empty list if no start has.
 
-    Groups of equal prompt and prefix are one start, whoever sampled them. Continuations are distinct in token ids.
+    Groups of the same start are one, whoever sampled them. Continuations are distinct in token ids.
     A grade that failed is left out. A completion that ran out of tokens is never chosen, and it is rejected
     or left out (`truncated`). The choice depends on `seed` and the starts only. Pairs come in turns: one of each
     problem, then a second of each, so that a cut keeps the balance and siblings are rarely neighbours.
 
     Args:
+        settings: how many, and of what; each continuation of a start is used about equally often.
         scores: estimates of the parents; they put critical starts first within a problem and go to the provenance.
-        pairs_per_start: at most this many; each continuation is used about equally often.
-        pairs_per_problem: at most this many, taken in turns from the problem's starts. None: no cap.
-        max_pairs: at most this many in all. None: no cap.
+        stop_ids: tokens that end a response, as the engine has them; None: the tokenizer's end of sequence.
         reuse: a trajectory from an earlier start that passes through a later one continues that one too.
         provenance: what every pair shall say of its origin (model, estimator, seeds), as JSON values.
 
     Raises:
-        ConfigError: a limit below 1.
+        ConfigError: settings that cannot be used.
     """
-    limits = {"pairs_per_start": pairs_per_start, "pairs_per_problem": pairs_per_problem, "max_pairs": max_pairs}
-    for name, limit in limits.items():
-        if limit is not None and limit < 1:
-            raise ConfigError(f"{name} must be at least 1, got {limit}.")
+    check_settings(settings)
+    if stop_ids is None:
+        stop_ids = frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
     groups = list(groups)
     parents = {trajectory.id: trajectory for group in groups for trajectory in group.trajectories}
     by_parent = {score.trajectory_id: score for score in scores}
@@ -60,7 +71,7 @@ def build_pairs(
     for start, trajectories in _by_start(groups, reuse):
         origin = {**_origin(start, parents, by_parent), **(provenance or {})}
         pairs = _pairs_of_start(
-            start, trajectories, tokenizer, limit=pairs_per_start, truncated=truncated, seed=seed, origin=origin
+            start, trajectories, tokenizer, settings=settings, stop_ids=stop_ids, seed=seed, origin=origin
         )
         if pairs:
             critical = origin["boundary"] is not None and origin["boundary"] == origin["reset_boundary"]
@@ -69,22 +80,32 @@ def build_pairs(
     for problem_id, starts in by_problem.items():
         Random(f"{seed}/{problem_id}").shuffle(starts)
         starts.sort(key=lambda start: not start[0])
-        chosen.append(list(_in_turns([pairs for _, pairs in starts]))[:pairs_per_problem])
-    return list(_in_turns(chosen))[:max_pairs]
+        chosen.append(list(_in_turns([pairs for _, pairs in starts]))[: settings.per_problem])
+    return list(_in_turns(chosen))[: settings.most]
+
+
+def check_settings(settings: PairSettings) -> None:
+    """Raises: ConfigError for a limit below 1 or an unknown choice."""
+    for name in ("per_start", "per_problem", "most"):
+        if (limit := getattr(settings, name)) is not None and limit < 1:
+            raise ConfigError(f"{name} must be at least 1, got {limit}.")
+    for name, choices in (("truncated", get_args(Truncated)), ("prefix_in", get_args(PrefixIn))):
+        if (choice := getattr(settings, name)) not in choices:
+            raise unknown(name, choice, choices)
 
 
 def _by_start(groups: Sequence[Group], reuse: bool) -> Iterator[tuple[Start, list[Trajectory]]]:
     """Each distinct start with the trajectories that continue it, re-cut so that their completions begin there."""
-    starts: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Start] = {}
+    starts: dict[StartKey, Start] = {}
     by_prompt: dict[tuple[str, tuple[int, ...]], list[Trajectory]] = {}
     for group in groups:
         start = group.start
-        starts.setdefault((start.problem_id, start.prompt_ids, start.prefix_ids), start)
+        starts.setdefault(start.key, start)
         by_prompt.setdefault((start.problem_id, start.prompt_ids), []).extend(group.trajectories)
-    for (problem_id, prompt_ids, prefix_ids), start in starts.items():
-        size = len(prefix_ids)
+    for start in starts.values():
+        prefix_ids, size = start.prefix_ids, len(start.prefix_ids)
         found = []
-        for trajectory in by_prompt[problem_id, prompt_ids]:
+        for trajectory in by_prompt[start.problem_id, start.prompt_ids]:
             own = trajectory.start.prefix_ids
             passes = reuse and len(own) < size and trajectory.response_ids[:size] == prefix_ids
             if own == prefix_ids or passes:
@@ -115,15 +136,15 @@ def _pairs_of_start(
     trajectories: Iterable[Trajectory],
     tokenizer: Tokenizer,
     *,
-    limit: int,
-    truncated: Truncated,
+    settings: PairSettings,
+    stop_ids: frozenset[int],
     seed: int,
     origin: Mapping[str, Any],
 ) -> list[Pair]:
     right: dict[tuple[int, ...], str] = {}
     wrong: dict[tuple[int, ...], str] = {}
     for trajectory in trajectories:
-        side = _side(trajectory.score.verdict, trajectory.completion, truncated)
+        side = _side(trajectory.score.verdict, trajectory.completion, settings.truncated)
         ids = trajectory.response_ids[len(start.prefix_ids) :]
         if side and ids:
             (right if side == "right" else wrong).setdefault(ids, trajectory.id)
@@ -134,11 +155,11 @@ def _pairs_of_start(
     random.shuffle(chosen)
     random.shuffle(rejected)
     before = start.token_ids
-    texts = {ids: _text(tokenizer, before, _without_eos(ids, tokenizer)) for ids in (*chosen, *rejected)}
+    texts = {ids: _text(tokenizer, before, _without_end(ids, stop_ids)) for ids in (*chosen, *rejected)}
     prompt = tokenizer.decode(start.prompt_ids, skip_special_tokens=False)
     prefix = _text(tokenizer, start.prompt_ids, start.prefix_ids)
     pairs = []
-    for i in range(min(limit, max(len(chosen), len(rejected)))):
+    for i in range(min(settings.per_start, max(len(chosen), len(rejected)))):
         good, bad = chosen[i % len(chosen)], rejected[i % len(rejected)]
         pairs.append(
             Pair(
@@ -166,8 +187,8 @@ def _side(verdict: str, completion: Completion, truncated: Truncated) -> Literal
     return "right" if verdict == "right" else "wrong"
 
 
-def _without_eos(ids: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+def _without_end(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[int, ...]:
+    return ids[:-1] if ids and ids[-1] in stop_ids else ids
 
 
 def _text(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -209,12 +230,15 @@ def from_row(row: Mapping[str, Any]) -> Pair:
     Raises:
         KeyError, TypeError: the row has not the fields of `to_row`.
     """
+    for name in ("problem_id", "prompt", "prefix", "chosen", "rejected", "prefix_in"):
+        if not isinstance(row[name], str):
+            raise TypeError(f"{name} is no text")
     pair = Pair(
         problem_id=row["problem_id"],
-        prompt_ids=tuple(row["prompt_ids"]),
-        prefix_ids=tuple(row["prefix_ids"]),
-        chosen_ids=tuple(row["chosen_ids"]),
-        rejected_ids=tuple(row["rejected_ids"]),
+        prompt_ids=_token_ids(row["prompt_ids"]),
+        prefix_ids=_token_ids(row["prefix_ids"]),
+        chosen_ids=_token_ids(row["chosen_ids"]),
+        rejected_ids=_token_ids(row["rejected_ids"]),
         prompt=row["prompt"],
         prefix=row["prefix"],
         chosen=row["chosen"],
@@ -226,14 +250,15 @@ def from_row(row: Mapping[str, Any]) -> Pair:
     return replace(pair, chosen=pair.chosen.removeprefix(pair.prefix), rejected=pair.rejected.removeprefix(pair.prefix))
 
 
+def _token_ids(given: list[int]) -> tuple[int, ...]:
+    if not isinstance(given, list) or not all(type(token) is int and token >= 0 for token in given):
+        raise TypeError("token ids are a list of numbers")
+    return tuple(given)
+
+
 def write_pairs(pairs: Iterable[Pair], path: Path, prefix_in: PrefixIn = "prompt") -> None:
     """Write JSON lines, one pair a line; the file is there in whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(to_row(pair, prefix_in), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8"
-    )
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(to_row(pair, prefix_in), ensure_ascii=False) + "\n" for pair in pairs))
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -244,12 +269,12 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     if not path.is_file():
         raise DataError(f"No pairs at {path}. Build them first.")
+    *lines, rest = path.read_bytes().split(b"\n")
     pairs = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                pairs.append(from_row(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                message = f"{path}, line {number}: not a preference pair ({error!r}). Build the pairs again."
-                raise DataError(message) from error
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            pairs.append(from_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{path}, line {number}: not a preference pair ({error!r}). Build the pairs again."
+            raise DataError(message) from error
     return pairs
