@@ -42,7 +42,7 @@ def main() -> None:
             if not path.exists():
                 shutil.rmtree(options.out / "work", ignore_errors=True)
                 method = gpo.make("method", name, model="reasoner", learning_rate=float(rate))
-                metrics = method.update_pairs(pairs)
+                metrics = method.update(pairs)
                 method.save(path)
                 (options.out / f"{name}-{rate}.json").write_text(json.dumps(metrics))
             models[path.name] = str(path)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.storage.files import replacing
 from gpo.toy import CHOICE_A, ChainEngine, ChainTask
-from gpo.types import Group, Message, ModelRef, Problem, Score, Split
+from gpo.types import Group, Message, ModelRef, Problem, RoundContext, Score, Split
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,29 @@ class ToyTask(ChainTask):
 class ToyMethod:
     """Makes a choice more probable the more often right trajectories made it at its decision."""
 
-    strength: float = 3.0
-    model: Any = None  # a directory that `save` wrote goes on from there
-    processes: Any = None
-    on_step: Any = None
-    counts: Counter[tuple[str, int, int]] = field(default_factory=Counter, init=False)
+    trains_on: ClassVar[Literal["groups"]] = "groups"
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+    strength: float = 3.0
+    model: Any = None  # a directory that `save` wrote; None: that of the round, if it is one
+    counts: Counter[tuple[str, int, int]] = field(default_factory=Counter, init=False)
+    began_with: Any = field(default=None, init=False)
+
+    def update(self, groups: Sequence[Group], context: RoundContext = RoundContext()) -> dict[str, float]:  # noqa: B008
+        self.began_with = self.model or (context.model and context.model.source)
         for group in groups:
             for trajectory in group.trajectories:
                 if trajectory.score.right:
                     choices = [token - CHOICE_A for token in trajectory.response_ids if token >= CHOICE_A]
                     self.counts.update((group.start.problem_id, k, choice) for k, choice in enumerate(choices))
-        if self.on_step is not None:
-            self.on_step({"step": 1, "steps": 1})
+        if context.on_step is not None:
+            context.on_step({"step": 1, "steps": 1})
         return {"steps": 1.0, "counted": float(self.counts.total())}
 
     def save(self, path: Path) -> None:
         processes, engine = [], ChainEngine()
-        if self.model is not None and (Path(self.model) / "chain.json").exists():
-            engine.load(ModelRef(self.model, "toy"))
+        source = self.began_with
+        if isinstance(source, str | Path) and (Path(source) / "chain.json").exists():
+            engine.load(ModelRef(str(source), "toy"))
         for number, process in enumerate(engine.processes):
             probabilities = []
             for k, rows in enumerate(process.probabilities):

@@ -49,11 +49,11 @@ def test_the_first_loss_is_that_of_the_model(family: str) -> None:
             completion_logps(model, context, ids).mean().item() for ids in (pair.chosen_ids, pair.rejected_ids)
         )
     method = SimPO(model, make_tokenizer(), beta=1.0, gamma=0.5, warmup=0.0)
-    assert method.update_pairs([pair])["loss"] == pytest.approx(math.log1p(math.exp(-(good - bad - 0.5))), abs=1e-5)
+    assert method.update([pair])["loss"] == pytest.approx(math.log1p(math.exp(-(good - bad - 0.5))), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_raise_the_margin_with_recomputed_activations(family: str) -> None:
     settings = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 4, "warmup": 0.0}
     method = DPO(make(family), make_tokenizer(), lora=2, gradient_checkpointing=True, **settings)  # type: ignore[arg-type]
-    assert method.update_pairs(make_pairs(8))["rewards/margins"] > 0.1
+    assert method.update(make_pairs(8))["rewards/margins"] > 0.1

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 import torch
 from tiny_policy import EOS, completion_logps, make_model, make_pairs, make_tokenizer, same, state
 
-from gpo.errors import ConfigError, DataError, EngineError
+from gpo.errors import ConfigError, EngineError
 from gpo.methods.dpo import DPO
 from gpo.methods.offline import last_checkpoint
 from gpo.methods.trainers import order_by_length
-from gpo.types import Completion, Group, Method, Pair, Score, Start, Trajectory
+from gpo.types import OfflineMethod, Pair, RoundContext
 
 
 def dpo(model: Any, **settings: Any) -> DPO:
@@ -69,13 +70,13 @@ def rows_of(seen: Sequence[dict[str, torch.Tensor]]) -> set[tuple[tuple[int, ...
 
 
 def test_it_is_a_method() -> None:
-    assert isinstance(dpo(make_model()), Method)
+    assert isinstance(dpo(make_model()), OfflineMethod)
 
 
 def test_our_token_ids_reach_the_model_and_an_end_is_there_only_if_it_was_sampled(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     pairs, tokenizer = make_pairs(6), make_tokenizer()
     seen = batches(monkeypatch)
-    dpo(make_model()).update_pairs(pairs)
+    dpo(make_model()).update(pairs)
     expected = {(p.prompt_ids + p.prefix_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)}
     assert rows_of(seen) == expected
     assert {ids[-1] == EOS for _, ids in expected} == {True, False}
@@ -84,16 +85,17 @@ def test_our_token_ids_reach_the_model_and_an_end_is_there_only_if_it_was_sample
     assert len(tokenizer.encode(text)) < len(pairs[0].prompt_ids + pairs[0].prefix_ids + pairs[0].rejected_ids)
 
 
-def test_the_loss_equals_an_independent_computation(tmp_path: Path) -> None:
+def test_the_loss_equals_an_independent_computation() -> None:
     pairs = make_pairs(4)
     model = make_model()
     reference = copy.deepcopy(model)
-    method = dpo(model, beta=0.3, metrics_path=tmp_path / "m.jsonl", epochs=3)
+    method = dpo(model, beta=0.3, epochs=3)
     losses = []
-    method.on_step = lambda row: losses.append(
-        (row["loss"], sum(dpo_loss(model, reference, p, 0.3) for p in pairs) / 4)
-    )
-    method.update_pairs(pairs)
+
+    def on_step(row: dict[str, float]) -> None:
+        losses.append((row["loss"], sum(dpo_loss(model, reference, p, 0.3) for p in pairs) / 4))
+
+    method.update(pairs, RoundContext(on_step=on_step))
     assert losses[0][0] == pytest.approx(math.log(2), abs=1e-6)
     # The loss of a step is of the weights before it: the weights after step k are those of step k + 1.
     for (_, after), (before, _) in pairwise(losses):
@@ -102,9 +104,9 @@ def test_the_loss_equals_an_independent_computation(tmp_path: Path) -> None:
 
 
 def test_the_reference_of_round_two_is_the_model_after_round_one(tmp_path: Path) -> None:
-    method = dpo(make_model(), metrics_path=tmp_path / "m.jsonl", epochs=4)
+    method = dpo(make_model(), epochs=4)
     for _ in range(2):
-        method.update_pairs(make_pairs(4))
+        method.update(make_pairs(4), RoundContext(metrics_path=tmp_path / "m.jsonl"))
     assert first_losses(tmp_path / "m.jsonl") == {0: pytest.approx(math.log(2), abs=1e-6)} | {
         1: pytest.approx(math.log(2), abs=1e-6)
     }
@@ -129,10 +131,10 @@ def test_a_reference_reloaded_from_the_path_is_detected(tmp_path: Path, monkeypa
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     monkeypatch.setattr(PairTrainer, "reference", reload)
-    settings = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 4, "metrics_path": tmp_path / "m.jsonl"}
+    settings = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 4}
     method = DPO(tmp_path / "start", **settings)  # type: ignore[arg-type]
     for _ in range(2):
-        method.update_pairs(make_pairs(4))
+        method.update(make_pairs(4), RoundContext(metrics_path=tmp_path / "m.jsonl"))
     losses = first_losses(tmp_path / "m.jsonl")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert abs(losses[1] - math.log(2)) > 0.01
@@ -142,7 +144,7 @@ def test_training_raises_the_margin_of_chosen_over_rejected() -> None:
     model = make_model()
     reference = copy.deepcopy(model)
     pairs = make_pairs(16)
-    metrics = dpo(model, epochs=4).update_pairs(pairs)
+    metrics = dpo(model, epochs=4).update(pairs)
     assert metrics["steps"] == 16
     assert metrics["rewards/margins"] > 0.5
     assert all(dpo_loss(model, reference, pair, 0.1) < math.log(2) for pair in pairs)
@@ -151,7 +153,7 @@ def test_training_raises_the_margin_of_chosen_over_rejected() -> None:
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     models = [make_model() for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        dpo(model, seed=seed).update_pairs(make_pairs(12))
+        dpo(model, seed=seed).update(make_pairs(12))
     first, second, other = (state(model) for model in models)
     assert same(first, second)
     assert not same(first, other)
@@ -173,41 +175,40 @@ def kill_at(step: int) -> Any:
 def test_a_killed_update_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, step: int) -> None:
     pairs = make_pairs(16)
     settings = {"save_steps": 2, "epochs": 2, "lora": None}
-    whole = dpo(make_model(), metrics_path=tmp_path / "whole.jsonl", work_dir=tmp_path / "w", **settings)
-    expected = whole.update_pairs(pairs)
+    whole = dpo(make_model(), **settings)
+    expected = whole.update(pairs, RoundContext(metrics_path=tmp_path / "whole.jsonl", work_dir=tmp_path / "w"))
 
-    settings |= {"metrics_path": tmp_path / "killed.jsonl", "work_dir": tmp_path / "k"}
-    killed = dpo(make_model(), on_step=kill_at(step), **settings)
+    context = RoundContext(metrics_path=tmp_path / "killed.jsonl", work_dir=tmp_path / "k", on_step=kill_at(step))
     with pytest.raises(Killed):
-        killed.update_pairs(pairs)
+        dpo(make_model(), **settings).update(pairs, context)
     assert (last_checkpoint(tmp_path / "k") is None) == (step == 1)
     resumed = dpo(make_model(), **settings)
     steps: list[float] = []
-    resumed.on_step = lambda row: steps.append(row["step"])
-    assert resumed.update_pairs(pairs) == expected
+    context = replace(context, on_step=lambda row: steps.append(row["step"]))
+    assert resumed.update(pairs, context) == expected
     assert steps[0] == (1 if step == 1 else 5)
-    assert same(state(whole.policy[0]), state(resumed.policy[0]))
+    assert same(state(whole.policy.model), state(resumed.policy.model))
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_finished_update_is_not_trained_again_until_it_is_saved(tmp_path: Path) -> None:
     pairs = make_pairs(8)
-    first = dpo(make_model(), work_dir=tmp_path / "w")
-    expected = first.update_pairs(pairs)
-    again = dpo(make_model(), work_dir=tmp_path / "w", on_step=kill_at(1))
-    assert again.update_pairs(pairs) == expected
-    assert same(state(first.policy[0]), state(again.policy[0]))
+    first, again = dpo(make_model()), dpo(make_model())
+    expected = first.update(pairs, RoundContext(work_dir=tmp_path / "w"))
+    assert again.update(pairs, RoundContext(work_dir=tmp_path / "w", on_step=kill_at(1))) == expected
+    assert same(state(first.policy.model), state(again.policy.model))
     again.save(tmp_path / "model")
     assert list((tmp_path / "w").iterdir()) == []
 
 
 def test_checkpoints_of_another_update_are_not_taken(tmp_path: Path) -> None:
-    dpo(make_model(), work_dir=tmp_path / "w", save_steps=1).update_pairs(make_pairs(8))
-    other = dpo(make_model(), work_dir=tmp_path / "w", save_steps=1)
+    context = RoundContext(work_dir=tmp_path / "w")
+    dpo(make_model(), save_steps=1).update(make_pairs(8), context)
+    other = dpo(make_model(), save_steps=1)
     fresh = dpo(make_model())
-    other.update_pairs(make_pairs(8, seed=1))
-    fresh.update_pairs(make_pairs(8, seed=1))
-    assert same(state(other.policy[0]), state(fresh.policy[0]))
+    other.update(make_pairs(8, seed=1), context)
+    fresh.update(make_pairs(8, seed=1))
+    assert same(state(other.policy.model), state(fresh.policy.model))
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken(tmp_path: Path) -> None:
@@ -222,30 +223,30 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     method = dpo(make_model())
-    method.update_pairs(make_pairs(4))
+    method.update(make_pairs(4))
     method.save(tmp_path / "a" / "model")
     method.save(tmp_path / "a" / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
-    assert same(state(loaded), state(method.policy[0]))
+    assert same(state(loaded), state(method.policy.model))
     assert AutoTokenizer.from_pretrained(tmp_path / "a" / "model").encode("a\n\nb") == make_tokenizer().encode("a\n\nb")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
-    assert "forward" not in vars(method.policy[0])
+    assert "forward" not in vars(method.policy.model)
 
 
 def test_adapters_train_save_and_merge(tmp_path: Path) -> None:
     base = make_model()
     base.save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
-    method = DPO(tmp_path / "base", batch_size=4, learning_rate=1e-2, epochs=2, lora=4, metrics_path=tmp_path / "m")
+    method = DPO(tmp_path / "base", batch_size=4, learning_rate=1e-2, epochs=2, lora=4)
     for _ in range(3):
-        method.update_pairs(make_pairs(8))
+        method.update(make_pairs(8), RoundContext(metrics_path=tmp_path / "m"))
     assert first_losses(tmp_path / "m") == {i: pytest.approx(math.log(2), abs=1e-6) for i in range(3)}
     method.save(tmp_path / "adapters")
     method.merge = True
     method.save(tmp_path / "merged")
     assert (tmp_path / "adapters" / "adapter_config.json").is_file()
     pair = make_pairs(1)[0]
-    policies = [method.policy[0], *(DPO(tmp_path / name).policy[0] for name in ("adapters", "merged", "base"))]
+    policies = [method.policy.model, *(DPO(tmp_path / name).policy.model for name in ("adapters", "merged", "base"))]
     with torch.no_grad():
         logps = [completion_logps(policy, pair.prompt_ids, pair.chosen_ids).sum().item() for policy in policies]
     assert logps[1] == pytest.approx(logps[0], abs=1e-5)
@@ -253,43 +254,29 @@ def test_adapters_train_save_and_merge(tmp_path: Path) -> None:
     assert abs(logps[3] - logps[0]) > 0.01
 
 
-def group(*rows: tuple[str, str]) -> Group:
-    tokenizer = make_tokenizer()
-    start = Start("p", tuple(tokenizer.encode("1+1=\n")))
-    trajectories = []
-    for i, (text, verdict) in enumerate(rows):
-        ids = (*tokenizer.encode(text), EOS)
-        score = Score(float(verdict == "right"), verdict)  # type: ignore[arg-type]
-        trajectories.append(Trajectory(str(i), start, Completion(ids, text, "stop"), score, (len(ids),)))
-    return Group(start, tuple(trajectories))
-
-
-def test_groups_are_made_into_pairs() -> None:
-    assert dpo(make_model()).update([group(("2", "right"), ("3", "wrong"), ("4", "wrong"))])["pairs"] == 2
-
-
-def test_groups_without_a_pair_are_an_error_that_says_what_to_change() -> None:
-    method = dpo(make_model())
-    with pytest.raises(DataError, match=r"2 trajectories from 1 starts, 0 of them right.*Sample more"):
-        method.update([group(("2", "wrong"), ("3", "wrong"))])
-    with pytest.raises(DataError, match="No usable pair: 0 trajectories"):
-        method.update([])
-    with pytest.raises(DataError, match="No pair to train on"):
-        method.update_pairs([])
-
-
-def test_pairs_that_are_too_long_are_counted_or_an_error() -> None:
-    pairs = make_pairs(12)
-    metrics = dpo(make_model(), max_length=16).update_pairs(pairs)
+def test_pairs_that_are_too_long_are_counted() -> None:
+    metrics = dpo(make_model(), max_length=16).update(make_pairs(12))
     assert metrics["pairs"] + metrics["pairs_too_long"] == 12
     assert metrics["pairs_too_long"] > 0
-    with pytest.raises(DataError, match="All 12 pairs are longer than 3 tokens"):
-        dpo(make_model(context=3)).update_pairs(pairs)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"beta": 0}, {"learning_rate": 0.0}, {"epochs": 0}, {"warmup": 3}, {"batch_size": -1}, {"schedule": "liner"}],
+    [
+        {"beta": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": -1},
+        {"learning_rate": math.nan},
+        {"epochs": 0},
+        {"warmup": 3},
+        {"batch_size": -1},
+        {"schedule": "liner"},
+        {"lora": 0},
+        {"max_length": 1},
+        {"weight_decay": -1},
+        {"loss_type": "sigmoidal"},
+        {"loss_type": "exo_pair"},
+    ],
 )
 def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -301,8 +288,8 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         _ = DPO(tmp_path / "nothing").policy
     with pytest.raises(ConfigError, match="needs its tokenizer"):
         _ = DPO(make_model()).policy
-    with pytest.raises(ConfigError, match="rank of the adapters"):
-        _ = dpo(make_model(), lora=0).policy
+    with pytest.raises(ConfigError, match=r"No model to train: give DPO\(model=\.\.\.\)"):
+        _ = DPO().policy
 
 
 def test_the_order_has_every_row_in_every_epoch_and_even_batches() -> None:

@@ -19,7 +19,7 @@ from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds
-from gpo.types import Pair
+from gpo.types import Pair, PairSettings, PrefixIn, RoundContext
 
 METHODS = [DPO, KTO, SimPO, ORPO]
 Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]  # (context, completion)
@@ -67,10 +67,10 @@ def expected(pairs: Sequence[Pair], *, prefix_trained: bool) -> Sequences:
 
 @pytest.mark.parametrize(("kind", "prefix_in"), [(DPO, "masked"), *product(METHODS, ("prompt", "completion"))])
 def test_our_token_ids_reach_the_loss_unchanged(
-    seen: list[dict[str, Any]], kind: type[Offline], prefix_in: str
+    seen: list[dict[str, Any]], kind: type[Offline], prefix_in: PrefixIn
 ) -> None:
     pairs = make_pairs(8)
-    method(kind, prefix_in=prefix_in).update_pairs(pairs)
+    method(kind).update(pairs, RoundContext(pairing=PairSettings(prefix_in=prefix_in)))
     found = [row for batch in seen for row in sequences(batch)]
     assert sorted(found) == sorted(expected(pairs, prefix_trained=prefix_in == "completion"))
     assert {ids[-1] == EOS for _, ids in found} == {True, False}  # an end only where it was sampled
@@ -80,10 +80,10 @@ def test_our_token_ids_reach_the_loss_unchanged(
 def test_the_reference_is_the_model_at_the_start_of_the_round(seen: list[dict[str, Any]], kind: type[Offline]) -> None:
     trained = method(kind, epochs=2, learning_rate=1e-2)
     for seed in range(2):
-        start = copy.deepcopy(trained.policy[0])
+        start = copy.deepcopy(trained.policy.model)
         seen.clear()
-        trained.update_pairs(make_pairs(4, seed))
-        assert not same(state(start), state(trained.policy[0]))
+        trained.update(make_pairs(4, seed))
+        assert not same(state(start), state(trained.policy.model))
         for batch in seen:
             told = batch["ref_logps"] if kind is KTO else batch["ref_chosen_logps"] + batch["ref_rejected_logps"]
             with torch.no_grad():
@@ -94,9 +94,9 @@ def test_the_reference_is_the_model_at_the_start_of_the_round(seen: list[dict[st
 @pytest.mark.parametrize("kind", METHODS)
 def test_one_step_trains_although_a_warm_up_begins_at_nothing(kind: type[Offline]) -> None:
     trained = method(kind, batch_size=8, warmup=0.1)
-    start = state(copy.deepcopy(trained.policy[0]))
-    trained.update_pairs(make_pairs(4))
-    assert not same(start, state(trained.policy[0]))
+    start = state(copy.deepcopy(trained.policy.model))
+    trained.update(make_pairs(4))
+    assert not same(start, state(trained.policy.model))
 
 
 @pytest.mark.parametrize("kind", [DPO, SimPO, ORPO])
@@ -105,8 +105,8 @@ def test_accumulated_batches_are_one_step_of_the_whole(kind: type[Offline]) -> N
     weights = []
     for size, batches in ((8, 1), (2, 4)):
         trained = method(kind, batch_size=size, gradient_accumulation=batches)
-        assert trained.update_pairs(pairs)["steps"] == 1
-        weights.append(state(trained.policy[0]))
+        assert trained.update(pairs)["steps"] == 1
+        weights.append(state(trained.policy.model))
     # Adam's first step is the sign of the gradient: where that is nearly 0, rounding moves a weight.
     moved = [(a - b).abs() for a, b in zip(*weights, strict=True)]
     assert sum((m > 1e-5).sum().item() for m in moved) / sum(m.numel() for m in moved) < 0.01
@@ -117,8 +117,8 @@ def test_checkpointing_of_activations_changes_nothing(kind: type[Offline], lora:
     weights = []
     for checkpointing in (False, True):
         trained = method(kind, gradient_checkpointing=checkpointing, lora=lora)
-        trained.update_pairs(make_pairs(4))
-        weights.append(state(trained.policy[0]))
+        trained.update(make_pairs(4))
+        weights.append(state(trained.policy.model))
     for plain, saved in zip(*weights, strict=True):
         torch.testing.assert_close(plain, saved, atol=1e-6, rtol=0)
 
@@ -128,8 +128,8 @@ def test_bf16_computes_roughly_the_same_with_float32_weights(kind: type[Offline]
     losses = []
     for bf16 in (False, True):
         trained = method(kind, bf16=bf16, epochs=2)
-        losses.append(trained.update_pairs(make_pairs(4))["loss"])
-        assert {weights.dtype for weights in state(trained.policy[0])} == {torch.float32}
+        losses.append(trained.update(make_pairs(4))["loss"])
+        assert {weights.dtype for weights in state(trained.policy.model)} == {torch.float32}
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
@@ -141,8 +141,8 @@ def test_adapters_alone_are_trained_and_saved_and_merge_into_the_same_model(
     make_model().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     trained = kind(tmp_path / "base", batch_size=4, learning_rate=1e-2, lora=2)
-    trained.update_pairs(make_pairs(8))
-    model = trained.policy[0]
+    trained.update(make_pairs(8))
+    model = trained.policy.model
     frozen = {name: weights for name, weights in model.get_base_model().named_parameters() if "lora" not in name}
     base = dict(make_model().named_parameters())
     assert all(torch.equal(weights, base[name.replace(".base_layer", "")]) for name, weights in frozen.items())
@@ -155,7 +155,7 @@ def test_adapters_alone_are_trained_and_saved_and_merge_into_the_same_model(
     logps = []
     with torch.no_grad():
         for name in ("adapters", "merged", "base"):
-            loaded = kind(tmp_path / name).policy[0]
+            loaded = kind(tmp_path / name).policy.model
             logps.append(completion_logps(loaded, pair.prompt_ids, pair.chosen_ids).sum().item())
     assert logps[0] == pytest.approx(logps[1], abs=1e-4)
     assert abs(logps[0] - logps[2]) > 1e-3
@@ -167,19 +167,13 @@ def test_a_loss_that_is_no_number_stops_training(kind: type[Offline]) -> None:
     with torch.no_grad():
         model.lm_head.weight[3] = math.nan
     with pytest.raises(DataError, match=r"loss of step 1 is nan.*Lower learning_rate.*check the model's weights"):
-        method(kind, model).update_pairs(make_pairs(4))
+        method(kind, model).update(make_pairs(4))
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_vocabulary_that_does_not_fit_is_an_error(kind: type[Offline]) -> None:
     with pytest.raises(DataError, match=r"Token id 41 is outside the model's vocabulary of 41 tokens.*sample it again"):
-        method(kind, make_model(vocab_size=41)).update_pairs(make_pairs(2))
-
-
-@pytest.mark.parametrize("kind", METHODS)
-def test_no_pair_is_an_error_that_says_what_to_change(kind: type[Offline]) -> None:
-    with pytest.raises(DataError, match=r"No usable pair: 0 trajectories.*Sample more from each start"):
-        method(kind).update([])
+        method(kind, make_model(vocab_size=41)).update(make_pairs(2))
 
 
 def test_the_metrics_tell_of_resets_and_of_the_search() -> None:
@@ -187,16 +181,15 @@ def test_the_metrics_tell_of_resets_and_of_the_search() -> None:
     unknown = {"parent": "u", "critical_step": 0, "values": [0.5, None]}
     pairs = [replace(pair, provenance=told) for pair in make_pairs(3)]
     pairs[2] = replace(pairs[2], prefix_ids=(), provenance=unknown)
-    metrics = method(DPO).update_pairs(pairs)
+    metrics = method(DPO).update(pairs)
     assert metrics["reset_share"] == pytest.approx(2 / 3)
     assert metrics["critical_advantage"] == 0.75
-    assert "critical_advantage" not in method(DPO).update_pairs(make_pairs(2))
+    assert "critical_advantage" not in method(DPO).update(make_pairs(2))
 
 
 def test_rows_of_a_run_tell_of_all_that_was_searched_and_not_of_the_pairs_alone() -> None:
     rows: list[dict[str, float]] = []
     told = {"parent": "t", "critical_step": 0, "values": [0.25, 1.0]}
-    trained = method(DPO, on_step=rows.append)
-    trained.round_metrics = {"critical_advantage": 0.5}
-    trained.update_pairs([replace(pair, provenance=told) for pair in make_pairs(2)])
+    context = RoundContext(sampled={"critical_advantage": 0.5}, on_step=rows.append)
+    method(DPO).update([replace(pair, provenance=told) for pair in make_pairs(2)], context)
     assert [row["critical_advantage"] for row in rows] == [0.5]

@@ -17,10 +17,10 @@ from gpo.types import ModelRef, Pair
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     method = SimPO(model_path("reasoner"), lora=4, learning_rate=5e-2, epochs=10, warmup=0.0)
-    tokenizer = method.policy[1]
+    tokenizer = method.policy.tokenizer
     prompt = tuple(tokenizer.encode("<|user|>not ( True ) is<|assistant|>"))
     chosen, rejected = (tuple(tokenizer.encode(f"So the answer is {word}")) for word in ("False", "True"))
-    method.update_pairs([Pair("p", prompt, (), chosen, rejected, "", "", "", "")])
+    method.update([Pair("p", prompt, (), chosen, rejected, "", "", "", "")])
     method.save(folder / "adapters")
     method.merge = True
     method.save(folder / "merged")
@@ -77,10 +77,15 @@ def fails(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_no_pair_at_the_command_line(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_pair_at_the_command_line_leaves_the_model_as_it_was(built: Path) -> None:
     (built / "arms/plain/pairs.jsonl").write_text("")
-    error = fails(built, capsys)
-    assert "No pair to train on: no start has both a right and a wrong continuation. Sample more" in error
+    assert main(["train", str(built)]) == 0
+    told = json.loads((built / "arms/plain/training.json").read_text())
+    assert told == {"skipped": 1.0, "pairs": 0.0, "pairs_too_long": 0.0, "steps": 0.0}
+    begun, saved = (
+        SimPO(path).policy.model.state_dict() for path in (model_path("reasoner"), built / "arms/plain/model")
+    )
+    assert all(begun[name].equal(weights) for name, weights in saved.items())
 
 
 def test_a_vocabulary_that_does_not_fit_at_the_command_line(built: Path, capsys: pytest.CaptureFixture[str]) -> None:

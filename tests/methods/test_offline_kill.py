@@ -16,6 +16,7 @@ from gpo.methods.offline import Offline, last_checkpoint
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds
+from gpo.types import RoundContext
 
 # A forked process has none of the OpenMP threads that its parent has begun, and would wait for them.
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,12 +26,12 @@ SETTINGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 2,
 PAIRS = make_pairs(12)
 
 
-def method(kind: type[Offline], directory: Path, **more: Any) -> Offline:
-    return kind(
-        make_model(),
-        make_tokenizer(),
-        **{**SETTINGS, "work_dir": directory / "work", "metrics_path": directory / "metrics.jsonl", **more},
-    )
+def method(kind: type[Offline], **more: Any) -> Offline:
+    return kind(make_model(), make_tokenizer(), **{**SETTINGS, **more})
+
+
+def told(directory: Path, **more: Any) -> RoundContext:
+    return RoundContext(work_dir=directory / "work", metrics_path=directory / "metrics.jsonl", **more)
 
 
 def die(*_: Any) -> None:
@@ -39,7 +40,7 @@ def die(*_: Any) -> None:
 
 def train_and_die(kind: type[Offline], directory: Path, at: str, more: dict[str, Any]) -> None:
     """In a process of its own: killed behind step 5, or while the checkpoint of step 4 is being written."""
-    made = method(kind, directory, **more)
+    made = method(kind, **more)
     step = 0
 
     def on_step(row: dict[str, float]) -> None:
@@ -48,7 +49,6 @@ def train_and_die(kind: type[Offline], directory: Path, at: str, more: dict[str,
         if at == "step" and step == 5:
             die()
 
-    made.on_step = on_step
     save = torch.save
 
     def dying_save(*arguments: Any, **settings: Any) -> None:
@@ -57,7 +57,7 @@ def train_and_die(kind: type[Offline], directory: Path, at: str, more: dict[str,
             die()
 
     torch.save = dying_save
-    made.update_pairs(PAIRS)
+    made.update(PAIRS, told(directory, on_step=on_step))
 
 
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
@@ -99,9 +99,9 @@ def alike(left: Any, right: Any) -> bool:
 def test_a_kill_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Offline], at: str, more: dict[str, Any]
 ) -> None:
-    whole = method(kind, tmp_path / "whole", **more)
+    whole = method(kind, **more)
     seen = batches(monkeypatch)
-    expected = whole.update_pairs(PAIRS)
+    expected = whole.update(PAIRS, told(tmp_path / "whole"))
     order = list(seen)
 
     process = multiprocessing.get_context("fork").Process(
@@ -115,11 +115,11 @@ def test_a_kill_changes_nothing(
     done = int(checkpoint.rpartition("-")[2])
     assert done == (4 if at == "step" else 2)
 
-    resumed = method(kind, tmp_path / "killed", **more)
+    resumed = method(kind, **more)
     seen.clear()
-    assert resumed.update_pairs(PAIRS) == expected
+    assert resumed.update(PAIRS, told(tmp_path / "killed")) == expected
     assert seen == order[done * more.get("gradient_accumulation", 1) :]
-    assert same(state(whole.policy[0]), state(resumed.policy[0]))
+    assert same(state(whole.policy.model), state(resumed.policy.model))
     metrics = [tmp_path / name / "metrics.jsonl" for name in ("whole", "killed")]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
     ends = [Path(str(last_checkpoint(tmp_path / name / "work"))) for name in ("whole", "killed")]

@@ -15,8 +15,8 @@ from gpo.methods.kto import KTO, mismatch
 from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
-from gpo.methods.trainers import OnTokenIds, PairTrainer, ReferenceFreeTrainer, Row, UnpairedTrainer
-from gpo.types import PrefixIn
+from gpo.methods.trainers import OnTokenIds, PairRow, PairTrainer, ReferenceFreeTrainer, UnpairedTrainer
+from gpo.types import PrefixIn, RoundContext
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "epochs": 3, "max_grad_norm": 100.0}
 METHODS = [KTO, SimPO, ORPO]
@@ -66,7 +66,7 @@ def sigmoid(x: float) -> float:
 
 def test_simpo_loss_equals_an_independent_computation(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     spy = Spy().watch(monkeypatch, ReferenceFreeTrainer)
-    SimPO(make_model(), make_tokenizer(), beta=1.5, gamma=0.7, **SETTINGS).update_pairs(make_pairs(6))
+    SimPO(make_model(), make_tokenizer(), beta=1.5, gamma=0.7, **SETTINGS).update(make_pairs(6))
     assert len(spy.steps) == 5
     for step in spy.steps:
         means = [logp.mean().item() for logp in logps(step.weights, step.batch)]
@@ -78,7 +78,7 @@ def test_simpo_loss_equals_an_independent_computation(monkeypatch) -> None:  # t
 
 def test_orpo_loss_equals_an_independent_computation(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     spy = Spy().watch(monkeypatch, ReferenceFreeTrainer)
-    ORPO(make_model(), make_tokenizer(), beta=0.4, **SETTINGS).update_pairs(make_pairs(6))
+    ORPO(make_model(), make_tokenizer(), beta=0.4, **SETTINGS).update(make_pairs(6))
     for step in spy.steps:
         p = [math.exp(logp.mean().item()) for logp in logps(step.weights, step.batch)]
         half = len(p) // 2
@@ -92,7 +92,7 @@ def test_orpo_loss_equals_an_independent_computation(monkeypatch) -> None:  # ty
 def test_the_entropy_of_a_step_is_the_mean_over_completion_tokens(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     spy = Spy().watch(monkeypatch, ReferenceFreeTrainer)
     rows: list[dict[str, float]] = []
-    ORPO(make_model(), make_tokenizer(), on_step=rows.append, **SETTINGS).update_pairs(make_pairs(6))
+    ORPO(make_model(), make_tokenizer(), **SETTINGS).update(make_pairs(6), RoundContext(on_step=rows.append))
     for step, row in zip(spy.steps, rows, strict=True):
         model = make_model()
         model.load_state_dict(step.weights)
@@ -116,7 +116,7 @@ def test_the_kl_of_a_step_is_per_completion_token_from_the_start(
 ) -> None:
     spy = Spy().watch(monkeypatch, trainer)
     rows: list[dict[str, float]] = []
-    kind(make_model(), make_tokenizer(), on_step=rows.append, **SETTINGS).update_pairs(make_pairs(6))
+    kind(make_model(), make_tokenizer(), **SETTINGS).update(make_pairs(6), RoundContext(on_step=rows.append))
     start = spy.steps[0].weights
     for step, row in zip(spy.steps, rows, strict=True):
         before, now = (torch.cat(logps(weights, step.batch)) for weights in (start, step.weights))
@@ -138,7 +138,7 @@ def test_orpo_is_finite_for_a_certain_completion() -> None:
 def test_kto_loss_equals_an_independent_computation(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     spy = Spy().watch(monkeypatch, UnpairedTrainer)
     method = KTO(make_model(), make_tokenizer(), beta=0.3, desirable_weight=1.5, undesirable_weight=0.5, **SETTINGS)
-    method.update_pairs(make_pairs(5))
+    method.update(make_pairs(5))
     start = spy.steps[0].weights
     z_seen = []
     for step in spy.steps:
@@ -158,7 +158,7 @@ def test_kto_loss_equals_an_independent_computation(monkeypatch) -> None:  # typ
 def test_kto_rows_are_our_ids_and_no_row_is_mismatched_with_its_sibling(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     spy = Spy().watch(monkeypatch, UnpairedTrainer)
     pairs = make_pairs(6)
-    KTO(make_model(), make_tokenizer(), **{**SETTINGS, "epochs": 1}).update_pairs(pairs)
+    KTO(make_model(), make_tokenizer(), **{**SETTINGS, "epochs": 1}).update(pairs)
     seen, foreign = set(), set()
     for step in spy.steps:
         rows = zip(step.batch["input_ids"], step.batch["attention_mask"], step.batch["label"], strict=True)
@@ -171,7 +171,7 @@ def test_kto_rows_are_our_ids_and_no_row_is_mismatched_with_its_sibling(monkeypa
     assert not foreign & {ids for ids, _ in whole}
 
 
-def rows(*problems: str) -> list[Row]:
+def rows(*problems: str) -> list[PairRow]:
     return [{"problem_id": problem, "completion_ids": [i]} for i, problem in enumerate(problems)]
 
 
@@ -189,7 +189,7 @@ def test_a_mismatched_batch_is_a_rotation_with_the_fewest_siblings(problems: str
 @pytest.mark.parametrize("prefix_in", ["prompt", "completion"])
 def test_rows_of_one_prefix_are_no_neighbours_in_any_epoch(prefix_in: PrefixIn) -> None:
     pairs = [replace(pair, problem_id=f"p{i // 4}") for i, pair in enumerate(make_pairs(8)) for _ in range(2)]
-    rows = KTO(make_model(), make_tokenizer(), epochs=2, prefix_in=prefix_in)._rows(pairs)
+    rows = KTO(make_model(), make_tokenizer(), epochs=2)._rows(pairs, prefix_in)
     assert len(rows) == 64
     for epoch in (rows[:32], rows[32:]):
         assert all(a["start_ids"] != b["start_ids"] for a, b in pairwise(epoch))
@@ -214,14 +214,14 @@ def test_training_raises_the_margin(kind: type[Offline]) -> None:
         return total / len(pairs)
 
     before = margin()
-    kind(model, make_tokenizer(), **{**SETTINGS, "epochs": 4}).update_pairs(pairs)
+    kind(model, make_tokenizer(), **{**SETTINGS, "epochs": 4}).update(pairs)
     assert margin() > before + 0.1
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_two_rounds_with_adapters(kind: type[Offline]) -> None:
     method = kind(make_model(), make_tokenizer(), lora=2, batch_size=4)
-    first, second = (method.update_pairs(make_pairs(4, seed)) for seed in (0, 1))
+    first, second = (method.update(make_pairs(4, seed)) for seed in (0, 1))
     assert math.isfinite(first["loss"])
     assert math.isfinite(second["loss"])
 

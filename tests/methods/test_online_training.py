@@ -29,7 +29,7 @@ def close(left: list[torch.Tensor], right: list[torch.Tensor], tolerance: float 
 @pytest.mark.parametrize("kind", METHODS)
 def test_accumulated_gradients_are_those_of_one_batch(kind: type[Online]) -> None:
     methods = [run(kind, make_model(), mixed_groups(), batch_size=size)[0] for size in (1, 2, 16)]
-    weights = [state(method.policy[0]) for method in methods]
+    weights = [state(method.policy.model) for method in methods]
     # AdamW's first step is the sign of the gradient: compare what was accumulated.
     gradients = [[p.grad for p in method._parameters()] for method in methods]
     assert close(gradients[0], gradients[2])
@@ -45,13 +45,13 @@ def test_checkpointing_of_activations_changes_nothing(kind: type[Online], lora: 
         run(kind, make_model(), mixed_groups(), gradient_checkpointing=on, **settings)[0] for on in (False, True)
     ]
     assert close(*([p.grad for p in method._parameters()] for method in methods))
-    assert methods[1].policy[0].is_activation_checkpointing
+    assert methods[1].policy.model.is_activation_checkpointing
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_bf16_computes_roughly_the_same_with_float32_weights(kind: type[Online]) -> None:
     results = [run(kind, make_model(), mixed_groups(), bf16=on) for on in (False, True)]
-    assert {p.dtype for p in results[1][0].policy[0].parameters()} == {torch.float32}
+    assert {p.dtype for p in results[1][0].policy.model.parameters()} == {torch.float32}
     losses = [metrics["loss"] for _, metrics in results]
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
     gradients = [torch.cat([p.grad.flatten() for p in method._parameters()]) for method, _ in results]
@@ -72,7 +72,7 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
     whole.update(mixed_groups())
     whole.save(tmp_path / "adapters")
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
-    frozen = whole.policy[0].get_base_model().state_dict()
+    frozen = whole.policy.model.get_base_model().state_dict()
     assert torch.equal(frozen["lm_head.base_layer.weight"] if "lm_head.base_layer.weight" in frozen else
                        frozen["lm_head.weight"], make_model().lm_head.weight)  # fmt: skip
 
@@ -81,14 +81,14 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
     engine.load(ModelRef(tmp_path / "adapters", "adapters"))
     sampled = engine.generate([Request(prompt, 1, 8, 0)], logprobs=True)[0][0]
     with torch.no_grad():
-        expected = completion_logps(whole.policy[0], prompt, sampled.token_ids)
+        expected = completion_logps(whole.policy.model, prompt, sampled.token_ids)
     assert torch.tensor(sampled.logprobs) == pytest.approx(expected, abs=1e-4)
     with torch.no_grad():
         assert (completion_logps(make_model(), prompt, sampled.token_ids) - expected).abs().max() > 1e-3
 
     further = kind(tmp_path / "adapters", **settings)
     assert further.update(mixed_groups()) == whole.update(mixed_groups())
-    assert same(state(further.policy[0]), state(whole.policy[0]))
+    assert same(state(further.policy.model), state(whole.policy.model))
 
     further.merge = True
     further.save(tmp_path / "merged")
@@ -96,21 +96,22 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
     assert not any("lora" in name for name, _ in merged.named_parameters())
     with torch.no_grad():
         merged_logps = completion_logps(merged, prompt, sampled.token_ids)
-        assert merged_logps == pytest.approx(completion_logps(whole.policy[0], prompt, sampled.token_ids), abs=1e-4)
+        assert merged_logps == pytest.approx(completion_logps(whole.policy.model, prompt, sampled.token_ids), abs=1e-4)
 
 
 WORKER = """
 import sys
+from pathlib import Path
 import torch
 from test_online import mixed_groups
 from tiny_policy import make_model, make_tokenizer
 from gpo.methods.ppo import PPO
+from gpo.types import RoundContext
 
-method = PPO(make_model(), make_tokenizer(), learning_rate=1e-3, beta=0.1, work_dir=sys.argv[1] + "/work",
-             metrics_path=sys.argv[1] + "/metrics.jsonl")
-metrics = [method.update(mixed_groups()) for _ in range(2)]
+method = PPO(make_model(), make_tokenizer(), learning_rate=1e-3, beta=0.1)
+context = RoundContext(work_dir=Path(sys.argv[1], "work"), metrics_path=Path(sys.argv[1], "metrics.jsonl"))
+metrics = [method.update(mixed_groups(), context) for _ in range(2)]
 assert method.accelerator.num_processes == 2
-from pathlib import Path
 method.save(Path(sys.argv[1]) / "model")
 torch.save((metrics, method._parameters()), f"{sys.argv[1]}/{method.accelerator.process_index}.pt")
 """

@@ -19,16 +19,16 @@ from toy import toy_config
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from gpo.trackers import Trackers
+from gpo.methods.trackers import Trackers
 
 path = Path(sys.argv[1])
 for first in (0, 3):  # a second process would go on like this
-    trackers = Trackers(sys.argv[2:], path)
+    trackers = Trackers(sys.argv[2:])
     for step in range(first, first + 3):
         row = {"update": 0, "step": step + 1, "loss": 1 / (step + 1)}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\\n")
-        trackers.log(row)
+        trackers.log(row, path)
     trackers.close()
 """
 
@@ -93,22 +93,22 @@ def test_trackio_has_every_row_in_one_run(tracked: Path) -> None:
 
 
 def test_no_tracker_is_opened_unless_asked_for(tmp_path: Path) -> None:
-    Trackers((), None).log({"loss": 1.0})
-    Trackers((), tmp_path / "metrics.jsonl").log({"loss": 1.0})
+    Trackers(()).log({"loss": 1.0}, None)
+    Trackers(()).log({"loss": 1.0}, tmp_path / "metrics.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"Unknown tracker 'tensorbord'\. Did you mean 'tensorboard'"):
-        Trackers(("tensorbord",), None)
+        Trackers(("tensorbord",))
     with pytest.raises(ConfigError, match="trackers need metrics_path"):
-        Trackers(("tensorboard",), None).log({"loss": 1.0})
+        Trackers(("tensorboard",)).log({"loss": 1.0}, None)
     found = importlib.util.find_spec
     monkeypatch.setattr("gpo.methods.trackers.find_spec", lambda name: None if name == "trackio" else found(name))
     with pytest.raises(
         MissingDependency, match=r"The tracker 'trackio' is not installed: pip install 'gpo\[trackio\]'"
     ):
-        Trackers(("trackio",), None)
+        Trackers(("trackio",))
 
 
 def test_a_run_says_so_before_it_samples(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_offline_and_online_methods_hand_over_their_rows(tmp_path: Path, monkeyp
 
     from gpo.methods.grpo import GRPO
     from gpo.methods.orpo import ORPO
-    from gpo.types import Completion, Group, Score, Start, Trajectory
+    from gpo.types import Completion, Group, RoundContext, Score, Start, Trajectory
 
     def group() -> Group:
         start = Start("p", (1, 2))
@@ -144,12 +144,15 @@ def test_offline_and_online_methods_hand_over_their_rows(tmp_path: Path, monkeyp
         )
 
     settings: dict[str, Any] = {"trackers": ("tensorboard",), "batch_size": 2}
-    offline = ORPO(make_model(), make_tokenizer(), metrics_path=tmp_path / "a" / "metrics.jsonl", **settings)
-    online = GRPO(make_model(), make_tokenizer(), metrics_path=tmp_path / "b" / "metrics.jsonl", **settings)
+    offline = ORPO(make_model(), make_tokenizer(), **settings)
+    online = GRPO(make_model(), make_tokenizer(), **settings)
     for tokens in (100.0, 250.0):
-        offline.round_metrics = online.round_metrics = {"tokens_sampled": tokens}
-        offline.update_pairs(make_pairs(4))
-        online.update([group()])
+        contexts = [
+            RoundContext(sampled={"tokens_sampled": tokens}, metrics_path=tmp_path / name / "metrics.jsonl")
+            for name in "ab"
+        ]
+        offline.update(make_pairs(4), contexts[0])
+        online.update([group()], contexts[1])
     for method, name in ((offline, "a"), (online, "b")):
         method.save(tmp_path / name / "model")
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

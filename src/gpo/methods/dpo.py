@@ -7,9 +7,15 @@ from typing import Any
 
 from trl import DPOConfig
 
-from gpo.errors import ConfigError
+from gpo.errors import unknown
 from gpo.methods.offline import Offline, pair_collator
 from gpo.methods.trainers import PairTrainer
+
+# Of TRL's, those that take no other setting than beta.
+LOSSES = (
+    "aot", "aot_unpaired", "apo_down", "apo_zero", "bco_pair", "discopop", "hinge", "ipo", "nca_pair", "robust",
+    "sft", "sigmoid", "sigmoid_norm", "sppo_hard",
+)  # fmt: skip
 
 
 @dataclass
@@ -22,13 +28,14 @@ class DPO(Offline):
     """
 
     beta: float = 0.1
-    loss_type: str = "sigmoid"
+    loss_type: str = "sigmoid"  # a loss of TRL's DPOTrainer
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
-            raise ConfigError(f"beta must be greater than 0, got {self.beta}.")
+        self._positive("beta")
+        if self.loss_type not in LOSSES:
+            raise unknown("loss_type", self.loss_type, LOSSES)
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
         config = DPOConfig(beta=self.beta, loss_type=[self.loss_type], **arguments)
-        return PairTrainer(args=config, data_collator=pair_collator(self.policy[1]), **kwargs)
+        return PairTrainer(args=config, data_collator=pair_collator(self.policy.tokenizer), **kwargs)

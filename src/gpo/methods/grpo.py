@@ -9,7 +9,7 @@ import torch
 
 from gpo.methods.losses import normalised_advantages
 from gpo.methods.online import Online
-from gpo.methods.rows import Row, by_group
+from gpo.methods.rows import TrainingRow, by_group
 
 
 @dataclass
@@ -25,7 +25,7 @@ class GRPO(Online):
 
     scale: bool = True  # divide by the group's standard deviation
 
-    def _set_advantages(self, rows: Sequence[Row]) -> None:
+    def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         for siblings in by_group(rows):
             rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
             for row, advantage in zip(siblings, normalised_advantages(rewards, self.scale), strict=True):

@@ -12,9 +12,9 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from gpo.errors import ConfigError
 from gpo.methods.offline import Offline, pair_row
-from gpo.methods.trainers import Row, UnpairedTrainer
+from gpo.methods.trainers import PairRow, UnpairedTrainer
 from gpo.preferences.dataset import interleave
-from gpo.types import Pair
+from gpo.types import Pair, PrefixIn
 
 
 @dataclass
@@ -36,15 +36,14 @@ class KTO(Offline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
-            raise ConfigError(f"beta must be greater than 0, got {self.beta}.")
+        self._positive("beta")
         if self.batch_size < 2:
             raise ConfigError("KTO compares the rows of a batch: expected batch_size of at least 2, got 1.")
 
-    def _rows(self, pairs: Sequence[Pair]) -> list[Row]:
+    def _rows(self, pairs: Sequence[Pair], prefix_in: PrefixIn = "prompt") -> list[PairRow]:
         """All epochs in the order of training, two rows a pair. A last row with nothing to mismatch it is left out."""
         random = Random(self.seed + self.updates)
-        both = [row for pair in pairs for row in self._unroll(pair)]
+        both = [row for pair in pairs for row in self._unroll(pair, prefix_in)]
         rows = [row for _ in range(self.epochs) for row in interleave(both, random, problem=_problem, start=_start)]
         mismatched = []
         for first in range(0, len(rows), self.batch_size):
@@ -56,8 +55,8 @@ class KTO(Offline):
                 ]
         return mismatched
 
-    def _unroll(self, pair: Pair) -> list[Row]:
-        both = pair_row(pair, self.prefix_in)
+    def _unroll(self, pair: Pair, prefix_in: PrefixIn) -> list[PairRow]:
+        both = pair_row(pair, prefix_in)
         shared = {
             "prompt_ids": both["prompt_ids"],
             "problem_id": pair.problem_id,
@@ -68,7 +67,7 @@ class KTO(Offline):
             for ids, label in ((both["chosen_ids"], True), (both["rejected_ids"], False))
         ]
 
-    def _order(self, rows: Sequence[Row]) -> list[int]:
+    def _order(self, rows: Sequence[PairRow]) -> list[int]:
         return list(range(len(rows)))
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
@@ -78,11 +77,11 @@ class KTO(Offline):
             undesirable_weight=self.undesirable_weight,
             **arguments,
         )
-        collator = DataCollatorForUnpairedPreference(pad_token_id=self.policy[1].pad_token_id or 0)
+        collator = DataCollatorForUnpairedPreference(pad_token_id=self.policy.tokenizer.pad_token_id or 0)
         return UnpairedTrainer(args=config, data_collator=collator, **kwargs)
 
 
-def mismatch(batch: Sequence[Row]) -> list[Row]:
+def mismatch(batch: Sequence[PairRow]) -> list[PairRow]:
     """For each row another one of the batch, of another problem where possible: the least rotation that does it.
 
     A rotation, so that each completion is used once: z is then of the same completions as the rewards.
@@ -93,9 +92,9 @@ def mismatch(batch: Sequence[Row]) -> list[Row]:
     )
 
 
-def _problem(row: Row) -> Any:
+def _problem(row: PairRow) -> Any:
     return row["problem_id"]
 
 
-def _start(row: Row) -> Any:
+def _start(row: PairRow) -> Any:
     return (row["problem_id"], *row["start_ids"])

@@ -10,12 +10,10 @@ the weights are those of one process, up to rounding. All are given the same gro
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -27,77 +25,49 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods.losses import kl_estimate, policy_loss
-from gpo.methods.policy import check_token_ids, checksum, context_length, load_policy, save_policy
-from gpo.methods.progress import Progress
-from gpo.methods.rows import Batch, Row, group_by_start, pad_rows, sequence_outputs
-from gpo.methods.trackers import Trackers
-from gpo.types import Group
+from gpo.methods.outputs import PolicyOutputs, pad_rows, sequence_outputs
+from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy
+from gpo.methods.rows import TrainingRow, group_by_start
+from gpo.methods.training import Training, logger
+from gpo.methods.update_checkpoint import UpdateCheckpoint
+from gpo.types import Group, RoundContext
+
+DEFAULT = RoundContext()
 
 
 @dataclass
-class Online(ABC):
+class Online(Training):
     """Policy gradient on groups of rollouts; a subclass says what the advantages are.
 
     Each update takes `epochs` times `minibatches` steps. `save` keeps the optimizer's state beside the model, and a
-    method whose `model` is such a directory goes on from there. With a `work_dir` an update that was killed goes on
+    method whose model is such a directory goes on from there. With a `work_dir` an update that was killed goes on
     from its last checkpoint when the same update is asked for again, and ends with the same weights.
     """
 
-    model: Any  # path, hub id or loaded model
-    tokenizer: Any = None  # None: the one beside the model
     _: KW_ONLY
-    learning_rate: float = 1e-5
-    epochs: int = 1
     minibatches: int = 1  # steps of one epoch
-    batch_size: int = 16  # sequences in memory at once
     clip: float = 0.2  # of the ratio, downwards
     clip_high: float | None = None  # upwards; None: the same
     beta: float = 0.0  # weight of the KL to the reference
     kl_in: Literal["loss", "reward"] = "loss"
     unbiased_kl: bool = True  # in the loss, weighed by the token's ratio, which makes its gradient that of the KL
     aggregate: Literal["token", "sequence"] = "token"  # what counts alike in the mean of a step
-    temperature: float | None = None  # at which the rollouts were sampled; None: the run's, or 1
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    seed: int = 0
-    bf16: bool = False  # autocast; weights stay float32
-    gradient_checkpointing: bool = False
-    lora: int | None = None  # rank of adapters; None trains all weights
-    merge: bool = False  # `save` writes whole weights in place of adapters
     train_prefix: bool = False  # gradients for the kept prefix too, the authors' unmasked form
-    max_length: int | None = None  # longer rows are left out, in tokens; None: what the model takes
-    reference: Any = None  # path or model of the KL term; None: the model as it is at the first update
-    work_dir: Path | None = None  # the checkpoint of an unfinished update; `save` clears it
-    save_steps: int = 100
-    metrics_path: Path | None = None  # JSON lines, one for each update
-    trackers: tuple[str, ...] = ()  # get the same: tensorboard, trackio, wandb
-    on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all
-    updates: int = field(default=0, init=False)
-    round_metrics: Mapping[str, float] = field(default_factory=dict, init=False)  # of the run; in every row of metrics
 
+    trains_on: ClassVar[Literal["groups"]] = "groups"
     ratio_of: ClassVar[Literal["token", "sequence"]] = "token"
+    reads_hidden: ClassVar[bool] = False  # whether the loss takes the last hidden states too
 
     def __post_init__(self) -> None:
-        self.work_dir = Path(self.work_dir) if self.work_dir else None
-        self.metrics_path = Path(self.metrics_path) if self.metrics_path else None
-        positive = (
-            "learning_rate",
-            "epochs",
-            "minibatches",
-            "batch_size",
-            "clip",
-            "temperature",
-            "max_grad_norm",
-            "save_steps",
-        )
-        for name in positive:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"{name} must be greater than 0, got {value}.")
-        if self.beta < 0:
+        super().__post_init__()
+        self._positive("minibatches", "clip", "clip_high")
+        if not self.beta >= 0:
             raise ConfigError(f"beta must be at least 0, got {self.beta}.")
-        self._trackers = Trackers(self.trackers, self.metrics_path)
+        for name, known in (("kl_in", ("loss", "reward")), ("aggregate", ("token", "sequence"))):
+            if (value := getattr(self, name)) not in known:
+                raise unknown(name, value, known)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -105,23 +75,23 @@ class Online(ABC):
         return Accelerator()
 
     @cached_property
-    def policy(self) -> tuple[Any, Any]:
-        """The model in training and its tokenizer."""
-        model, tokenizer = load_policy(self.model, self.tokenizer, lora=self.lora, seed=self.seed)
+    def policy(self) -> Policy:
+        """As `Training.policy`, on the device and ready for the policy gradient."""
+        model, tokenizer, dtype = super().policy
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
             model.enable_input_require_grads()  # adapters behind frozen embeddings would get no gradient
         # Dropout would make the ratio of the first step differ from 1; checkpointing works in training mode only.
         model.train(self.gradient_checkpointing)
-        return model.to(self.accelerator.device), tokenizer
+        return Policy(model.to(self.accelerator.device), tokenizer, dtype)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(self._parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self._parameters(), lr=self.rate, weight_decay=self.weight_decay)
         state = self._saved_state()
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
-            self.updates = state["updates"]
+            self.updates = max(self.updates, state["updates"])
         return optimizer
 
     @cached_property
@@ -129,80 +99,110 @@ class Online(ABC):
         """The reference model, or None where the KL has no weight."""
         if self.beta == 0:
             return None
-        if self.reference is not None:
-            model, _ = load_policy(self.reference, self.policy[1])
+        if self._context.reference is not None:
+            model, _, _ = load_policy(self._context.reference)
         elif self.updates:
-            raise ConfigError("Training that goes on with beta > 0 needs the first model: pass reference=PATH.")
+            raise ConfigError(
+                "Training that goes on with beta > 0 needs the first model: pass reference=ModelRef(...)."
+            )
         else:
-            model = copy.deepcopy(self.policy[0])
-        return model.to(self.policy[0].device).eval().requires_grad_(False)
+            model = copy.deepcopy(self.policy.model)
+        return model.to(self.policy.model.device).eval().requires_grad_(False)
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Train on these groups; groups of the same start are one group.
+    def update(self, groups: Sequence[Group], context: RoundContext = DEFAULT) -> dict[str, float]:
+        """Train on these groups; groups of the same start are one group. Without a difference the model stays.
 
         Returns:
             reward, reset_share, rows, rows_left_out (failed grade, empty or too long), tokens, steps, ratio_error
             (largest |ratio - 1| of the first step), and means over steps of loss, entropy, kl (behaviour || policy),
             kl_reference (policy || reference, where beta is not 0), clip_fraction and grad_norm. Entropy and both KLs
-            are in nats per token.
+            are in nats per token. Where there is nothing to learn (no row, or all advantages 0): skipped (1), rows,
+            rows_left_out, steps (0), and reward and reset_share if there is a row.
 
         Raises:
-            DataError: nothing to learn (no row, or all advantages 0), token ids outside the vocabulary, or a loss
-                that is no number.
+            ConfigError: there is no model, or no reference that training which goes on needs.
+            DataError: token ids outside the vocabulary, or a loss that is no number.
         """
-        optimizer = self.optimizer  # the state of a run that goes on comes with it
+        self._begin(context)
+        optimizer, _ = self.optimizer, self.frozen  # the state of a run that goes on comes with them
         rows, left_out = self._rows(groups)
-        self._look_up(rows)
-        self._set_advantages(rows)
-        unrewarded = (
-            self.beta == 0 and len({row.reward for row in rows}) == 1
-        )  # a critic's errors would be all there is
-        if unrewarded or all(row.advantages.abs().max() < 1e-6 for row in rows):
-            raise DataError(
-                f"Nothing to learn: the rewards of all {len(rows)} trajectories equal those of their group. Sample "
-                "more from each start, raise the temperature, or choose starts that succeed sometimes."
-            )
-        progress = Progress(self.work_dir, self._fingerprint(rows), self.metrics_path)
-        steps = progress.load(self._parameters(), optimizer)
-        parts = list(self._parts(rows))
-        for part in parts[len(steps) :]:
-            steps.append(self._step(optimizer, part))
-            if self._writes and (len(steps) % self.save_steps == 0 or len(steps) == len(parts)):
-                progress.save(self._parameters(), optimizer, steps)
-            if self.on_step is not None:
-                counts = {"update": self.updates, "step": len(steps), "steps": len(parts)}
-                self.on_step(steps[-1] | counts)
-        metrics = {
-            "reward": fmean(row.reward for row in rows),
-            "reset_share": fmean(bool(row.start.prefix_ids) for row in rows),
-            "rows": float(len(rows)),
-            "rows_left_out": float(left_out),
-            "tokens": float(sum(len(row.tokens) for row in rows)),
-            "steps": float(len(steps)),
-            **{key: fmean(step[key] for step in steps) for key in steps[0]},
-            "ratio_error": steps[0]["ratio_error"],
-        }
-        row = {"update": self.updates, **self.round_metrics, **metrics}
+        of_rows = {"rows": float(len(rows)), "rows_left_out": float(left_out)}
+        if rows:
+            means = (fmean(row.reward for row in rows), fmean(bool(row.start.prefix_ids) for row in rows))
+            of_rows = dict(zip(("reward", "reset_share"), means, strict=True)) | of_rows
         if self._writes:
-            progress.write_metrics(row)
+            self._begin_rows()
+        if not self._give_advantages(rows):
+            metrics = {"skipped": 1.0, **of_rows, "steps": 0.0}
+        else:
+            steps = self._take_steps(optimizer, rows)
+            metrics = {
+                **of_rows,
+                "tokens": float(sum(len(row.tokens) for row in rows)),
+                "steps": float(len(steps)),
+                **{key: fmean(step[key] for step in steps) for key in steps[0]},
+                "ratio_error": steps[0]["ratio_error"],
+            }
+        if self._writes:
+            self._write_row(metrics)
         self.accelerator.wait_for_everyone()
-        self._trackers.log(row)
         self.updates += 1
         return metrics
 
     def save(self, path: Path) -> None:
         """Write the model, its tokenizer and the state of training to a directory."""
         if self._writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
             about = {"method": type(self).__name__, "updates": self.updates}
             state = {**about, "optimizer": self.optimizer.state_dict(), **self._extra_state()}
-            save_policy(*self.policy, path, merge=self.merge, state=state)
-            Progress(self.work_dir).clear()
+            save_policy(self.policy, path, merge=self.merges, exact=not self._context.last, state=state)
+            if self._context.work_dir is not None:
+                UpdateCheckpoint(self._context.work_dir).clear()
         self.accelerator.wait_for_everyone()
         self._trackers.close()
 
+    def _give_advantages(self, rows: Sequence[TrainingRow]) -> bool:
+        """Whether any row has one; the log says why there is none."""
+        # Without a KL and with equal rewards a critic's errors would be all there is.
+        if rows and (self.beta > 0 or len({row.reward for row in rows}) > 1):
+            self._look_up(rows)
+            self._set_advantages(rows)
+            if any(row.advantages.abs().max() >= 1e-6 for row in rows):
+                return True
+        if rows:
+            logger.warning(
+                "Nothing to learn: the rewards of all %d trajectories equal those of their group. Sample more from "
+                "each start, raise the temperature, or choose starts that succeed sometimes.",
+                len(rows),
+            )
+        else:
+            logger.warning(
+                "No row to train on: no trajectory has a grade and at most %s tokens. Sample some, look at why "
+                "grading failed, or raise max_length.",
+                self._limit(),
+            )
+        return False
+
+    def _take_steps(self, optimizer: torch.optim.Optimizer, rows: Sequence[TrainingRow]) -> list[dict[str, float]]:
+        """The metrics of every step, those before a kill included."""
+        steps: list[dict[str, float]] = []
+        checkpoint = None
+        if (work_dir := self._context.work_dir) is not None:
+            data = [(row.ids, row.reward, row.group) for row in rows]
+            checkpoint = UpdateCheckpoint(work_dir, self._fingerprint(data))
+            steps = checkpoint.load(self._parameters(), optimizer)
+        parts = list(self._parts(rows))
+        for part in parts[len(steps) :]:
+            steps.append(self._step(optimizer, part))
+            due = len(steps) % self.save_steps == 0 or len(steps) == len(parts)
+            if checkpoint is not None and self._writes and due:
+                checkpoint.save(self._parameters(), optimizer, steps)
+            if self._context.on_step is not None:
+                counts = {"update": self.updates, "step": len(steps), "steps": len(parts)}
+                self._context.on_step(steps[-1] | counts)
+        return steps
+
     @abstractmethod
-    def _set_advantages(self, rows: Sequence[Row]) -> None:
+    def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         """Give every row its advantages, (T,) each."""
 
     @property
@@ -210,55 +210,41 @@ class Online(ABC):
         return bool(self.accelerator.is_main_process)
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for parameter in self.policy[0].parameters() if parameter.requires_grad]
+        return [parameter for parameter in self.policy.model.parameters() if parameter.requires_grad]
 
     def _extra_state(self) -> dict[str, Any]:
         return {}
 
-    def _fingerprint(self, rows: Sequence[Row]) -> str:
-        """Tells this update from any other: settings, data and the weights it starts from."""
-        apart = {"model", "tokenizer", "reference", "work_dir", "save_steps", "metrics_path", "trackers", "on_step"}
-        apart |= {"round_metrics"}
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        data = [(row.ids, row.reward, row.group) for row in rows]
-        text = json.dumps([type(self).__name__, settings, data, checksum(self.policy[0])], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def _saved_state(self) -> dict[str, Any] | None:
         """What `save` left beside the model; None where there is none, or another method's."""
-        path = Path(self.model) / "training.pt" if isinstance(self.model, str | Path) else None
+        path = Path(self._source) / "training.pt" if isinstance(self._source, str | Path) else None
         if path is None or not path.is_file():
             return None
         state: dict[str, Any] = torch.load(path, weights_only=True)
         return state if state.get("method") == type(self).__name__ else None
 
-    def _rows(self, groups: Sequence[Group]) -> tuple[list[Row], int]:
+    def _rows(self, groups: Sequence[Group]) -> tuple[list[TrainingRow], int]:
         rows = group_by_start(groups, train_prefix=self.train_prefix)
         total = sum(len(group.trajectories) for group in groups)
-        check_token_ids(self.policy[0], (row.ids for row in rows))
-        limit = self.max_length or context_length(self.policy[0]) or math.inf
+        check_token_ids(self.policy.model, (row.ids for row in rows))
+        limit = self._limit() or math.inf
         rows = [row for row in rows if len(row.ids) <= limit]
-        if not rows:
-            raise DataError(
-                f"No row to train on: of {total} trajectories none has a grade and at most {limit} tokens. Sample "
-                "some, look at why grading failed, or raise max_length."
-            )
         return rows, total - len(rows)
 
-    def _outputs(self, model: Any, rows: Sequence[Row]) -> Batch:
+    def _outputs(self, model: Any, rows: Sequence[TrainingRow]) -> PolicyOutputs:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
-            return sequence_outputs(model, rows, self.temperature or 1.0)
+            return sequence_outputs(model, rows, self._context.temperature, hidden=self.reads_hidden)
 
-    def _chunks(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    def _chunks(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
         ordered = sorted(rows, key=lambda row: len(row.ids))
         for first in range(0, len(ordered), self.batch_size):
             yield ordered[first : first + self.batch_size]
 
     @torch.no_grad()
-    def _look_up(self, rows: Sequence[Row]) -> None:
+    def _look_up(self, rows: Sequence[TrainingRow]) -> None:
         """Log-probabilities that the engine did not give, and those of the reference."""
         for chunk in self._chunks([row for row in rows if row.old is None]):
-            out = self._outputs(self.policy[0], chunk)
+            out = self._outputs(self.policy.model, chunk)
             for row, logps in zip(chunk, out.cut(out.logps), strict=True):
                 row.old = logps
         if self.frozen is not None:
@@ -267,21 +253,21 @@ class Online(ABC):
                 for row, logps in zip(chunk, out.cut(out.logps), strict=True):
                     row.reference = logps
 
-    def _kl_penalty(self, row: Row) -> Tensor:
+    def _kl_penalty(self, row: TrainingRow) -> Tensor:
         """(T,) what the KL takes from the reward of each token."""
         assert row.old is not None
         if row.reference is None or self.kl_in == "loss":
             return torch.zeros_like(row.old)
         return self.beta * (row.old - row.reference)
 
-    def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    def _parts(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
         random = Random(f"{self.seed}/{self.updates}")
         count = min(self.minibatches, len(rows))
         for _ in range(self.epochs):
             order = random.sample(rows, len(rows))
             yield from (order[i::count] for i in range(count))
 
-    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Row]) -> dict[str, float]:
+    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One step of the optimizer on these rows."""
         optimizer.zero_grad()
         totals: dict[str, float] = {}
@@ -292,7 +278,7 @@ class Online(ABC):
             if not math.isfinite(loss.item()):
                 raise DataError(
                     f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
-                    f"{self.learning_rate:g}), train without bf16, or check the model's weights and log-probabilities."
+                    f"{self.rate:g}), train without bf16, or check the model's weights and log-probabilities."
                 )
             self.accelerator.backward(loss)
             error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
@@ -314,9 +300,9 @@ class Online(ABC):
         added = {key: sum(each.get(key, 0.0) for each in every) for key in keys}
         return added | {"ratio_error": max(each.get("ratio_error", 0.0) for each in every)}
 
-    def _loss(self, rows: Sequence[Row], weights: Sequence[float]) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, rows: Sequence[TrainingRow], weights: Sequence[float]) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the tokens' losses, and its metrics: sums of the same weights, so that chunks add up."""
-        out = self._outputs(self.policy[0], rows)
+        out = self._outputs(self.policy.model, rows)
         weight = out.mask * torch.tensor(weights, device=out.mask.device)[:, None]
         placed = pad_rows(rows, out, "old", "advantages")
         log_ratio = (out.logps - placed["old"]) * out.mask
@@ -341,5 +327,7 @@ class Online(ABC):
         loss = loss + extra
         return loss, {"loss": loss.item(), **metrics, **more}
 
-    def _extra_loss(self, rows: Sequence[Row], out: Batch, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _extra_loss(
+        self, rows: Sequence[TrainingRow], out: PolicyOutputs, weight: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros((), device=weight.device), {}

@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
-from gpo.errors import ConfigError
 from gpo.methods.offline import Offline, pair_collator
 from gpo.methods.trainers import ReferenceFreeTrainer
 
@@ -28,15 +27,14 @@ class ORPO(Offline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
-            raise ConfigError(f"beta must be greater than 0, got {self.beta}.")
+        self._positive("beta")
 
     def loss(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         """(B,) from the mean log-probabilities per token, (B,) each."""
         return -chosen - self.beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
-        collator = pair_collator(self.policy[1])
+        collator = pair_collator(self.policy.tokenizer)
         return ReferenceFreeTrainer(args=DPOConfig(**arguments), data_collator=collator, loss=self.loss, **kwargs)
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from gpo.errors import ConfigError, DataError, EngineError
+from gpo.storage.files import replacing
+from gpo.types import ModelRef
+
+EXACT = "checkpoint_dtype"  # in the configuration of weights between rounds: the type that the last ones will have
+
+
+class Policy(NamedTuple):
+    """A model in training, and what it is saved with."""
+
+    model: Any  # a causal language model of transformers, or a PeftModel around one
+    tokenizer: Any
+    dtype: torch.dtype  # of the checkpoint that it came from, and of the one that it will be
 
 
 @contextmanager
@@ -34,40 +45,58 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def load_policy(model: Any, tokenizer: Any = None, *, lora: int | None = None, seed: int = 0) -> tuple[Any, Any]:
-    """Model (float32 weights, no dropout) and tokenizer, ready to train.
+def load_policy(ref: ModelRef, *, own: bool = False, lora: int | None = None, seed: int = 0) -> Policy:
+    """A model (float32 weights, no dropout) and its tokenizer, ready to train.
 
     Args:
-        model: a loaded causal language model, a hub id, or a directory of a model or of LoRA adapters.
-        tokenizer: None loads the one beside the model.
+        own: take a model in memory as it is and write to it; otherwise a copy is made.
         lora: rank of new LoRA adapters on all linear layers, with alpha twice the rank; None trains all weights.
             A model that has adapters already goes on with them.
         seed: of the adapters' first weights.
 
     Raises:
         EngineError: no model or tokenizer can be loaded from there.
-        ConfigError: a loaded model without a tokenizer, or a rank below 1.
+        ConfigError: a model in memory without a tokenizer.
     """
-    if lora is not None and lora < 1:
-        raise ConfigError(f"lora is the rank of the adapters: expected at least 1 or None, got {lora}.")
-    name = str(model) if isinstance(model, str | Path) else None
-    if name is None and tokenizer is None:
+    if isinstance(ref.source, str | Path):
+        model, tokenizer, dtype = _load(str(ref.source), ref)
+    elif ref.tokenizer is None:
         raise ConfigError("A loaded model needs its tokenizer: pass tokenizer=..., or a path instead of the model.")
-    if name is not None:
-        try:
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
-            if (Path(name) / "adapter_config.json").is_file():
-                model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, dtype=torch.float32)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise EngineError(f"No causal language model and tokenizer at {name!r}: {error}") from error
+    else:
+        model, tokenizer, dtype = ref.source, _tokenizer(ref.tokenizer), ref.source.dtype
+        if not own:
+            model = copy.deepcopy(model).float()
     if lora is not None and not isinstance(model, PeftModel):
         torch.manual_seed(seed)
         adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, adapters)
     without_dropout(model)
-    return model, tokenizer
+    return Policy(model, tokenizer, dtype)
+
+
+def _load(name: str, ref: ModelRef) -> tuple[Any, Any, torch.dtype]:
+    extra = {} if ref.revision is None else {"revision": ref.revision}
+    try:
+        tokenizer = _tokenizer(name, **extra) if ref.tokenizer is None else _tokenizer(ref.tokenizer)
+        adapters = (Path(name) / "adapter_config.json").is_file()
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapters else name
+        config = AutoConfig.from_pretrained(base, **({} if adapters else extra))
+        kind, more = (AutoPeftModelForCausalLM, {"is_trainable": True}) if adapters else (AutoModelForCausalLM, extra)
+        model = kind.from_pretrained(name, dtype=torch.float32, **more)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"No causal language model and tokenizer at {name!r}: {error}") from error
+    return model, tokenizer, _dtype(config)
+
+
+def _tokenizer(source: Any, **extra: str) -> Any:
+    return AutoTokenizer.from_pretrained(str(source), **extra) if isinstance(source, str | Path) else source
+
+
+def _dtype(config: Any) -> torch.dtype:
+    """Of a checkpoint's weights; float32 where its configuration does not say."""
+    told = getattr(config, EXACT, None) or config.dtype or torch.float32
+    dtype: torch.dtype = getattr(torch, told) if isinstance(told, str) else told
+    return dtype
 
 
 def without_dropout(model: torch.nn.Module) -> None:
@@ -82,24 +111,47 @@ def without_dropout(model: torch.nn.Module) -> None:
 
 @quiet()
 def save_policy(
-    model: Any, tokenizer: Any, path: Path, *, merge: bool = False, state: Mapping[str, Any] | None = None
+    policy: Policy, path: Path, *, merge: bool = False, exact: bool = False, state: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint directory that is there in whole or not at all.
+    """Write a checkpoint directory that is there in whole or not at all. The model in training stays as it is.
+
+    Whole weights are cast to the type of the checkpoint that the model came from; adapters are written as they are.
 
     Args:
         merge: of a model with adapters, write whole weights instead of the adapters.
+        exact: write the weights as they are, for training that goes on; the configuration remembers the type.
         state: of training, written beside the model as `training.pt`.
     """
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    model, tokenizer, dtype = policy
     if merge and isinstance(model, PeftModel):
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if state is not None:
-        torch.save(state, partial / "training.pt")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+    with replacing(path) as partial:
+        if isinstance(model, PeftModel) or model.dtype == dtype:
+            model.save_pretrained(partial)
+        else:
+            model.save_pretrained(partial, state_dict=None if exact else _cast(model.state_dict(), dtype))
+            config = copy.deepcopy(model.config)
+            name = str(dtype).removeprefix("torch.")
+            config.dtype = str(model.dtype).removeprefix("torch.") if exact else name
+            vars(config).pop(EXACT, None)
+            if exact:
+                setattr(config, EXACT, name)
+            config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if state is not None:
+            torch.save(state, partial / "training.pt")
+
+
+def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights that share their memory share it afterwards too, so that tied ones are written once."""
+    made: dict[tuple[int, tuple[int, ...], tuple[int, ...]], torch.Tensor] = {}
+    found = {}
+    for name, weight in weights.items():
+        place = (weight.data_ptr(), tuple(weight.shape), weight.stride())
+        if place not in made:
+            made[place] = weight.to(dtype) if weight.is_floating_point() else weight
+        found[name] = made[place]
+    return found
 
 
 def check_token_ids(model: Any, sequences: Iterable[Sequence[int]]) -> None:

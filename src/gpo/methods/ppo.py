@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch import Tensor
 from gpo.errors import ConfigError
 from gpo.methods.losses import gae, value_loss, whiten
 from gpo.methods.online import Online
-from gpo.methods.rows import Batch, Row, by_group, pad_rows
+from gpo.methods.outputs import PolicyOutputs, pad_rows
+from gpo.methods.rows import TrainingRow, by_group
 from gpo.types import Trajectory
 
 
@@ -40,6 +41,8 @@ class PPO(Online):
     whiten: bool = True  # advantages to mean 0 and deviation 1 over the update
     monte_carlo: bool = True
 
+    reads_hidden: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("discount", "trace"):
@@ -54,7 +57,7 @@ class PPO(Online):
     @cached_property
     def head(self) -> torch.nn.Linear:
         """The critic: the success probability before a token, 0 everywhere until the first update."""
-        model = self.policy[0]
+        model = self.policy.model
         head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1).to(model.device)
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
@@ -67,7 +70,7 @@ class PPO(Online):
     def values(self, trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
         """The critic's (K+1,) values at the boundaries of each trajectory; the last is the score, NaN if it failed."""
         rows = [
-            Row(
+            TrainingRow(
                 t.start.prompt_ids,
                 t.response_ids,
                 math.nan if t.score.value is None else t.score.value,
@@ -90,23 +93,24 @@ class PPO(Online):
         return {"head": self.head.state_dict()}
 
     @torch.no_grad()
-    def _set_values(self, rows: Sequence[Row]) -> None:
+    def _set_values(self, rows: Sequence[TrainingRow]) -> None:
         for chunk in self._chunks(rows):
-            out = self._outputs(self.policy[0], chunk)
+            out = self._outputs(self.policy.model, chunk)
             for row, value in zip(chunk, out.cut(self._critic(out)), strict=True):
                 row.values = value
 
-    def _critic(self, out: Batch) -> Tensor:
+    def _critic(self, out: PolicyOutputs) -> Tensor:
+        assert out.hidden is not None
         values: Tensor = self.head(out.hidden.float())[..., 0]
         return values
 
     @torch.no_grad()
-    def _begin_at_mean(self, rows: Sequence[Row]) -> None:
+    def _begin_at_mean(self, rows: Sequence[TrainingRow]) -> None:
         """Let a critic that has learned nothing give the mean score: its first squared error is then the variance."""
         if not any(parameter.any() for parameter in self.head.parameters()):
             self.head.bias.fill_(fmean(row.reward for row in rows))
 
-    def _set_advantages(self, rows: Sequence[Row]) -> None:
+    def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         self._begin_at_mean(rows)
         self._set_values(rows)
         for row in rows:
@@ -119,14 +123,16 @@ class PPO(Online):
             for row, advantages in zip(rows, whiten([row.advantages for row in rows]), strict=True):
                 row.advantages = advantages
 
-    def _extra_loss(self, rows: Sequence[Row], out: Batch, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _extra_loss(
+        self, rows: Sequence[TrainingRow], out: PolicyOutputs, weight: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         values, placed = self._critic(out), pad_rows(rows, out, "values", "returns")
         loss = (value_loss(values, placed["values"], placed["returns"], self.value_clip) * weight).sum()
         error = ((values.detach() - placed["returns"]) ** 2 * weight).sum().item()
         return self.value_coefficient * loss, {"value_error": error}
 
 
-def _teach_search_values(rows: Sequence[Row]) -> None:
+def _teach_search_values(rows: Sequence[TrainingRow]) -> None:
     """Put the mean score of the rows that start at a place over the return of every row that passes there."""
     means: dict[int, dict[tuple[int, ...], float]] = {}
     for siblings in by_group(rows):

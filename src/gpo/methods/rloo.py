@@ -10,7 +10,7 @@ import torch
 
 from gpo.methods.losses import leave_one_out_advantages
 from gpo.methods.online import Online
-from gpo.methods.rows import Row, by_group
+from gpo.methods.rows import TrainingRow, by_group
 
 
 @dataclass
@@ -27,7 +27,7 @@ class RLOO(Online):
 
     ratio_of: ClassVar[Literal["token", "sequence"]] = "sequence"
 
-    def _set_advantages(self, rows: Sequence[Row]) -> None:
+    def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         for siblings in by_group(rows):
             rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
             for row, advantage in zip(siblings, leave_one_out_advantages(rewards), strict=True):

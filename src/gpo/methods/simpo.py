@@ -35,5 +35,5 @@ class SimPO(Offline):
         return -logsigmoid(self.beta * (chosen - rejected) - self.gamma)
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
-        collator = pair_collator(self.policy[1])
+        collator = pair_collator(self.policy.tokenizer)
         return ReferenceFreeTrainer(args=DPOConfig(**arguments), data_collator=collator, loss=self.loss, **kwargs)

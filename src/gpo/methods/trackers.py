@@ -31,14 +31,14 @@ class Trackers:
     """
 
     names: Sequence[str]
-    metrics_path: Path | None
     _opened: list[Any] = field(default_factory=list, init=False, repr=False)
+    _path: Path | None = field(default=None, init=False, repr=False)
     _step: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_trackers(self.names)
 
-    def log(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float], metrics_path: Path | None) -> None:
         """Hand over the row that was written to the metrics file last.
 
         Raises:
@@ -46,13 +46,16 @@ class Trackers:
         """
         if not self.names:
             return
-        if self.metrics_path is None:
+        if metrics_path is None:
             raise ConfigError("trackers need metrics_path, the file beside which they write.")
+        if metrics_path != self._path:
+            self.close()
+            self._path = metrics_path
         with redirect_stdout(StringIO()):  # trackio prints into the progress display
             if not self._opened:
-                with self.metrics_path.open("rb") as lines:
+                with metrics_path.open("rb") as lines:
                     self._step = sum(1 for _ in lines) - 1
-                self._opened = [KNOWN[name](self.metrics_path, self._step) for name in self.names]
+                self._opened = [KNOWN[name](metrics_path, self._step) for name in self.names]
                 for tracker in self._opened:
                     tracker.start()
             for tracker in self._opened:

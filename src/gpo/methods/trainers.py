@@ -5,11 +5,13 @@ rows is given, so that a resumed run sees the same batches; the reference log-pr
 it is handed over, computed once in batches of even length; nothing is sent to a hub.
 """
 
+# Private names that this file, and this file alone, depends on; they are why the versions are bounded:
+# TRL's `_prepare_dataset`, `_precompute_ref_logps`, `_compute_loss`, `_metrics`, and the `fused_lm_head` of a model's
+# forward; transformers' `_get_train_sampler`. TRL's `_send_telemetry` is only switched off.
+
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -17,13 +19,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import DPOTrainer, KTOTrainer
 
 from gpo.errors import DataError
+from gpo.methods.metrics import begin_rows, write_rows
 
-Row = dict[str, Any]
+PairRow = dict[str, Any]  # what TRL's collators take, and what belongs to it
 
 
 class _Order(Sampler[int]):
@@ -89,7 +93,7 @@ class OnTokenIds:
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL copies adapters to compare with; here the model itself is still what it was at the start.
-        if "ref" in getattr(self.model, "peft_config", {}):
+        if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")
         lengths = dataset["length"]
         rows = sorted(range(len(dataset)), key=lengths.__getitem__)
@@ -207,8 +211,7 @@ def order_by_length(lengths: Sequence[int], batch_size: int, epochs: int, seed: 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """Writes the metrics of every step as a JSON line, reports them, and stops at a loss that is no number.
 
-    On resume the file is rewritten from `offset` (bytes, its size before this update) with what the checkpoint knows,
-    so that steps done twice are there once.
+    The rows of this update are begun anew with what the checkpoint knows, so that steps done twice are there once.
     """
 
     # Zero after a resume, a function of the step, or not the same from run to run.
@@ -216,12 +219,13 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
+        update: int,
         shared: Mapping[str, float],
         path: Path | None,
-        offset: int,
         on_row: Callable[[dict[str, float], int], None],
     ) -> None:
-        self.shared, self.path, self.offset = shared, path, offset  # `shared`: the same in every row of this update
+        self.update, self.path = update, path
+        self.shared = {"update": update, **shared}  # the same in every row of this update
         self.on_row = on_row  # gets each row that was written, and the number of steps in all
 
     def rows(self, history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -233,12 +237,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         ]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            file.truncate(self.offset)
-            file.writelines(json.dumps(row).encode() + b"\n" for row in self.rows(state.log_history))
+        if self.path is not None:
+            begin_rows(self.path, self.update)
+            write_rows(self.path, self.rows(state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         for row in self.rows([{**logs, "step": state.global_step}]):
@@ -249,8 +250,5 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
                         f"{args.learning_rate:g}) or max_grad_norm, train without bf16, or check the model's weights."
                     )
             if self.path is not None:
-                with self.path.open("ab") as file:
-                    file.write(json.dumps(row).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_rows(self.path, [row])
             self.on_row(row, state.max_steps)
