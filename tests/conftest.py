@@ -78,6 +78,12 @@ def audited(browser: Any, scheme: str, width: int) -> Iterator[Any]:
     context.close()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tests start is not noted in the user's home."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """torch computes on one thread during the test."""

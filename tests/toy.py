@@ -34,7 +34,7 @@ class ToyMethod:
     counts: Counter[tuple[str, int, int]] = field(default_factory=Counter, init=False)
     began_with: Any = field(default=None, init=False)
 
-    def update(self, groups: Sequence[Group], context: RoundContext = RoundContext()) -> dict[str, float]:  # noqa: B008
+    def update(self, groups: Sequence[Group], context: RoundContext = RoundContext()) -> dict[str, float]:
         self.began_with = self.model or (context.model and context.model.source)
         for group in groups:
             for trajectory in group.trajectories:

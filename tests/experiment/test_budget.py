@@ -8,9 +8,8 @@ from gpo.experiment.budget import (
     rollouts_from,
     search_weight,
     to_search,
-    tokens_of,
 )
-from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict
+from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict, tokens_of
 
 VALUES: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "ungradable": 0.0, "failed": None}
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpo.experiment.rounds import questions_of
 
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
+from gpo.experiment.budget import questions_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import Progress
-from gpo.types import Problem, tokens_of
+from gpo.storage.rounds import RoundState
+from gpo.types import Problem, Stage, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def test_arms_sample_the_same_number_of_tokens_over_all_rounds(finished: Run) ->
 def test_resets_take_their_share_and_the_questions_the_rest(finished: Run) -> None:
     for number in (1, 2, 3):
         resets, more = finished.files.resets("gpo", number).read(), finished.files.more("gpo", number).read()
-        allowance = finished.allowance("gpo", number)
+        allowance = finished.allowance(RoundState.of(finished.files, "gpo", number))
         assert tokens_of(resets) == pytest.approx(0.3 * allowance, rel=0.1)
         assert {group.start.prefix_ids for group in more} == {()}
         assert any(group.start.prefix_ids for group in resets)
@@ -294,15 +295,14 @@ def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_
     groups = run.rollout("gpo", 2)
     sampled = [[t.completion.token_ids for t in group.trajectories] for group in groups]
     for checkpoint, same in ((run.files.checkpoint("gpo", 1), True), (None, False)):
-        again = run._sampler("round2/rollout/0", "train", checkpoint)(
-            [group.start for group in groups], config.rollouts
-        )
+        sampler = run.sampler(Stage.ROLLOUT, "train", 0, checkpoint, number=2)
+        again = sampler([group.start for group in groups], config.rollouts)
         assert ([[t.completion.token_ids for t in group.trajectories] for group in again] == sampled) == same
     pairs = read_pairs(run.files.pairs("gpo", 2))
     known = {t.start.prefix_ids + t.completion.token_ids for g in run.files.groups("gpo", 2) for t in g.trajectories}
     assert all({pair.prefix_ids + ids for ids in (pair.chosen_ids, pair.rejected_ids)} <= known for pair in pairs)
 
-    monkeypatch.setattr("gpo.experiment.run.build_pairs", None)  # cannot be called
+    monkeypatch.setattr("gpo.experiment.stages.build_pairs", None)  # cannot be called
     run.train("gpo")
     rows = [row for row in training_rows(run.files.arm("gpo") / "training.jsonl") if row["update"] == 1]
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-4)  # the reference is the model that was loaded
@@ -321,18 +321,6 @@ def test_adapters_go_on_over_rounds_and_are_merged_at_the_end(tmp_path: Path, le
     assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.1
     assert not (model / "adapter_config.json").exists()
     assert (model / "model.safetensors").exists()
-
-
-def test_a_run_in_which_all_rewards_are_equal_says_what_to_change(
-    tmp_path: Path, letters: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from gpo.cli import main
-
-    command = ["train", str(tmp_path), "--task", "toy:EveryLetterIsRight", "--model", str(letters), "--method", "ppo"]
-    assert main([*command, "--arms", "plain", "--max_tokens", "4", "--rollouts", "4"]) == 2
-    message = capsys.readouterr().err
-    assert "gpo: Nothing to learn: the rewards of all" in message
-    assert "raise the temperature" in message
 
 
 def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path: Path, letters: Path) -> None:

@@ -20,7 +20,7 @@ from toy import toy_config
 SEEN: list[tuple[int, int, int | None]] = []
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spy(MonteCarlo):
     """Notes what each call is told."""
 
@@ -102,7 +102,7 @@ class Named(ChainEngine):
     model: Any = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reads(MonteCarlo):
     """A search that reads a model."""
 
