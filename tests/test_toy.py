@@ -1,7 +1,7 @@
 """The toy engine: exact values, and sampling that agrees with them."""
 
 from dataclasses import replace
-from math import log
+from math import inf, log
 
 import pytest
 
@@ -98,3 +98,24 @@ def test_engine_and_task_satisfy_the_protocols_and_fit_together() -> None:
     assert task.score(problem, "a\nb\nY").right
     assert task.score(problem, "a\nN").verdict == "wrong"
     assert task.score(problem, "a\nb\n").verdict == "ungradable"
+
+
+def test_log_probabilities_of_given_tokens_are_exact() -> None:
+    engine = ChainEngine((SWAP,), padding=1)
+    given = [ids(engine, "b.\nb.\nY"), ids(engine, "b.\nY"), ids(engine, "a.")]
+    one, two, three = engine.logprobs([ids(engine, "0\n")] * 3, given)
+    assert one == pytest.approx([log(0.25), 0, 0, log(0.8), 0, 0, 0])
+    assert two == pytest.approx([log(0.25), 0, 0, -inf])
+    assert three == pytest.approx([log(0.75), 0])
+    [[cold, _]] = engine.logprobs([ids(engine, "0\n")], given[2:], temperature=0.5)
+    assert cold == pytest.approx(log(0.9))
+    [[rest]] = engine.logprobs([ids(engine, "0\nb.\n")], [ids(engine, "a")])
+    assert rest == pytest.approx(log(0.2))
+
+
+def test_the_context_bounds_a_completion_and_unknown_tokens_are_refused() -> None:
+    engine = ChainEngine((SWAP,), context_length=5)
+    [[completion]] = engine.generate([Request(ids(engine, "0\n"), 1, 100, seed=0)])
+    assert (len(completion.token_ids), completion.finish_reason) == (3, "length")
+    with pytest.raises(EngineError, match="token ids from 2 to 999"):
+        engine.generate([Request((2, 999), 1, 1, 0)])

@@ -16,7 +16,6 @@ from gpo.errors import EngineError
 from gpo.storage.hub import hub_options
 
 SHOWN = 3  # names in a message
-Shape = Sequence[int]
 
 
 def load_checked(source: str, *, revision: str | None = None, trainable: bool = False, **settings: Any) -> Any:
@@ -144,5 +143,5 @@ def _first(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shape(shape: Shape) -> str:
+def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
