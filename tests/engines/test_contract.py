@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -32,10 +33,14 @@ def chain() -> tuple[ChainEngine, list[tuple[int, ...]]]:
     return engine, [*contexts, contexts[0] + long.token_ids]
 
 
-@pytest.fixture(params=["chain", *HF])
+@pytest.fixture(params=["chain", "bfloat16", *HF])
 def case(request: pytest.FixtureRequest, build: Callable[[str], Any], word_tokenizer: Any) -> Any:
     if request.param == "chain":
         return chain()
+    if request.param == "bfloat16":
+        engine = HFEngine(model=deepcopy(build("qwen3")).bfloat16(), tokenizer=word_tokenizer)
+        assert not engine.repeatable
+        return engine, CONTEXTS
     family, fields = HF[request.param]
     model = build(family)
     context = CONTEXTS if model.config.model_type != "mamba" else CONTEXTS[:2]  # mamba states no limit
