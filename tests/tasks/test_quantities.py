@@ -75,7 +75,7 @@ def circles(value: Fraction) -> list[str]:
 
 
 def verdict(reference: str, answer: str) -> str:
-    return score_math(reference, f"Therefore \\boxed{{{answer}}}").verdict
+    return score_math(reference, f"Therefore \\boxed{{{answer}}}", seconds=60.0).verdict
 
 
 @settings(max_examples=300, deadline=None)
@@ -195,3 +195,9 @@ def test_equal_values_are_right(reference: str, answer: str) -> None:
 )
 def test_different_values_are_wrong(reference: str, answer: str) -> None:
     assert verdict(reference, answer) == "wrong"
+
+
+@pytest.mark.parametrize("line", ["12 people are here", "12 apples", "5 times as much", "3 hours and 5"])
+def test_a_last_line_with_words_is_no_number(line: str) -> None:
+    assert parse_number(line, True) is None
+    assert score_math("12", f"Therefore\n{line}").verdict == "ungradable"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from gpo.tasks.latex import spell
+from gpo.tasks.latex import spell, spell_numbers
 from gpo.tasks.quantities import SCALE, exact_number
 from gpo.types import Problem, Score
 
@@ -42,7 +42,7 @@ _SECOND_OPTION = re.compile(r"[\s*).\]]*(?:,|/|&|\bor\b|\band\b)[\s*]*(?:option\
 _NUMBER = re.compile(
     r"(?<![\w.{^])[-+]?\s?\$?\s?"
     r"(?:\d+\s+\d+\s?/\s?\d+|(?:\d+\s*)?\\frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    r"(?:[eE][-+]?\d+|\s?(?:[*x]|\\times|\\cdot)\s?10(?:\^|\*\*)\{?[-+]?\d+\}?)?(?:\s?/\s?\d+)?"
+    r"(?:[eE][-+]?\d+|\s*(?:[*x]|\\times|\\cdot)\s*10(?:\^|\*\*)\{?[-+]?\d+\}?)?(?:\s?/\s?\d+)?"
 )
 _NO_NUMBER = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\[,!;: ]|~|\\q?quad\b")  # degrees and spacing
 _EXPRESSION_BEFORE = re.compile(r"(?:[/*^]|\\[a-z]+)\s*$")
@@ -180,7 +180,7 @@ def parse_number(span: str, alone: bool = False) -> str | None:
     value = exact_number(span)
     if value is not None:
         return str(value)
-    span = _NO_NUMBER.sub(" ", span)
+    span = _NO_NUMBER.sub(" ", spell_numbers(span))
     found = _NUMBER.match(span)
     if "=" in span and not (found and not _OPERATOR.match(span, found.end())):
         return parse_number(span.rpartition("=")[2], alone)

@@ -27,7 +27,7 @@ _IGNORED = re.compile(
 _SPACING = re.compile(r"\\[!,;: ]|~|\\q?quad\b")
 _BLANKS = re.compile(r"(?<![\d.])\s+|\s+(?![\d.])")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_FRACTION_OF_DIGITS = re.compile(r"\\frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}|(\d))")
+_SIMPLE_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}|(\d))")
 _THIN_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\\[,!]\s*\d{3})+(?!\d)")
 _THOUSANDS = re.compile(r"[-+]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -42,20 +42,24 @@ def spell(text: str) -> str:
     return _PI.sub(r"\\pi ", text)
 
 
+def spell_numbers(latex: str) -> str:
+    r"""Thousands apart by `,\!`, `{,}` or thin spaces as 1,000 or 1000, fractions of simple terms as \frac{a}{b}."""
+    latex = re.sub(r"(?<=\d)(?:\{,\}|,\\!\s*)(?=\d{3})", ",", latex)
+    latex = _THIN_THOUSANDS.sub(lambda m: re.sub(r"\\[,!]\s*", "", m[0]), latex)
+    return _SIMPLE_FRACTION.sub(lambda m: f"\\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", latex)
+
+
 def normal_form(latex: str) -> str:
     r"""Without what does not change the value: spacing, `\left`, degree signs, `$`, the size of fractions, `\text`.
 
     A blank between two digits stays, since 2 3 is not 23, whatever the blank is made of. Thousands are joined where
     they are set apart by commas (the whole text is one number then; 1, 200 is two) or by thin spaces.
     """
-    latex = spell(latex).replace("\\\\", _ROW)
-    latex = re.sub(r"(?<=\d)(?:\{,\}|,\\!\s*)(?=\d{3})", ",", latex)
-    latex = _THIN_THOUSANDS.sub(lambda m: re.sub(r"\\[,!]\s*", "", m[0]), latex)
+    latex = spell_numbers(spell(latex).replace("\\\\", _ROW))
     latex = _SPACING.sub(" ", _TEXT.sub(r" \1 ", _IGNORED.sub(" ", latex)))
     latex = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", latex).strip().rstrip(".")
     if _THOUSANDS.fullmatch(latex):
         latex = latex.replace(",", "")
-    latex = _FRACTION_OF_DIGITS.sub(lambda m: f"\\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", latex)
     return _BLANKS.sub("", re.sub(r"\s+", " ", latex)).replace(_ROW, "\\\\")
 
 

@@ -48,6 +48,9 @@ _NAMES = {
     for word in (spelling, f"{spelling}s")
 }
 
+OTHER = "other"  # things that are counted, such as apples
+_MOST_WORDS = 3  # of them; more make a sentence
+
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
@@ -55,7 +58,7 @@ class Quantity:
 
     value: Fraction
     pi: int = 0
-    unit: str = ""  # such as "cm^2", "percent", "dollar", "degree"; a word that is no known unit is "": it is no value
+    unit: str = ""  # such as "cm^2", "percent", "dollar", "degree"; OTHER words are no part of the value
 
 
 def quantity(latex: str) -> Quantity | None:
@@ -68,9 +71,9 @@ def quantity(latex: str) -> Quantity | None:
     found = _UNIT.search(text)
     if found:
         named = _named(found)
-        if named is None or (named[0] and unit not in ("", named[0])):
+        if named is None or (unit and named[0] not in ("", OTHER, unit)):
             return None
-        unit, scale, text = named[0] or unit, named[1], text[: found.start()]
+        unit, scale, text = unit or named[0], named[1], text[: found.start()]
     read = _read(normal_form(text))
     if read is None:
         return None
@@ -89,7 +92,7 @@ def same_quantity(a: Quantity, b: Quantity) -> bool:
 
     Without its sign, 50% is 50 or 1/2: what is meant depends on the question.
     """
-    if a.pi != b.pi or (a.unit and b.unit and a.unit != b.unit):
+    if a.pi != b.pi or len({a.unit, b.unit} - {"", OTHER}) > 1:
         return False
     percents = [q.unit == "percent" for q in (a, b)]
     if percents[0] != percents[1]:
@@ -145,9 +148,9 @@ def _named(found: re.Match[str]) -> tuple[str, int] | None:
             return None  # 5m is five times m, 5 m is a length
         return (f"{name}^{power}" if power else name) if name != "unit" else "", scale
     ordinal = rest in ("st", "nd", "rd", "th") and not power
-    if found["text"] is None and not ordinal and words and max(map(len, words)) < 4:
-        return None  # a product of variables
-    return "", scale
+    if found["text"] is None and not ordinal and words and (max(map(len, words)) < 4 or len(words) > _MOST_WORDS):
+        return None  # a product of variables, or a sentence
+    return OTHER if words and not ordinal else "", scale
 
 
 def _read(form: str) -> tuple[Fraction, int] | None:
