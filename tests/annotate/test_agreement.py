@@ -3,19 +3,24 @@
 import json
 import math
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from gpo.annotate.agree import main
-from gpo.annotate.agreement import agreement, alpha, attentive, study
+from gpo.annotate.agree import figure, main, show
+from gpo.annotate.agreement import Study, agreement, alpha, attentive, study
+from gpo.annotate.items import load_items
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
 from gpo.experiment.run import Run
+from gpo.report.plots import save
 from gpo.storage.directory import RunDirectory
 from gpo.types import Completion, Score, Start, StepScores, Trajectory
 from toy import toy_config
+from written_run import Written, write_run
 
 
 def scores(item: str, advantages: tuple[float, ...], critical: int | None) -> StepScores:
@@ -85,6 +90,15 @@ def test_marks_of_others_are_read_from_json_lines(tmp_path: Path) -> None:
         read_marks(file)
 
 
+def test_only_a_line_feed_ends_an_annotation_and_blank_lines_count(tmp_path: Path) -> None:
+    file, odd = tmp_path / "marks.jsonl", "a\u2028b\u2029c\x85d"
+    file.write_text(f'\n{{"item": "{odd}", "annotator": "{odd}", "step": 3}}\n\x0c[\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"marks\.jsonl:3: "):
+        read_marks(file)
+    file.write_text(f'\n{{"item": "{odd}", "annotator": "{odd}", "step": 3}}\n', encoding="utf-8")
+    assert read_marks(file) == [Mark(odd, odd, "step", 3)]
+
+
 def test_marked_mistakes_find_their_traces_by_text(tmp_path: Path) -> None:
     def trajectory(name: str, text: str) -> Trajectory:
         return Trajectory(name, Start("p", (1,)), Completion((1,), text, "stop"), Score(0.0, "wrong"), (1,))
@@ -134,3 +148,57 @@ def test_the_command_compares_every_search_and_writes_it_down(
 def test_a_run_without_marks_says_what_to_do(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gpo annotate"):
         study(replace(run), [])
+
+
+def test_why_there_is_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    files = RunDirectory(write_run(tmp_path, [Written("q", ["a", "b"], [0.5, 1.0, 0.0], 0)]))
+    files.scores("plain").append([replace(files.scores("gpo").read()[0], critical_step=None)])
+    only = [Mark("check:1:a", "1:Ann", "step", 0), *marks("p0:0", 1)]
+    with pytest.raises(DataError, match="no marks but those of '1:Ann', left out for failing more than half"):
+        study(files, [replace(mark, annotator="1:Ann") for mark in only], {"check:1:a": 1})
+    others = [mark for name in "abcd" for mark in marks(name, 1)]
+    with pytest.raises(DataError, match=r"no arm searched: 'a', 'b', 'c' and 1 more\. Searched were 'p0:0'\."):
+        study(files, others)
+    files.scores("gpo").path.unlink()
+    with pytest.raises(DataError, match="in which no search found a critical step"):
+        study(files, marks("p0:0", 1))
+
+
+def test_ids_are_shown_to_where_they_differ_and_names_as_they_are(tmp_path: Path) -> None:
+    names = [f"rollout/{chunk}:boolean_expressions/{chunk}17:{chunk}" for chunk in (0, 64)]
+    evil = "[red]x[/red]\x1b]0;owned\x07"
+    rows = [mark for name in (*names, evil) for mark in marks(name, 1, 1)]
+    found = agreement(rows, evil, evil, [scores(name, (0.0, 1.0), 1) for name in (*names, evil)])
+    text = StringIO()
+    console = Console(file=text, width=80, force_terminal=True, color_system=None)
+    show(console, Study(1, 6, (evil,), 1.0, (found,)))
+    shown = "".join(line[:30].split("│")[0].strip() for line in text.getvalue().splitlines())
+    assert all(name in shown for name in names)
+    assert "\x07" not in text.getvalue()
+    assert "\x1b]" not in text.getvalue()
+    assert "Left out, attention checks failed: [red]x[/red]⟨U+001B⟩]0;owned⟨U+0007⟩" in text.getvalue()
+    save(
+        figure(Study(1, 6, (), 1.0, (replace(found, items=(replace(found.items[0], item="$\\frac{$"),)),))),
+        tmp_path / "x.png",
+    )
+
+
+def test_a_search_of_a_trajectory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    files = RunDirectory(write_run(tmp_path, [Written("q", ["a", "b"], [0.5, 1.0, 0.0], 0)]))
+    files.scores("gpo").append([replace(files.scores("gpo").read()[0], trajectory_id="gone")])
+    with pytest.raises(DataError, match=r"scores\.jsonl:2: trajectory 'gone' is not in"):
+        load_items(files, 5)
+    files = RunDirectory(write_run(tmp_path / "b", [Written("q", ["a", "b"], [0.5, 1.0, 0.0], 0)]))
+    files.write_problems({"train": []})
+    with pytest.raises(DataError, match=r"problem 'p0' of rollouts\.jsonl is not in problems\.jsonl"):
+        load_items(files, 5)
+
+
+def test_marks_that_are_damaged_or_lead_elsewhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "annotations.sqlite").write_text("no database, but long enough to be read as one" * 20)
+    with pytest.raises(DataError, match=r"annotations\.sqlite cannot be used: file is not a database"):
+        Marks(tmp_path / "annotations.sqlite")
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "elsewhere.sqlite")
+    with pytest.raises(DataError, match=r"link\.sqlite is a symbolic link"):
+        Marks(tmp_path / "link.sqlite")
+    assert not (tmp_path / "elsewhere.sqlite").exists()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from gpo.annotate.agreement import Study, study
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
+from gpo.report.clean import one_line
+from gpo.report.results import NAME
 from gpo.statistics import Interval
-from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import write_json, write_text
+from gpo.storage.files import write_json, write_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files.config()
     marks, checks = gather(files, options.marks, options.mistakes)
     if options.export:
-        write_text(options.export, "".join(json.dumps(to_json(mark)) + "\n" for mark in marks))
+        write_rows(options.export, marks)
     found = study(files, marks, checks)
-    write_json(files.path / "agreement.json", to_json(found))
+    write_json(files.path / "agreement.json", found)
     from gpo.report.plots import save
 
     save(figure(found), files.plots / "agreement.png")
@@ -81,20 +82,21 @@ def show(console: Console, found: Study) -> None:
         f"{found.marks} marks of {found.annotators} annotators; Krippendorff's alpha {alpha}", highlight=False
     )
     if found.inattentive:
-        console.print(
-            f"Left out, attention checks failed: {', '.join(found.inattentive)}", highlight=False, markup=False
-        )
+        names = ", ".join(one_line(name, NAME) for name in found.inattentive)
+        console.print(f"Left out, attention checks failed: {names}", highlight=False, markup=False)
     table = Table("search", "solutions", "chose its step, %", "one of its top 2, %", "chance, %", show_edge=False)
     for arm in found.arms:
-        name = f"{arm.arm} ({arm.estimator})"
-        cells = (percent(arm.share), percent(arm.top_two), f"{100 * arm.chance:.0f}")
-        table.add_row(name, str(len(arm.items)), *(cell.replace("[", r"\[") for cell in cells))
+        name = one_line(f"{arm.arm} ({arm.estimator})", NAME)
+        shares = (percent(arm.share), percent(arm.top_two), f"{100 * arm.chance:.0f}")
+        table.add_row(*map(Text, (name, str(len(arm.items)), *shares)))
     console.print(table)
-    table = Table("solution", "steps", "its step", "people", "chose it, %", "most chose", show_edge=False)
+    # Ids are long and differ at their ends: they are broken and not cut.
+    solution = Column("solution", overflow="fold")
+    table = Table(solution, "steps", "its step", "people", "chose it, %", "most chose", show_edge=False)
     for item in found.arms[0].items:
-        steps = ["none" if step is None else str(step + 1) for step in (item.critical, item.favourite)]
-        share = percent(item.share).replace("[", r"\[")
-        table.add_row(item.item.replace("[", r"\["), str(item.steps), steps[0], str(item.people), share, steps[1])
+        critical, favourite = ("none" if step is None else str(step + 1) for step in (item.critical, item.favourite))
+        name, share = one_line(item.item, 2 * NAME), percent(item.share)
+        table.add_row(*map(Text, (name, str(item.steps), critical, str(item.people), share, favourite)))
     console.print(table)
     console.print("Intervals are 95%; steps count from 1.", style="dim", highlight=False)
 
@@ -116,10 +118,15 @@ def figure(found: Study) -> Figure:
             [max(0.0, 100 * (share.upper - share.estimate)) for _, share in rows],
         ]
         axes.errorbar(
-            values, heights, xerr=errors, fmt="osD^v"[number % 5], capsize=2, label=f"{arm.arm} ({arm.estimator})"
+            values,
+            heights,
+            xerr=errors,
+            fmt="osD^v"[number % 5],
+            capsize=2,
+            label=one_line(f"{arm.arm} ({arm.estimator})", NAME),
         )
     axes.plot([100 * item.chance for item in items], range(len(items)), "|", color="#666666", ms=10, label="chance")
-    axes.set_yticks(range(len(items)), [item.item for item in items], fontsize=7)
+    axes.set_yticks(range(len(items)), [one_line(item.item, NAME).replace("$", r"\$") for item in items], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(-3, 103)
     axes.set_xlabel("annotators who chose the critical step, % (95% intervals)")

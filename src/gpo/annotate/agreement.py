@@ -139,14 +139,33 @@ def study(files: RunDirectory, marks: Sequence[Mark], checks: Mapping[str, int] 
         DataError: there are no marks, or none of them on a trajectory that was searched.
     """
     kept, inattentive = attentive(marks, checks or {})
+    counted = [mark for mark in kept if mark.kind != "skip"]
     estimators = {name: str(arm["name"]) for name, arm in files.config()["arms"].items()}
-    items = {mark.item for mark in kept if mark.kind != "skip"}
+    items = {mark.item for mark in counted}
+    searched = {arm: files.scores(arm).read() for arm in estimators}
     found = []
     for arm, estimator in estimators.items():
-        scores = [score for score in files.scores(arm).read() if score.trajectory_id in items]
+        scores = [score for score in searched[arm] if score.trajectory_id in items]
         if any(score.critical_step is not None for score in scores):
             found.append(agreement(kept, arm, estimator, scores))
     if not found:
-        raise DataError(f"{files.path} has no marks on searched trajectories. Let people mark some: gpo annotate")
-    counted = [mark for mark in kept if mark.kind != "skip"]
+        known = {score.trajectory_id for scores in searched.values() for score in scores}
+        raise DataError(f"{files.path} {_nothing(items, known, inattentive)} Let people mark some: gpo annotate")
     return Study(len({m.annotator for m in counted}), len(counted), inattentive, alpha(counted), tuple(found))
+
+
+def _nothing(items: set[str], searched: set[str], inattentive: Sequence[str]) -> str:
+    """Why there is nothing to compare."""
+    if not items and inattentive:
+        left_out = ", ".join(map(repr, inattentive))
+        return f"has no marks but those of {left_out}, left out for failing more than half of their attention checks."
+    if not items:
+        return "has no marks."
+    if items & searched:
+        return "has marks on trajectories in which no search found a critical step, and on no others."
+    return f"has marks on trajectories that no arm searched: {_some(items)}. Searched were {_some(searched)}."
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:3])) or "none"
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -33,16 +33,16 @@ def load_items(files: RunDirectory, count: int, arm: str | None = None) -> list[
         arm: None takes the first arm that located any, `gpo` before the others.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or a file of the run does not fit another.
     """
     arms = [arm] if arm else sorted(files.arms(), key=lambda name: name != "gpo")
-    trajectories = {t.id: t for group in files.rollouts.read() for t in group.trajectories}
     problems = {problem.id: problem for problem in files.problems("train") or []}
     texts = StepTexts(files)
     for name in arms:
-        located = [score for score in files.scores(name).read() if score.critical_step is not None]
-        chosen = [trajectories[s.trajectory_id] for s in located if len(trajectories[s.trajectory_id].step_ends) > 1]
-        if chosen:
+        located = [trajectory for trajectory, score in files.searched(name) if score.critical_step is not None]
+        if chosen := [trajectory for trajectory in located if len(trajectory.step_ends) > 1][:count]:
+            if lost := {trajectory.start.problem_id for trajectory in chosen} - problems.keys():
+                raise DataError(f"{files.path}: problem {min(lost)!r} of rollouts.jsonl is not in problems.jsonl.")
             return [
                 Item(
                     trajectory.id,
@@ -51,7 +51,7 @@ def load_items(files: RunDirectory, count: int, arm: str | None = None) -> list[
                     trajectory.score.right,
                     problems[trajectory.start.problem_id].answer,
                 )
-                for trajectory in chosen[:count]
+                for trajectory in chosen
             ]
     raise DataError(f"{files.path} has no trajectory with a critical step. Search some first: gpo locate {files.path}")
 

@@ -11,10 +11,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from gpo.errors import DataError
+from gpo.storage.files import refuse_link
 
 Kind = Literal["step", "none", "skip"]
 
@@ -59,14 +62,21 @@ class Marks:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: on disk when the block ends."""
-        database = sqlite3.connect(self.path, timeout=30)
+        """One transaction: on disk when the block ends.
+
+        Raises:
+            DataError: the file cannot be used; the message names it.
+        """
+        refuse_link(self.path)
         try:
-            database.execute("PRAGMA synchronous = FULL")
-            with database:
-                yield database
-        finally:
-            database.close()
+            with closing(sqlite3.connect(self.path, timeout=30)) as database:
+                database.execute("PRAGMA synchronous = FULL")
+                with database:
+                    yield database
+        except sqlite3.Error as error:
+            raise DataError(
+                f"{self.path} cannot be used: {error}. If it is damaged, move it away to begin anew."
+            ) from error
 
     def fact(self, name: str, default: str) -> str:
         """A value that is kept from its first use on, such as the key that signs forms."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpo.annotate.marks import Mark
 from gpo.errors import DataError
+from gpo.storage.files import lines_of
 from gpo.types import Trajectory
 
 
@@ -20,14 +21,14 @@ def read_marks(path: Path) -> list[Mark]:
         DataError: there is no such file, or a line is not of that form.
     """
     marks = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
             step = row["step"]
             if not (step is None or (isinstance(step, int) and not isinstance(step, bool))):
                 raise TypeError(f"step is {step!r}")
             marks.append(Mark(str(row["item"]), str(row["annotator"]), "none" if step is None else "step", step))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             expected = '{"item": TRAJECTORY_ID, "annotator": NAME, "step": NUMBER OR null}'
             raise DataError(f"{path}:{number}: not an annotation ({error!r}). Expected {expected}.") from error
     return marks
@@ -43,12 +44,12 @@ def read_mistakes(path: Path, trajectories: Iterable[Trajectory]) -> list[Mark]:
     """
     by_text = {_squeezed(trajectory.completion.text): trajectory.id for trajectory in trajectories}
     marks = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
             item = by_text.get(_squeezed("\n".join(row["steps"])))
             step = row["mistake_index"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not a trace of BIG-Bench-Mistake ({error!r}).") from error
         if item is not None:
             marks.append(Mark(item, path.stem, "none" if step is None else "step", step))
@@ -57,10 +58,11 @@ def read_mistakes(path: Path, trajectories: Iterable[Trajectory]) -> list[Mark]:
     return marks
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(number, line) for number, line in enumerate(lines_of(path), 1) if line.strip()]
 
 
 def _squeezed(text: str) -> str:
