@@ -5,16 +5,25 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from gpo.cli import main
 from gpo.config.components import Spec
-from gpo.errors import ConfigError, DataError
-from gpo.evaluation.evaluation import Evaluation, EvaluationConfig, is_evaluation, model_names, resolve_evaluation
+from gpo.errors import ConfigError, DataError, EngineError
+from gpo.evaluation.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    describe_evaluation,
+    is_evaluation,
+    model_names,
+    resolve_evaluation,
+)
 from gpo.experiment.run import Run
+from gpo.storage.directory import RunDirectory
+from gpo.storage.files import locked, write_json
 from gpo.toy import ChainEngine, ChainTask, random_process
 from gpo.types import Problem, Split
 from toy import toy_config
@@ -103,6 +112,78 @@ def test_a_split_without_questions_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no test questions"):
         Evaluation(tmp_path / "out", config(tmp_path, task=task)).all()
     assert Evaluation(tmp_path / "out2", config(tmp_path, task=task, split="train", limit=3)).all().questions == 3
+
+
+def test_nothing_is_settled_before_a_model_has_samples(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Evaluation(out, config(tmp_path))
+    assert not out.exists()
+    with pytest.raises(EngineError, match="No toy processes"):
+        Evaluation(out, config(tmp_path, models={"lost": str(tmp_path / "nowhere")})).all()
+    with pytest.raises(DataError, match="no test questions"):
+        Evaluation(out, config(tmp_path, task=Spec("task", "test_evaluation:TrainOnly"))).all()
+    assert [file.name for file in out.iterdir()] == [".lock"]
+    # What an interrupted call has left without a sample does not bind either.
+    write_json(out / "config.json", describe_evaluation(config(tmp_path, samples=3, models={"lost": "nowhere"})))
+    RunDirectory(out).write_problems({"test": [Problem("old", "old", "old")]})
+    Evaluation(out, config(tmp_path)).all()
+    Evaluation(tmp_path / "whole", config(tmp_path)).all()
+    for file in FILES:
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_model_that_could_not_be_loaded_may_be_corrected(tmp_path: Path) -> None:
+    good = config(tmp_path)
+    with pytest.raises(EngineError, match="No toy processes"):
+        Evaluation(tmp_path / "out", replace(good, models={"a": good.models["a"], "b": "typo"})).all()
+    board = Evaluation(tmp_path / "out", good).all()
+    assert board == Evaluation(tmp_path / "whole", good).all()
+    assert RunDirectory(tmp_path / "out").config()["models"] == dict(good.models)
+
+
+def test_settings_are_written_by_the_process_that_holds_the_directory(tmp_path: Path) -> None:
+    waiting = Evaluation(tmp_path / "out", config(tmp_path))
+    with locked(tmp_path / "out"), pytest.raises(ConfigError, match="Another process works in"):
+        waiting.all()
+    assert not (tmp_path / "out/config.json").exists()
+    Evaluation(tmp_path / "out", config(tmp_path, seed=1)).all()
+    with pytest.raises(ConfigError, match="seed was 1, now 0"):
+        waiting.all()
+
+
+def test_an_answer_that_is_lost_is_missed(tmp_path: Path) -> None:
+    Evaluation(tmp_path / "out", config(tmp_path)).all()
+    file = tmp_path / "out/evaluation/a.jsonl"
+    whole = file.read_bytes().split(b"\n")
+    for lost in (0, 1, 3):  # chunks are of two questions
+        file.write_bytes(b"\n".join(whole[:lost] + whole[lost + 1 :]))
+        with pytest.raises(DataError, match=rf"a\.jsonl:{lost + 1}: .* Delete this line and all after it"):
+            Evaluation(tmp_path / "out").all()
+    file.write_bytes(b"\n".join(whole[:3]) + b"\n")
+    Evaluation(tmp_path / "out").all()
+    assert file.read_bytes() == b"\n".join(whole)
+
+
+CLOSED: list[object] = []
+
+
+@dataclass
+class Closing(ChainEngine):
+    def close(self) -> None:
+        CLOSED.append(self.processes)
+        super().close()
+
+
+def test_an_engine_is_closed_after_its_turn_unless_it_was_passed(tmp_path: Path) -> None:
+    both = config(tmp_path, engine="test_evaluation:Closing")
+    CLOSED.clear()
+    Evaluation(tmp_path / "out", both).all()
+    assert len(CLOSED) == 2
+    Evaluation(tmp_path / "out", both).all()
+    assert len(CLOSED) == 2
+    passed = Closing(tuple(random_process(i, decisions=3) for i in range(8)))
+    Evaluation(tmp_path / "passed", config(tmp_path, models={"a": passed})).all()
+    assert len(CLOSED) == 2
 
 
 @pytest.mark.parametrize(

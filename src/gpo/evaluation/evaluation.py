@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,9 +26,10 @@ from gpo.config.run import differences
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
 from gpo.experiment.budget import evenly
-from gpo.rollout.sampler import Sampler, question_start
+from gpo.rollout.prompting import question_start
+from gpo.rollout.sampler import Sampler
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.directory import Progress, RunDirectory
+from gpo.storage.directory import Progress, RunDirectory, answers_of
 from gpo.storage.files import locked, write_json, write_text
 from gpo.types import Engine, Group, ModelRef, Problem, Split, Task
 
@@ -122,7 +124,8 @@ def resolve_evaluation(options: Mapping[str, str], stored: Mapping[str, Any] | N
 class Evaluation:
     """An evaluation directory and what is left to do in it.
 
-    Models may be added to one that is there; all else must stay as it was, so that all models answer the same.
+    Models may be added to one that has samples; all else must stay as it was, so that all models answer the same. Until
+    then nothing is settled, and nothing is written before the task has given its questions and a model is loaded.
 
     Args:
         directory: made if it is not there.
@@ -141,79 +144,105 @@ class Evaluation:
     ) -> None:
         self.files = RunDirectory(Path(directory))
         self.on_progress = on_progress
-        stored = self.files.config_or_none()
-        if stored is not None and not is_evaluation(self.files.path):
+        self.config = self._settle(config)
+        self.task: Task = made("task", self.config.task)
+
+    def _settle(self, config: EvaluationConfig | None) -> EvaluationConfig:
+        """What was given with the models that have samples, if it fits what is there."""
+        directory, stored = self.files.path, self.files.config_or_none()
+        if stored is not None and not is_evaluation(directory):
             raise ConfigError(f"{directory} is a run, no evaluation. Choose another directory.")
         if config is None and stored is None:
             raise ConfigError(f"{directory} is no evaluation. Start one with: gpo evaluate {directory} --models A,B")
-        self.config = resolve_evaluation({}, stored) if config is None else config
-        described = describe_evaluation(self.config)
-        if stored is not None:
-            known = {name: described["models"].get(name, model) for name, model in stored["models"].items()}
-            if changed := differences(stored, described | {"models": known}):
-                raise ConfigError(
-                    f"{directory} was made with other settings: {'; '.join(changed[:3])}. "
-                    "Leave these as they were, or choose another directory."
-                )
-            described["models"] = {**stored["models"], **described["models"]}
-            self.config = replace(self.config, models={**stored["models"], **self.config.models})
-        if described != stored:
-            write_json(self.files.path / "config.json", {"gpo": __version__, **described})
-        self.task: Task = made("task", self.config.task)
+        config = resolve_evaluation({}, stored) if config is None else config
+        sampled = self._sampled(stored)
+        if stored is None or not sampled:
+            return config
+        described = describe_evaluation(config)
+        known = {name: described["models"].get(name, model) for name, model in sampled.items()}
+        if changed := differences(stored | {"models": sampled}, described | {"models": known}):
+            raise ConfigError(
+                f"{directory} was made with other settings: {'; '.join(changed[:3])}. "
+                "Leave these as they were, or choose another directory."
+            )
+        return replace(config, models={**sampled, **config.models})
+
+    def _sampled(self, stored: Mapping[str, Any] | None) -> dict[str, str]:
+        """The models of the directory that have samples there."""
+        models = {} if stored is None else stored["models"]
+        return {name: model for name, model in models.items() if self.files.evaluation(name).path.exists()}
 
     def all(self) -> Scoreboard:
-        """Ask every model what it was not asked yet, then write tables."""
+        """Ask every model what it was not asked yet, then write tables.
+
+        Raises:
+            ConfigError: another process works there, or has settled it otherwise.
+            DataError: the task has no questions in this split, or a file cannot be used.
+        """
         with locked(self.files.path):
-            problems = self.problems()
+            self.config = self._settle(self.config)
+            problems = self._problems()
             answers = {name: self._answers(name, problems) for name in self.config.models}
+            self._keep(problems)
             board = score_models(answers, problems, self.task)
             write_json(self.files.results, board)
             write_text(self.files.path / "table.md", markdown(board))
         return board
 
-    def problems(self) -> list[Problem]:
-        """The questions; chosen once, and read from the directory from then on.
+    def _problems(self) -> list[Problem]:
+        """The questions: those of the directory once a model has samples."""
+        split, stored = self.config.split, self.files.config_or_none()
+        if self._sampled(stored) and (known := self.files.problems(split)) is not None:
+            return known
+        chosen = evenly(self.task.problems(split), self.config.limit)
+        if not chosen:
+            raise DataError(f"The task has no {split} questions. Choose another task, split or path.")
+        return [from_json(Problem, to_json(problem)) for problem in chosen]  # as they are read from the directory
 
-        Raises:
-            DataError: the task has none in this split.
-        """
-        split = self.config.split
-        known = self.files.problems(split)
-        if known is None:
-            chosen = evenly(self.task.problems(split), self.config.limit)
-            if not chosen:
-                raise DataError(f"The task has no {split} questions. Choose another task, split or path.")
-            self.files.write_problems({split: chosen})
-            known = self.files.problems(split)
-        return known or []
+    def _keep(self, problems: Sequence[Problem]) -> None:
+        """Write the settings and the questions, if they are not there as they are."""
+        described = describe_evaluation(self.config)
+        if self.files.problems(self.config.split) != problems:
+            self.files.write_problems({self.config.split: problems})
+        if self.files.config_or_none() != described:
+            write_json(self.files.path / "config.json", {"gpo": __version__, **described})
 
     def _answers(self, name: str, problems: Sequence[Problem]) -> list[Group]:
         """Samples of every question, chunk by chunk; a chunk's seeds do not depend on the model."""
-        file = self.files.evaluation(name)
-        groups = file.read()
-        if len(groups) >= len(problems):
+        file, samples = self.files.evaluation(name), self.config.samples
+        groups = answers_of(file, problems, samples)
+        if len(groups) == len(problems):
             return groups
-        engine = self._engine(self.config.models[name])
-        size = max(1, self.config.chunk // self.config.samples)
-        while len(groups) < len(problems):
-            began = time.monotonic()
-            batch = problems[len(groups) : len(groups) + size]
-            sampler = Sampler(
-                engine,
-                self.task,
-                {problem.id: problem for problem in batch},
-                temperature=self.config.temperature,
-                max_tokens=self.config.max_tokens,
-                seed=self.config.seed,
-                stream=f"evaluate/{len(groups)}",
-            )
-            new = sampler(
-                [question_start(problem, self.task, engine.tokenizer) for problem in batch], self.config.samples
-            )
-            file.append(new)
-            groups += new
-            self._tell(name, len(groups), len(problems), sampler.tokens, time.monotonic() - began)
+        size = max(1, self.config.chunk // samples)
+        with self._opened(self.config.models[name]) as engine:
+            self._keep(problems)
+            while len(groups) < len(problems):
+                began = time.monotonic()
+                batch = problems[len(groups) : len(groups) + size]
+                sampler = Sampler(
+                    engine,
+                    self.task,
+                    {problem.id: problem for problem in batch},
+                    temperature=self.config.temperature,
+                    max_tokens=self.config.max_tokens,
+                    seed=self.config.seed,
+                    stream=f"evaluate/{len(groups)}",
+                )
+                new = sampler([question_start(problem, self.task, engine.tokenizer) for problem in batch], samples)
+                file.append(new)
+                groups += new
+                self._tell(name, len(groups), len(problems), sampler.tokens, time.monotonic() - began)
         return groups
+
+    @contextmanager
+    def _opened(self, model: str | Engine) -> Iterator[Engine]:
+        """An engine that is closed after its turn, unless it was passed by the caller."""
+        engine = self._engine(model)
+        try:
+            yield engine
+        finally:
+            if isinstance(model, str):
+                engine.close()
 
     def _engine(self, model: str | Engine) -> Engine:
         if not isinstance(model, str):

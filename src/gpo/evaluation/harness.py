@@ -133,7 +133,7 @@ def _evaluate(model: Any, task: str, manager: Any, config: HarnessConfig) -> dic
         )
     # datasets, huggingface_hub and httpx all raise their own errors where the hub cannot be reached.
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = str(error).partition("\n")[0][:200]
         raise DataError(f"lm-evaluation-harness cannot run {task!r}: {type(error).__name__}: {reason}") from error
     results = {name: _numbers(metrics) for name, metrics in done["results"].items()}
     whole = _numbers(done.get("groups", {}).get(task, {})) or results[task]
