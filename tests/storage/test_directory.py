@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from gpo.errors import DataError
+from gpo.experiment.run import Run
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import Progress, RunDirectory, answers_of, model_name
 from gpo.storage.files import write_json
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory
+from toy import toy_config
 
 SEPARATORS = "a\u2028b\u2029c\x85d\x0ce"
 PROBLEMS = [Problem(name, SEPARATORS, SEPARATORS, {"subtask": SEPARATORS}) for name in ("p", "q", "r")]
@@ -111,3 +113,17 @@ def test_the_model_is_the_engines_own_where_it_has_one(tmp_path: Path) -> None:
     assert model_name({"model": "reasoner", "engine": {"name": "hf", "model": "X"}}) == "X"
     write_json(tmp_path / "config.json", {"gpo": "1", "model": "m"})
     assert model_name(RunDirectory(tmp_path).config()) == "m"
+
+
+def test_a_run_of_three_arms_parses_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Counter[Path] = Counter()
+    parse = Chunks._parse
+
+    def counted(chunks):
+        counts[chunks.path.relative_to(tmp_path)] += 1
+        return parse(chunks)
+
+    monkeypatch.setattr(Chunks, "_parse", counted)
+    Run(tmp_path, toy_config()).all()
+    assert {Path("rollouts.jsonl"), Path("arms/gpo/scores.jsonl"), Path("evaluation/gpo.jsonl")} <= counts.keys()
+    assert set(counts.values()) == {1}

@@ -113,12 +113,12 @@ def step_losses(item: Searched, kinds: Kinds) -> list[tuple[str, float, str]]:
 def halves(items: Iterable[Searched]) -> tuple[list[str], list[str]]:
     """Problem ids for ranking and for measuring, every other question of each sub-task."""
     turns: Counter[str] = Counter()
-    split: tuple[list[str], list[str]] = ([], [])
+    parts: tuple[list[str], list[str]] = ([], [])
     for item in items:
         name = subtask(item.problem)
-        split[turns[name] % 2].append(item.problem.id)
+        parts[turns[name] % 2].append(item.problem.id)
         turns[name] += 1
-    return split
+    return parts
 
 
 @dataclass(frozen=True, slots=True)

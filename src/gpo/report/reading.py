@@ -118,11 +118,11 @@ def read_searches(files: RunDirectory, arm: str | None = None, number: int | Non
     reader, found = Reader(files), False
     for name, each in searches(files, arm, number):
         found = True
-        yield reader.searched(name, each)
+        yield reader.read(name, each)
     if not found:
         if number is not None and number != 1:
             raise ConfigError(f"{files.path} has no search in round {number}.")
-        yield reader.unsearched()
+        yield reader.read_unsearched()
 
 
 def searches(files: RunDirectory, arm: str | None = None, number: int | None = None) -> Iterator[tuple[str, int]]:
@@ -147,7 +147,7 @@ class Reader:
 
     files: RunDirectory
 
-    def searched(self, arm: str, number: int) -> Reading:
+    def read(self, arm: str, number: int) -> Reading:
         first = self.rollouts if number == 1 else self._known(self.files.fresh(arm, number).read())
         fresh = self.resets if number == 1 else rollouts_by_start(self.files.resets(arm, number).read())
         items = []
@@ -166,7 +166,7 @@ class Reader:
             )
         return Reading(self.files, self.config, arm, number, self.problems, first, items)
 
-    def unsearched(self) -> Reading:
+    def read_unsearched(self) -> Reading:
         rest = [group.trajectories[0] for group in self.rollouts if group.trajectories]
         items = [Searched(self.problems[t.start.problem_id], t, self.texts(t), None) for t in rest]
         return Reading(self.files, self.config, None, 1, self.problems, self.rollouts, items)
