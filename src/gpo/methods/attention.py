@@ -122,7 +122,10 @@ def attend(
     """
     refused = sorted(name for name in ("s_aux", "position_bias", "head_mask") if options.get(name) is not None)
     if tree is None or query.shape[0] != 1 or key.shape[2] != query.shape[2] or refused:
-        raise EngineError(f"{type(module).__name__} does not attend to a tree. Score its sequences as padded rows.")
+        raise EngineError(
+            f"{type(module).__name__} attends to a tree and got none, or cannot. Call the model through its scorer, or "
+            "outside of the `with scoring(model)` block."
+        )
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         wanted = torch.get_autocast_dtype(kind)

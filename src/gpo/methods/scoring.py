@@ -47,12 +47,13 @@ class Scorer:
         """The log-probabilities of all scored tokens of a batch, at a temperature.
 
         Raises:
-            EngineError: the batch is a tree, and the model takes none, or no longer does.
+            EngineError: the batch is packed as the model does not take it, or no longer.
         """
-        if batch.tree is not None and without_adapters(self.model).config._attn_implementation != NAME:
+        attends = without_adapters(self.model).config._attn_implementation == NAME
+        if attends != (batch.tree is not None):
             raise EngineError(
-                f"{type(self.model).__name__} does not attend to trees here: pack with share=scorer.shares, and score "
-                "inside of the `with scoring(model)` block."
+                f"{type(self.model).__name__} attends to {'trees' if attends else 'rows'} here and got the other: pack "
+                "with share=scorer.shares, and score inside of the `with scoring(model)` block."
             )
         return self._score(batch, _inputs(batch, self.model.device), temperature, entropy, hidden)
 
