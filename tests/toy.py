@@ -93,7 +93,7 @@ def toy_config(**changes: Any) -> RunConfig:
         "task": Spec("task", "toy:ToyTask"),
         "engine": Spec("engine", "gpo.toy:ChainEngine", {"padding": 2}),
         "method": Spec("method", "toy:ToyMethod"),
-        "arms": {"plain": "none", "random": "random_unsearched", "gpo": "monte_carlo"},
+        "arms": {"plain": "none", "random": "random_matched", "gpo": "monte_carlo"},
         "rollouts": 4,
         "budget": 6.0,
         "locate_per_problem": 2,

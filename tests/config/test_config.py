@@ -63,7 +63,7 @@ def test_dotted_options_reach_the_components() -> None:
     described = describe(config)
     assert described["arms"]["gpo"]["rollouts"] == 8
     assert described["arms"]["gpo"]["name"] == "monte_carlo"
-    assert described["arms"]["random"] == {"name": "random_unsearched", "seed": 2}
+    assert described["arms"]["random"] == {"name": "random_matched", "arm": "gpo", "seed": 2, "search": None}
     assert described["engine"]["padding"] == 3
     assert described["problems"] == 5
 
@@ -167,7 +167,7 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
     assert method(method="kto")["learning_rate"] == 3e-4
     assert method(method="grpo")["minibatches"] == 4
     assert method(method="ppo", **{"method.learning_rate": "1e-6"})["learning_rate"] == 1e-6
-    assert method(method="ppo", model="another")["learning_rate"] == 1e-5
+    assert method(method="ppo", model="another")["learning_rate"] is None
     assert method() == method(method="dpo")
     assert method(model="reader") == method()
 

@@ -6,9 +6,9 @@ from gpo.config.components import Spec, setting_types
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, RunConfig, default_arms
 from gpo.errors import ConfigError
-from gpo.types import Engine, Estimator, Method, Task
+from gpo.types import Engine, Estimator, Task
 
-PROTOCOLS = {"task": Task, "engine": Engine, "estimator": Estimator, "method": Method}
+PROTOCOLS: dict[str, type] = {"task": Task, "engine": Engine, "estimator": Estimator}
 NAMES = [(kind, name) for kind, names in REGISTRIES.items() for name in names]
 
 
@@ -17,6 +17,9 @@ def test_every_name_leads_to_a_component(kind: str, name: str) -> None:
     component = lookup(kind, name)
     assert is_dataclass(component)
     setting_types(component)
+    if kind == "method":
+        assert component.trains_on in ("pairs", "groups")
+        assert all(callable(getattr(component, member)) for member in ("update", "save"))
     if kind in PROTOCOLS:
         for member in [name for name in vars(PROTOCOLS[kind]) if name == "__call__" or not name.startswith("_")]:
             assert hasattr(component, member) or member in setting_types(component), member
@@ -30,7 +33,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_the_defaults_of_a_run_are_registered() -> None:
     config = RunConfig()
     for kind in ("task", "engine", "method", "segmenter"):
-        assert getattr(config, kind) in REGISTRIES[kind]
+        component = getattr(config, kind)
+        assert (component.name if isinstance(component, Spec) else component) in REGISTRIES[kind]
     for arm, spec in default_arms().items():
         assert isinstance(spec, Spec)
         assert spec.describe() | ARMS[arm] == spec.describe()

@@ -61,13 +61,13 @@ def test_a_rollout_is_expected_to_be_as_long_as_those_seen_or_as_its_parents_res
     seen, unseen, unknown = parent.prefix(0), parent.prefix(1), Start("q", (5,))
     groups = [Group(seen, (parent, trajectory("y", tokens=4))), Group(Start("r", (7,)), ())]
     expected = expected_lengths([seen, unseen, unknown], groups)
-    assert expected == {(1,): 7.0, (1, 9, 9): 8.0, (5,): 7.0}
+    assert expected == {seen.key: 7.0, unseen.key: 8.0, unknown.key: 7.0}
     assert tokens_of(groups) == 14
 
 
 def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> None:
     a, b, c = (Start("p", (i,)) for i in range(3))
-    lengths = {(0,): 10.0, (1,): 20.0, (2,): 5.0}
+    lengths = {a.key: 10.0, b.key: 20.0, c.key: 5.0}
     assert next_resets([a, b, c], lengths, done=0, left=1000, n=4, most=2) == ([a, b], 4)
     assert next_resets([a, b, c], lengths, done=2, left=1000, n=4, most=4) == ([c, a, b, c], 4)
     assert next_resets([a, b, c], lengths, done=0, left=151, n=4, most=9) == ([a, b], 4)  # 120 of at most 120.8
@@ -81,8 +81,8 @@ def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> 
 
 def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() -> None:
     a, b, c = (Start("p", (i,)) for i in range(3))
-    lengths = dict.fromkeys(((0,), (1,), (2,)), 10.0)
-    had = {(0,): 4, (1,): 1}
+    lengths = dict.fromkeys((a.key, b.key, c.key), 10.0)
+    had = {a.key: 4, b.key: 1}
 
     def chunk(done: int, left: int = 1000) -> tuple[list[Start], int]:
         return next_resets([a, b, c], lengths, done=done, left=left, n=4, most=9, had=had)
@@ -95,10 +95,14 @@ def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() ->
 
 
 def test_rollouts_from_a_start_are_counted_if_they_have_a_grade() -> None:
-    assert rollouts_from([group("a", "right", "failed"), group("b"), group("a", "wrong")]) == {
-        (ord("a"),): 2,
-        (ord("b"),): 0,
-    }
+    first, empty, again = group("a", "right", "failed"), group("b"), group("a", "wrong")
+    assert rollouts_from([first, empty, again]) == {first.start.key: 2, empty.start.key: 0}
+
+
+def test_two_problems_with_the_same_tokens_are_two_places() -> None:
+    """Placeholders may stand for something else in each."""
+    one, other = Start("p", (1,)), Start("q", (1,))
+    assert rollouts_from([Group(one, (trajectory("x", start=one),)), Group(other, ())]) == {one.key: 1, other.key: 0}
 
 
 def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:

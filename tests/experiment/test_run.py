@@ -21,7 +21,7 @@ from gpo.experiment.run import Run
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Problem, Sample, Split, StepScores, Trajectory, tokens_of
+from gpo.types import Evidence, Problem, Sample, Split, StepScores, Trajectory, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def test_another_configuration_is_refused_by_name(finished: Run) -> None:
     with pytest.raises(ConfigError, match=r"made with other settings: arms\.gpo\.rollouts was 4, now 8"):
         Run(
             finished.files.path,
-            toy_config(arms={"plain": "none", "random": "random_unsearched", "gpo": gpo_arm(rollouts=8)}),
+            toy_config(arms={"plain": "none", "random": "random_matched", "gpo": gpo_arm(rollouts=8)}),
         )
     with pytest.raises(ConfigError, match="seed was 0, now 1"):
         Run(finished.files.path, toy_config(seed=1))
@@ -176,7 +176,9 @@ def test_a_run_held_by_another_process_is_left_alone(tmp_path: Path) -> None:
 class Nowhere(NoReset):
     """Finds no place to reset to."""
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = Evidence()
+    ) -> list[StepScores]:
         return [replace(score, reset_boundary=None) for score in super().__call__(trajectories, sample)]
 
 
@@ -184,7 +186,9 @@ class Nowhere(NoReset):
 class AtTheEnd(NoReset):
     """Resets behind the last step, from where nothing can be sampled."""
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = Evidence()
+    ) -> list[StepScores]:
         scores = super().__call__(trajectories, sample)
         return [replace(s, reset_boundary=len(t.step_ends)) for s, t in zip(scores, trajectories, strict=True)]
 
@@ -193,7 +197,9 @@ class AtTheEnd(NoReset):
 class Dishonest(NoReset):
     """Samples without saying so."""
 
-    def __call__(self, trajectories: Sequence[Trajectory], sample: Sample) -> list[StepScores]:
+    def __call__(
+        self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = Evidence()
+    ) -> list[StepScores]:
         sample([trajectories[0].prefix(0)], 1)
         return super().__call__(trajectories, sample)
 

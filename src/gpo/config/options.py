@@ -18,8 +18,12 @@ from gpo.storage.codec import from_json, to_json
 from gpo.types import PairSettings
 
 T = TypeVar("T")
-# By name and `critic` of an estimator: what an earlier version called otherwise.
-RENAMED = {("random", ""): {"name": "random_unsearched"}, ("adaptive", None): {"critic": "none"}}
+RENAMED: tuple[
+    tuple[dict[str, Any], dict[str, Any]], ...
+] = (  # of an estimator: what an earlier version wrote, and now
+    ({"name": "random"}, {"name": "random_unsearched"}),
+    ({"name": "adaptive", "critic": None}, {"critic": "none"}),
+)
 NO_VALUE = ("help", "version", "trust", "verbose")
 FLAGS = (*NO_VALUE, "reuse", "watch")  # stand for themselves; settings of components that are true or false do too
 SHORT = {"estimator": "arms.gpo"}
@@ -125,7 +129,8 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     method = dict(known["method"])
     moved = {new: method.pop(old) for old, new in MOVED.items() if old in method}
     arms = {
-        arm: each | RENAMED.get((each.get("name"), each.get("critic", "")), {}) for arm, each in known["arms"].items()
+        arm: each | next((now for was, now in RENAMED if was.items() <= each.items()), {})
+        for arm, each in known["arms"].items()
     }
     return known | {"method": method, "pairs": {**known["pairs"], **moved}, "arms": arms}
 

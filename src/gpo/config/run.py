@@ -12,6 +12,7 @@ from gpo.config.components import Spec, describe_component
 from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
+from gpo.storage.codec import to_json
 from gpo.types import Engine, Estimator, Method, PairSettings, Task
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
@@ -103,6 +104,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as JSON: what `resolve` takes as `stored`."""
     described = {item.name: getattr(config, item.name) for item in fields(config)}
     described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described["pairs"] = to_json(config.pairs)
     described["arms"] = {name: describe_component("estimator", estimator) for name, estimator in config.arms.items()}
     return described
 

@@ -34,7 +34,7 @@ class Run(Resources):
     def all(self) -> Results:
         """Every stage for every arm, then tables and plots."""
         with self.held():
-            for stage in (Stage.ROLLOUT, Stage.LOCATE, Stage.RESET):
+            for stage in (Stage.ROLLOUT, Stage.LOCATE, Stage.RESET, Stage.BUILD):
                 for arm in self.config.arms:
                     self._advance(arm, 1, stage)
             for arm in self.config.arms:
@@ -115,7 +115,7 @@ class Run(Resources):
             )
         state = RoundState.of(self.files, arm, number)
         for stage, do in ROUND.items():
-            if stage != Stage.BUILD or self.trains_on_pairs or last == Stage.BUILD:
+            if stage != Stage.BUILD or last == Stage.BUILD or self.trains_on_pairs:
                 do(self, state)
             if stage == last:
                 break
