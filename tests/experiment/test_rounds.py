@@ -28,7 +28,11 @@ HERE = Path(__file__).parents[1]
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file but the times and the lock."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in ("events.jsonl", ".lock"))
+    files = (
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in ("events.jsonl", "pieces.json", ".lock")
+    )
     return {str(path.relative_to(directory)): without_times(path) for path in files}
 
 
@@ -132,12 +136,15 @@ def test_impossible_rounds_are_refused(change: dict[str, Any]) -> None:
         toy_config(**change)
 
 
-def test_a_run_of_a_version_without_rounds_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_a_version_without_rounds_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Run(tmp_path, toy_config()).rollout()
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("rounds", "round_problems", "reuse", "reset_fraction"):
         del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"names code that is not a part of GPO: toy:ToyMethod, toy:ToyTask"):
+        Run(tmp_path)  # not the file that was written here
+    monkeypatch.setenv("GPO_TRUST", "1")
     assert Run(tmp_path).config.rounds == 1
     with pytest.raises(ConfigError, match="rounds was 1, now 2"):
         Run(tmp_path, toy_config(rounds=2))

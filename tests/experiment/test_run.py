@@ -42,7 +42,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file but the times and the lock."""
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in ("events.jsonl", ".lock"))
+    files = (
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in ("events.jsonl", "pieces.json", ".lock")
+    )
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 

@@ -39,8 +39,11 @@ class Damaged(ChainEngine):
     ("change", "message"),
     [
         (lambda c: replace(c, token_ids=c.token_ids * 40), "completion of 560 tokens; expected at most 512"),
-        (lambda c: replace(c, token_ids=(3, 41)), r"token id 41; expected ids from 0 to 40. Give the engine the tok"),
-        (lambda c: replace(c, token_ids=(3, -1)), "token id -1; expected ids from 0 to 40"),
+        (
+            lambda c: replace(c, token_ids=(3, 4100)),
+            r"token id 4100; expected ids from 0 to 1064. Give the engine the tok",
+        ),
+        (lambda c: replace(c, token_ids=(3, -1)), "token id -1; expected ids from 0 to 1064"),
         (lambda c: replace(c, finish_reason="eos"), "finish reason 'eos'; expected stop or length"),
         (lambda c: replace(c, logprobs=c.logprobs[1:]), "13 log-probabilities; expected one for each of 14 tokens"),
         (lambda c: replace(c, logprobs=(nan,) * 14), "log-probability nan; expected nats of at most 0"),

@@ -41,7 +41,7 @@ def journal(engine: ChainEngine, path: Path, kill_after: int = 1000) -> Journal:
         if len(seen) == kill_after:
             raise Killed
 
-    return Journal(engine, path, 0.0, on_piece)
+    return Journal(engine, path, path.with_name("size"), 1e-9, on_piece)
 
 
 def test_a_call_in_pieces_gives_what_one_call_gives(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpo.config.components import Spec
 from gpo.config.presets import model_path
 from gpo.config.run import RunConfig
@@ -17,4 +19,5 @@ def resolve_model(config: RunConfig) -> ModelRef:
         if not isinstance(name, str):
             return ModelRef(name, f"<{type(name).__qualname__}>", tokenizer=settings.get("tokenizer"))
         return ModelRef(model_path(name), name, tokenizer=settings.get("tokenizer"))
-    return engine.model_ref
+    ref = engine.model_ref
+    return ref if isinstance(ref.source, str) or ref.tokenizer is not None else replace(ref, tokenizer=engine.tokenizer)

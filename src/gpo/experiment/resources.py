@@ -207,9 +207,8 @@ class Resources:
 
     def _journaled(self, engine: Engine) -> Engine:
         if self._journal is None or self._journal.engine is not engine:
-            self._journal = Journal(
-                engine, self.files.path / "journal.jsonl", self.config.piece_seconds or 0.0, self._tell_piece
-            )
+            files = (self.files.path / "journal.jsonl", self.files.path / "pieces.json")
+            self._journal = Journal(engine, *files, self.config.piece_seconds or 0.0, self._tell_piece)
         return self._journal
 
     def _tell_piece(self, done: int, wanted: int, tokens: int, seconds: float) -> None:

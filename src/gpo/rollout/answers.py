@@ -10,6 +10,7 @@ from gpo.errors import EngineError
 from gpo.types import Completion, FinishReason, Request
 
 _MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
+_PADDING = 1024  # embeddings are padded to round numbers, and a model may sample what no token stands for
 
 
 def check_answers(requests: Sequence[Request], answers: Sequence[Sequence[Completion]], tokenizer: Any) -> None:
@@ -52,8 +53,8 @@ def check_logprobs(what: str, nats: Sequence[float], tokens: int) -> None:
 
 
 def _size(tokenizer: Any) -> int | None:
-    """Tokens in the vocabulary; None if the tokenizer does not say."""
+    """Tokens that a model with this tokenizer may know; None if the tokenizer does not say."""
     try:
-        return len(tokenizer)
+        return len(tokenizer) + _PADDING
     except TypeError:
         return None

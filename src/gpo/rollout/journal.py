@@ -3,7 +3,8 @@
 A run keeps what it samples in chunks of some hundred rollouts. On a slow model one of them takes long, so the engine is
 asked in pieces of some seconds, and every piece is appended to a journal before the next one is asked for. After a kill
 the same chunk asks for the same rollouts, and those in the journal are not sampled again; once the chunk is written the
-journal goes. So the files of a run do not depend on how long a piece took.
+journal goes. How large a piece is, a run measures once and keeps: what is asked for together can change the last digit
+of a log-probability, and shall be the same after a kill.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import log2
 from pathlib import Path
 from typing import Any
 
 from gpo.errors import DataError
 from gpo.storage.codec import from_json, to_json
+from gpo.storage.files import read_json, write_json
 from gpo.types import Completion, Engine, ModelRef, Request
 
 
 @dataclass
 class Journal(Engine):
-    """Asks `engine` in pieces of about `seconds`, and keeps the answers in the file `path` until `clear`."""
+    """Asks `engine` in pieces of about `seconds`, and keeps the answers in the file `path` until `clear`.
+
+    How large a piece is stands in `size_path` once the first one has told how fast the engine is.
+    """
 
     engine: Engine
     path: Path
+    size_path: Path
     seconds: float
     on_piece: Callable[[int, int, int, float], None]  # rollouts done and wanted; tokens and seconds of the piece
     _known: dict[str, list[Completion]] | None = field(default=None, init=False)
-    _speed: float | None = field(default=None, init=False)  # rollouts a second
+    _size: tuple[int, str] | None = field(default=None, init=False)
 
     def generate(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
@@ -41,14 +48,15 @@ class Journal(Engine):
         todo = [i for i, key in enumerate(keys) if key not in known]
         wanted = sum(request.n for request in requests)
         while todo:
-            # The first piece of all tells how fast the engine is.
-            size = 1 if self._speed is None else max(1, round(self._speed * self.seconds / requests[todo[0]].n))
-            piece, todo = todo[:size], todo[size:]
+            size, probe = self._read_size()
+            count = 1 if keys[todo[0]] == probe else max(1, size // requests[todo[0]].n)
+            piece, todo = todo[:count], todo[count:]
             began = time.monotonic()
             asked = [requests[i] for i in piece]
             answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
             took = max(time.monotonic() - began, 1e-6)
-            self._speed = sum(request.n for request in asked) / took
+            if not probe:
+                self._write_size(self.seconds / took * sum(request.n for request in asked), keys[piece[0]])
             new = {keys[i]: answer for i, answer in zip(piece, answers, strict=True)}
             if todo:
                 self._append(new)
@@ -65,6 +73,18 @@ class Journal(Engine):
     def _key(self, request: Request, temperature: float, logprobs: bool) -> str:
         asked = [self.engine.model_ref.name, temperature, logprobs, *(to_json(request).values())]
         return blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+
+    def _read_size(self) -> tuple[int, str]:
+        """Rollouts of a piece, and the request that told it, which is a piece of its own for ever."""
+        if self._size is None and self.size_path.exists():
+            known = read_json(self.size_path)
+            self._size = int(known["rollouts"]), str(known["probe"])
+        return self._size or (1, "")
+
+    def _write_size(self, rollouts: float, probe: str) -> None:
+        """A power of two, so that two runs on one machine mostly agree."""
+        self._size = 1 << int(log2(max(1.0, min(rollouts, 2.0**30)))), probe
+        write_json(self.size_path, {"rollouts": self._size[0], "probe": probe})
 
     def _read(self) -> dict[str, list[Completion]]:
         if self._known is None:
