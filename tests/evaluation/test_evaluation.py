@@ -23,7 +23,7 @@ from gpo.evaluation.evaluation import (
 )
 from gpo.experiment.run import Run
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import locked, write_json
+from gpo.storage.files import locked, read_json, write_json
 from gpo.toy import ChainEngine, ChainTask, random_process
 from gpo.types import Problem, Split
 from toy import toy_config
@@ -138,7 +138,7 @@ def test_a_model_that_could_not_be_loaded_may_be_corrected(tmp_path: Path) -> No
         Evaluation(tmp_path / "out", replace(good, models={"a": good.models["a"], "b": "typo"})).all()
     board = Evaluation(tmp_path / "out", good).all()
     assert board == Evaluation(tmp_path / "whole", good).all()
-    assert RunDirectory(tmp_path / "out").config()["models"] == dict(good.models)
+    assert read_json(tmp_path / "out/config.json")["models"] == dict(good.models)
 
 
 def test_settings_are_written_by_the_process_that_holds_the_directory(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from written_run import NAN, Written, write_run
 
 from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
@@ -14,10 +13,12 @@ from gpo.report.clean import clip, html_size, one_line, visible
 from gpo.report.command import write_report
 from gpo.report.kinds import Kinds
 from gpo.report.reading import read_run
+from gpo.report.show import anchor_of
 from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import write_json
 from toy import toy_config
+from written_run import NAN, Written, write_run
 
 
 def test_a_searched_trajectory_has_its_texts_and_what_was_sampled_from_it(tmp_path: Path) -> None:
@@ -99,17 +100,20 @@ def test_the_hub_is_not_asked_for_a_tokenizer(tmp_path: Path, monkeypatch: pytes
     assert asked == []
 
 
-def test_every_separator_of_lines_gets_through_to_the_page(tmp_path: Path) -> None:
-    odd = "a\u2028b\u2029c\x85d\x0ce"
-    run = write_run(
-        tmp_path, [Written(odd, [odd, "x"], [0.5, 0.25, 0.0], 0, task=odd, search={0: [(odd, "right")]})], True
-    )
+def test_every_separator_of_lines_and_half_a_surrogate_pair_get_through_to_the_page(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\x85d\x0ce\ud83d"
+    row = Written(odd, [odd, "x"], [0.5, 0.25, 0.0], 0, task=odd, search={0: [(odd, "right")]})
+    run = write_run(tmp_path, [row], True)
+    first = RunDirectory(run).rollouts.read()
+    assert first[0].trajectories[0].completion.text == f"{odd}\nx"
     item = read_run(RunDirectory(run)).searched[0]
     assert item.problem.question == odd
     assert item.steps == (odd, "x")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "a⟨U+2028⟩b⟨U+2029⟩c⟨U+0085⟩d⟨U+000C⟩e" in page
+    assert "a⟨U+2028⟩b⟨U+2029⟩c⟨U+0085⟩d⟨U+000C⟩e⟨U+D83D⟩" in page
     assert not set("\u2028\u2029\x85\x0c") & set(page)
+    odd_id = replace(item, trajectory=replace(item.trajectory, id=odd))
+    assert anchor_of(odd_id) != anchor_of(item)
 
 
 def test_a_search_of_another_trajectory_is_refused(tmp_path: Path) -> None:
@@ -174,6 +178,7 @@ def test_reading_a_run_loads_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import gpo.report.command
+from gpo.report.show import anchor_of
 from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import write_json

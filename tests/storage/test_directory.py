@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import Progress, RunDirectory, answers_of, model_name
@@ -111,8 +111,22 @@ def test_the_model_is_the_engines_own_where_it_has_one(tmp_path: Path) -> None:
     assert model_name({"model": "reasoner", "engine": "hf"}) == "reasoner"
     assert model_name({"model": "reasoner", "engine": {"name": "hf", "model": None}}) == "reasoner"
     assert model_name({"model": "reasoner", "engine": {"name": "hf", "model": "X"}}) == "X"
-    write_json(tmp_path / "config.json", {"gpo": "1", "model": "m"})
+    write_json(tmp_path / "config.json", {"gpo": "1", "model": "m", "arms": {}})
     assert model_name(RunDirectory(tmp_path).config()) == "m"
+
+
+def test_what_is_no_run_is_told_from_one(tmp_path: Path) -> None:
+    files = RunDirectory(tmp_path)
+    for content, error, message in (
+        ({"models": {}}, ConfigError, "it holds an evaluation, whose tables are in table.md"),
+        ({"task": "x"}, ConfigError, "it holds a config.json without arms"),
+        ([], DataError, "config.json is no JSON object"),
+    ):
+        write_json(tmp_path / "config.json", content)
+        with pytest.raises(error, match=message):
+            files.config()
+        with pytest.raises(error, match=message):
+            files.arms()
 
 
 def test_a_run_of_three_arms_parses_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

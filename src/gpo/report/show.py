@@ -81,7 +81,8 @@ class Shown:
 
 def anchor_of(item: Searched, key: str = "") -> str:
     """Where on the page the trajectory is, as the search with this key sees it."""
-    return "t-" + blake2b(f"{key} {item.trajectory.id}".encode(), digest_size=5).hexdigest()
+    name = f"{key} {item.trajectory.id}"
+    return "t-" + blake2b(name.encode("utf-8", "backslashreplace"), digest_size=5).hexdigest()
 
 
 def show(item: Searched, key: str = "") -> Shown:

@@ -123,13 +123,18 @@ class RunDirectory:
         config = self.config_or_none()
         if config is None:
             raise ConfigError(f"{self.path} is no run directory. Start one with: gpo run {self.path}")
+        if not isinstance(config.get("arms"), Mapping):
+            what = "an evaluation, whose tables are in table.md" if "models" in config else "a config.json without arms"
+            raise ConfigError(f"{self.path} is no run directory: it holds {what}. Name a run.")
         return config
 
     def config_or_none(self) -> dict[str, Any] | None:
         file = self.path / "config.json"
         if not file.exists():
             return None
-        config: dict[str, Any] = read_json(file)
+        config = read_json(file)
+        if not isinstance(config, dict):
+            raise DataError(f"{file} is no JSON object. Put it back as it was, or choose another directory.")
         config.pop("gpo", None)  # the version that made it, which may differ
         return config
 
