@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_run import NAN, Written, write_run
 
 from gpo.report.command import write_report
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import write_json
+from written_run import NAN, Written, write_run
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202egnorw"
 LONG = "x" * 1_000_000

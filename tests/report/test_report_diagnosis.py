@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from written_run import NAN, Written, write_run
 
 from gpo.errors import DataError
 from gpo.report.compare import compare
@@ -13,6 +12,7 @@ from gpo.report.places import by_kind, by_length, by_position
 from gpo.report.reading import Reading, read_run
 from gpo.storage.directory import RunDirectory
 from gpo.types import Verdict
+from written_run import NAN, Written, write_run
 
 KINDS = Kinds([])
 STEPS = ["Add 1 and 2", "Carry 3", "So 4"]

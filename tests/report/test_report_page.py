@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from written_run import NAN, Written, write_run
 
 from gpo.cli import main
 from gpo.config.components import Spec
-from gpo.errors import ConfigError
+from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.report import command
 from gpo.report.command import write_report
@@ -21,6 +20,7 @@ from gpo.statistics import Interval
 from gpo.storage.directory import RunDirectory
 from gpo.types import Verdict
 from toy import toy_config
+from written_run import NAN, Written, write_run
 
 STYLE = Path(command.__file__).parent / "pages" / "report.css"
 
@@ -244,3 +244,17 @@ def test_texts_stand_out_on_every_background(scheme: int) -> None:
     for front, back in pairs:
         dark, light = sorted(luminance(colors[name]) for name in (front, back))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back)
+
+
+def test_nothing_is_written_through_a_link_in_a_run(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run = write_run(tmp_path / "run", [Written("q", ["a"], [0.5, 0.0])])
+    (run / "plots").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="plots is a symbolic link"):
+        write_report(run)
+    (run / "plots").unlink()
+    (run / "report.html").symlink_to(elsewhere / "report.html")
+    with pytest.raises(DataError, match=r"report\.html is a symbolic link"):
+        write_report(run)
+    assert not list(elsewhere.iterdir())

@@ -60,6 +60,7 @@ def test_problems_may_hold_any_separator_of_lines(tmp_path: Path) -> None:
     "line",
     [
         *(b"\xff\xfe", b"[1]", b"3", b"{}", b'{"stage": "rollout"}', b'{"stage": 1, "seconds": 1, "tokens": 1}'),
+        b'{"stage": "\\u001b]0;owned", "arm": null, "seconds": 1, "tokens": 1}',
         b'{"stage": "rollout", "arm": 3, "seconds": 1, "tokens": 1}',
         b'{"stage": "rollout", "arm": null, "seconds": "x", "tokens": 1}',
         b'{"stage": "rollout", "arm": null, "seconds": NaN, "tokens": 1}',

@@ -20,7 +20,7 @@ from gpo.report.clean import one_line
 from gpo.report.results import NAME
 from gpo.statistics import Interval
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import write_json, write_rows
+from gpo.storage.files import refuse_linked_folders, write_json, write_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.export:
         write_rows(options.export, marks)
     found = study(files, marks, checks)
+    refuse_linked_folders(files.path)
     write_json(files.path / "agreement.json", found)
     from gpo.report.plots import save
 

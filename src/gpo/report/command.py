@@ -16,7 +16,7 @@ from gpo.report.plots import write_plots
 from gpo.report.reading import Reading, read_run, read_searches
 from gpo.report.results import summarize
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import write_text
+from gpo.storage.files import refuse_linked_folders, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +78,7 @@ def write_report(
     results = summarize(files)
     page = render(readings, results, inline_figures(files, results), kinds, comparisons, most)
     path = out or run / "report.html"
+    refuse_linked_folders(path.parent)
     write_text(path, page)
     write_plots(files, results, path.parent / "plots")
     return path

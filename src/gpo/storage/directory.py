@@ -14,7 +14,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.storage.chunks import REMAKE, Chunks
 from gpo.storage.codec import T, from_json, to_json
 from gpo.storage.files import append_row, lines_of, read_json, whole_rows, write_rows
-from gpo.types import Group, Problem, Split, StepScores, Trajectory
+from gpo.types import Group, Problem, Split, Stage, StepScores, Trajectory
 
 BASE = "base"  # the model before training, as an evaluated model beside the arms
 
@@ -216,7 +216,7 @@ class RunDirectory:
 def _is_event(row: Mapping[str, Any]) -> bool:
     numbers = row.get("seconds"), row.get("tokens")
     return (
-        isinstance(row.get("stage"), str)
+        row.get("stage") in tuple(Stage)
         and (row.get("arm") is None or isinstance(row["arm"], str))
         and all(isinstance(number, int | float) and isfinite(number) for number in numbers)
     )

@@ -18,7 +18,7 @@ from typing import Any
 from gpo.errors import ConfigError, DataError
 from gpo.storage.codec import to_json
 
-# Folders below a held directory that are written into.
+# Below a run or evaluation directory.
 FOLDERS = (
     *("arms", "arms/*", "arms/*/rounds", "arms/*/rounds/*", "arms/*/checkpoints"),
     *("evaluation", "plots", "harness", "harness/*"),
@@ -215,6 +215,13 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_linked_folders(directory: Path) -> None:
+    """Raises: DataError if one of the folders below a run directory that are written into is a symbolic link."""
+    for pattern in FOLDERS:
+        for folder in directory.glob(pattern):
+            refuse_link(folder)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -250,7 +257,5 @@ def locked(directory: Path) -> Iterator[None]:
             raise ConfigError(
                 f"Another process works in {directory}. Wait for it to end, or choose another run directory."
             ) from None
-        for pattern in FOLDERS:
-            for folder in directory.glob(pattern):
-                refuse_link(folder)
+        refuse_linked_folders(directory)
         yield
