@@ -91,6 +91,7 @@ Options:
   --task NAME           what to reason about; the embedded reasoner's task if none is given
   --model PATH          directory or hub id of a causal language model; the embedded reasoner if none is given
   --data FOLDER         where data sets are (also: the environment variable GPO_DATA)
+  --samples RUN         a new run on what another one has sampled, such as --samples RUN --method kto
   --arm NAME            only this arm (locate to evaluate; evaluate also knows `base`)
   --COMPONENT NAME      engine, method, segmenter or estimator, or module:Class of your own
   --COMPONENT.FIELD X   a setting of a component, such as --estimator.rollouts 8 or --method.beta 0.1
@@ -235,6 +236,11 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
     refuse_strangers(directory, stored, options.values())
+    if (source := options.pop("samples", None)) is not None:
+        from gpo.experiment.reuse import take_samples
+
+        take_samples(Path(source), directory, options)
+        stored = files.config()
     with ProgressDisplay(console) as display:
         run = Run(directory, resolve(options, stored), on_progress=display)
         results = do(name, run, arm)

@@ -30,8 +30,9 @@ from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.rollout.prompting import question_start
 from gpo.storage.chunks import Chunks
+from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
-from gpo.types import Group, Problem, Split, Stage, Start, StartKey, StepScores, Trajectory, tokens_of
+from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, StepScores, Trajectory, tokens_of
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
 SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
@@ -67,12 +68,13 @@ def ask(
     """n rollouts from every question.
 
     Raises:
-        DataError: no answer of the first chunk could be graded.
+        DataError: no answer of the first chunk could be graded, or the file does not fit the questions.
     """
     size = max(1, work.config.chunk // n)
     split: Split = "test" if stage == Stage.EVALUATE else "train"
     if state is not None:
         label, checkpoint = state.label, state.checkpoint
+    answers_of(file, problems, n)
     while (done := len(file.read())) < len(problems):
         with work.piece(stage, label) as report:
             sampler = work.sampler(stage, split, done, checkpoint, number=1 if state is None else state.number)
@@ -80,6 +82,11 @@ def ask(
             new = sampler([question_start(problem, work.task, sampler.engine.tokenizer) for problem in batch], n)
             if not done:
                 _refuse_a_broken_grader(new)
+            if sampler.skipped:
+                message = (
+                    "%d of %d questions are too long to leave room for an answer (context %d, max_tokens %d): skipped."
+                )
+                log.warning(message, sampler.skipped, len(batch), sampler.engine.context_length, sampler.max_tokens)
             file.append(new)
             report(done + len(new), len(problems), "problems", sampler.tokens)
 
@@ -131,11 +138,11 @@ def reset(work: Resources, state: RoundState) -> None:
     An arm whose estimator resets nowhere spends its budget on the questions, as every arm does with what
     `reset_fraction` leaves.
     """
-    first, scores, spent = state.rollouts.read(), state.scores.read(), state.tokens()
-    searched = state.searched()
+    found = work.files.searched(state.arm, state.number)
+    first, spent, searched = state.rollouts.read(), state.tokens(), state.searched()
     known = [*first, *searched]
     questions = [group.start for group in first]
-    starts = reset_starts(scores, [t for group in first for t in group.trajectories]) or questions
+    starts = reset_starts([score for _, score in found], [trajectory for trajectory, _ in found]) or questions
     budget = work.allowance(state)
     left = budget - spent[Stage.ROLLOUT] - spent[Stage.LOCATE]
     at_most = min(left, round(work.config.reset_fraction * budget))
@@ -179,7 +186,8 @@ def fill(
 def build(work: Resources, state: RoundState) -> None:
     """Preference pairs of what the arm has sampled in a round, as JSON lines and as a data set with its card."""
     path, dataset = work.files.pairs(state.arm, state.number), work.files.dataset(state.arm, state.number)
-    if path.exists() and dataset.exists():
+    known = _pairs_that_are_there(path)
+    if known is not None and dataset.exists():
         return
     with work.piece(Stage.BUILD, state.label) as report:
         pairing, seed = work.config.pairs, work.config.seed
@@ -189,7 +197,7 @@ def build(work: Resources, state: RoundState) -> None:
             "estimator": work.described["arms"][state.arm]["name"],
             "seed": seed,
         } | ({} if state.number == 1 else {"round": state.number})
-        if not path.exists():
+        if known is None:
             engine = work.engine(state.checkpoint)
             pairs = build_pairs(
                 state.groups(search=work.config.reuse),
@@ -205,6 +213,17 @@ def build(work: Resources, state: RoundState) -> None:
         about = {"task": work.described["task"]["name"], **origin, **work.described["pairs"], "gpo": __version__}
         write_dataset(pairs, dataset, pairing.prefix_in, seed=seed, about=about)
         report(len(pairs), len(pairs), "pairs", 0)
+
+
+def _pairs_that_are_there(path: Path) -> list[Pair] | None:
+    """Pairs can be made again, so damaged ones are."""
+    if not path.exists():
+        return None
+    try:
+        return read_pairs(path)
+    except DataError as error:
+        log.warning("%s They are built again.", error)
+        return None
 
 
 def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> None:

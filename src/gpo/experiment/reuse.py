@@ -1,0 +1,64 @@
+"""The samples of a run for a second method: what was sampled does not depend on what is trained on it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from gpo.config.options import resolve
+from gpo.config.run import RunConfig, describe, differences
+from gpo.config.trust import refuse_strangers
+from gpo.errors import ConfigError
+from gpo.experiment.resources import FREE, Resources
+from gpo.storage.directory import BASE, RunDirectory
+from gpo.storage.files import replacing
+from gpo.storage.rounds import RoundState
+
+TRAINED = ("method.", "pairs.", "test_", *FREE)  # settings that say nothing about what is sampled to train on
+
+
+def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunConfig:
+    """Begin a run with the first rollouts, searches and resets of another one; the settings of the new run.
+
+    Args:
+        source: a run of one round, whose settings the new one takes.
+        target: a directory without samples.
+        options: that differ, such as `{"method": "kto"}`.
+
+    Raises:
+        ConfigError: the directory has samples of its own, the run has several rounds or other people's code, or an
+            option would change what is sampled.
+    """
+    files, found = RunDirectory(source), RunDirectory(target)
+    stored = files.config()
+    refuse_strangers(source, stored, options.values())
+    if found.rollouts.read():
+        raise ConfigError(f"{target} has samples of its own. Choose another directory for those of {source}.")
+    before, config = resolve({}, stored), resolve(options, stored)
+    if before.rounds > 1 or config.rounds > 1:
+        raise ConfigError(f"{source} has {before.rounds} rounds; only samples of the first model serve another method.")
+    changed = [each for each in differences(describe(before), describe(config)) if not each.startswith(TRAINED)]
+    if changed:
+        raise ConfigError(f"The samples of {source} were made with other settings: {'; '.join(changed[:3])}.")
+    work = Resources(target, replace(config, launch=None))
+    with work.held():
+        for path in _samples(files, list(config.arms), same_questions=_questions(before) == _questions(config)):
+            with replacing(target / path.relative_to(source)) as partial:
+                shutil.copyfile(path, partial)
+    return config
+
+
+def _questions(config: RunConfig) -> tuple[object, ...]:
+    return config.test_problems, config.test_samples, config.test_split
+
+
+def _samples(files: RunDirectory, arms: list[str], same_questions: bool) -> list[Path]:
+    """The first rollouts last: a directory that was not filled to its end has no samples."""
+    paths = [files.path / "problems.jsonl"] if same_questions else []
+    paths += [files.evaluation(BASE).path] if same_questions else []
+    for arm in arms:
+        state = RoundState.of(files, arm)
+        paths += [state.scores.path, state.resets.path, state.more.path]
+    return [path for path in [*paths, files.rollouts.path] if path.exists()]

@@ -1,0 +1,65 @@
+"""What one run has sampled serves another method."""
+
+from pathlib import Path
+
+import pytest
+
+from gpo.cli import main
+from gpo.config.components import Spec
+from gpo.errors import ConfigError
+from gpo.experiment.reuse import take_samples
+from gpo.experiment.run import Run
+from gpo.types import Stage
+from toy import toy_config
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("reuse") / "first", toy_config())
+    run.all()
+    return run
+
+
+def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path) -> None:
+    target = tmp_path / "second"
+    assert main(["run", str(target), "--samples", str(source.files.path), "--method.strength", "9"]) == 0
+    again = Run(target)
+    for arm in ("plain", "random", "gpo"):
+        for name in ("scores.jsonl", "resets.jsonl"):
+            assert (again.files.arm(arm) / name).read_bytes() == (source.files.arm(arm) / name).read_bytes()
+        assert (again.files.model(arm) / "chain.json").read_bytes() != (
+            source.files.model(arm) / "chain.json"
+        ).read_bytes()
+    assert again.files.evaluation("base").read() == source.files.evaluation("base").read()
+    assert Stage.LOCATE not in again.files.seconds()
+    assert again.config.method == Spec("method", "toy:ToyMethod", {"strength": 9.0, "model": None})
+
+
+def test_other_test_questions_are_asked_anew(source: Run, tmp_path: Path) -> None:
+    take_samples(source.files.path, tmp_path, {"test_samples": "3"})
+    run = Run(tmp_path)
+    assert not run.files.evaluation("base").read()
+    assert {len(group.trajectories) for group in run.evaluate("base")} == {3}
+
+
+def test_what_would_change_the_samples_is_refused(source: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"were made with other settings: rollouts was 4, now 5"):
+        take_samples(source.files.path, tmp_path / "a", {"rollouts": "5"})
+    assert not (tmp_path / "a").exists()
+    Run(tmp_path / "b", toy_config()).rollout()
+    with pytest.raises(ConfigError, match="has samples of its own"):
+        take_samples(source.files.path, tmp_path / "b", {})
+    with pytest.raises(ConfigError, match="is no run directory"):
+        take_samples(tmp_path / "nothing", tmp_path / "c", {})
+
+
+def test_damaged_pairs_are_built_again(source: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    take_samples(source.files.path, tmp_path, {})
+    run = Run(tmp_path)
+    pairs = run.build("gpo")
+    path = run.files.pairs("gpo")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run.build("gpo") == pairs
+    assert path.read_bytes() == whole
+    assert "They are built again" in caplog.text
