@@ -17,6 +17,9 @@ Split = Literal["train", "dev", "test"]
 Verdict = Literal["right", "wrong", "ungradable", "failed"]
 FinishReason = Literal["stop", "length"]
 Truncated = Literal["rejected", "excluded"]
+Credit = Literal["tail", "step", "tree"]
+"""What a rollout's score is credit for: all that was sampled (`tail`), the step behind a start of rollouts (`step`), or
+each step by what all rollouts say that it is worth (`tree`)."""
 PrefixIn = Literal["prompt", "completion", "masked"]
 """Where the shared prefix of a pair goes: to the prompt, or to both completions, where it is trained on
 (`completion`) or carries no loss (`masked`: the token ids are trained as with `prompt`, only the text differs)."""
@@ -222,6 +225,8 @@ class PairSettings:
     most: int | None = None  # in all; None: no cap
     truncated: Truncated = "rejected"  # what a completion that ran out of tokens may be
     prefix_in: PrefixIn = "prompt"
+    certainty: float = 0.75  # of pairs of steps: posterior probability that the chosen one is better, at least
+    strength: float = 2.0  # of step credit: rollouts that the prefix's own value counts as
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,7 @@ class RoundContext:
     last: bool = True  # no round goes on from what is saved
     temperature: float = 1.0  # at which the rollouts were sampled
     pairing: PairSettings = field(default_factory=PairSettings)  # how the pairs were made
+    credit: Credit = "tail"
     sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written

@@ -101,13 +101,13 @@ def test_preferences_point_to_the_better_step() -> None:
             for n, v in zip(tree.path(t), true_values(t, engine), strict=True)
         }
         for certainty in counts:
-            found = [p for each in preferences(tree, strength=2, certainty=certainty, resets_only=False) for p in each]
+            found = [p for each in preferences(tree, strength=2, certainty=certainty, starts_only=False) for p in each]
             counts[certainty] += len(found)
             assert all(pair.gain > 0 and certainty <= pair.certainty <= 1 for pair in found)
         differences = [(p.certainty, of_node[id(p.better)] - of_node[id(p.worse)]) for p in found]
         told += [(certainty, difference > 0) for certainty, difference in differences if difference]
-        behind = [p for each in preferences(tree, strength=2, certainty=0.6, resets_only=True) for p in each]
-        assert {len(p.node.prefix_ids) for p in behind} <= {len(group.trajectories[0].prefix(1).prefix_ids)}
+        behind = [p for each in preferences(tree, strength=2, certainty=0.6, starts_only=True) for p in each]
+        assert {len(p.node.prefix_ids) for p in behind} <= {0, len(group.trajectories[0].prefix(1).prefix_ids)}
     assert counts[0.6] > counts[0.95] > 40
     assert abs(fmean(right for _, right in told) - fmean(certainty for certainty, _ in told)) < 0.1
 

@@ -26,7 +26,7 @@ OF_STAGE: Mapping[str, Sequence[str]] = {
     "rollout": ("model", "task", "engine", "segmenter", "problems", "rollouts", *SAMPLING),
     "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem"),
     "reset": ("reset_rollouts", "reset_fraction", "budget"),
-    "build": ("pairs", "reuse"),
+    "build": ("credit", "pairs", "reuse"),
     "train": ("method", "rounds", "round_problems", "reuse", "launch"),
     "evaluate": ("test_problems", "test_samples", "test_split"),
     "results": (),

@@ -13,7 +13,7 @@ from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
 from gpo.storage.codec import to_json
-from gpo.types import Engine, Estimator, Method, PairSettings, Task
+from gpo.types import Credit, Engine, Estimator, Method, PairSettings, Task
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
 ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random_matched"}, "gpo": SEARCH}
@@ -42,6 +42,9 @@ class RunConfig:
     engine: Engine | Spec | str = "hf"
     method: Method | Spec | str = "dpo"
     segmenter: Segmenter | Spec | str = "newline"
+    credit: Credit = (
+        "tail"  # what carries loss: all behind a start, the step behind it, or each step by its worth (tree)
+    )
     pairs: PairSettings = PairSettings()  # how an offline method's pairs are made
     arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
     problems: int = 120  # training problems, taken evenly from the sub-tasks
@@ -81,6 +84,10 @@ class RunConfig:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
+        if not 0.5 <= self.pairs.certainty < 1:
+            raise ConfigError(f"pairs.certainty is {self.pairs.certainty}, expected a probability from 0.5 to 1.")
+        if not 0 <= self.pairs.strength < inf:
+            raise ConfigError(f"pairs.strength is {self.pairs.strength}, expected a number of rollouts of at least 0.")
         if not self.arms:
             raise ConfigError(f"A run needs at least one arm, for instance {', '.join(ARMS)}.")
         for name in self.arms:

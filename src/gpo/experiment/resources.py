@@ -29,6 +29,7 @@ from gpo.storage.rounds import RoundState
 from gpo.types import Engine, Estimator, Group, Method, ModelRef, Problem, Split, Stage, Task, tokens_of
 
 log = logging.getLogger(__name__)
+OF_TRAINING = ("method.", "credit ")  # settings that may change until a model is trained
 FREE = ("launch",)  # settings that may differ from call to call, because what is computed does not depend on them
 
 
@@ -82,7 +83,7 @@ class Resources:
             return False
         sampled = bool(self.files.rollouts.read())
         trained = any(self.files.model(arm).exists() or self.files.rounds(arm) != [1] for arm in stored["arms"])
-        refused = [each for each in changed if sampled and (trained or not each.startswith("method."))]
+        refused = [each for each in changed if sampled and (trained or not each.startswith(OF_TRAINING))]
         if refused:
             raise ConfigError(
                 f"{self.files.path} was made with other settings: {'; '.join(refused[:3])}. "

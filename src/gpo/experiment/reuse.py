@@ -16,7 +16,13 @@ from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import replacing
 from gpo.storage.rounds import RoundState
 
-TRAINED = ("method.", "pairs.", "test_", *FREE)  # settings that say nothing about what is sampled to train on
+TRAINED = (
+    "method.",
+    "pairs.",
+    "credit ",
+    "test_",
+    *FREE,
+)  # settings that say nothing about what is sampled to train on
 
 
 def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunConfig:

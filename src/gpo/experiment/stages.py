@@ -28,6 +28,7 @@ from gpo.experiment.budget import (
 from gpo.experiment.resources import Resources
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
+from gpo.preferences.step_pairs import build_step_pairs
 from gpo.rollout.prompting import question_start
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import answers_of
@@ -199,15 +200,27 @@ def build(work: Resources, state: RoundState) -> None:
         } | ({} if state.number == 1 else {"round": state.number})
         if known is None:
             engine = work.engine(state.checkpoint)
-            pairs = build_pairs(
-                state.groups(search=work.config.reuse),
-                engine.tokenizer,
-                settings=pairing,
-                scores=state.scores.read(),
-                stop_ids=engine.stop_ids,
-                seed=seed,
-                provenance=origin,
-            )
+            groups = state.groups(search=work.config.reuse)
+            if work.config.credit == "tail":
+                pairs = build_pairs(
+                    groups,
+                    engine.tokenizer,
+                    settings=pairing,
+                    scores=state.scores.read(),
+                    stop_ids=engine.stop_ids,
+                    seed=seed,
+                    provenance=origin,
+                )
+            else:
+                pairs = build_step_pairs(
+                    groups,
+                    engine.tokenizer,
+                    stop_ids=engine.stop_ids,
+                    starts_only=work.config.credit == "step",
+                    settings=pairing,
+                    seed=seed,
+                    provenance=origin,
+                )
             write_pairs(pairs, path, pairing.prefix_in)
         pairs = read_pairs(path)
         about = {"task": work.described["task"]["name"], **origin, **work.described["pairs"], "gpo": __version__}

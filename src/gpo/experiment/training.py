@@ -60,6 +60,7 @@ def train_round(
         last=last,
         temperature=work.config.temperature,
         pairing=work.config.pairs,
+        credit=work.config.credit,
         sampled=round_metrics(work, state),
         work_dir=files.arm(arm) / "unfinished",
         metrics_path=files.arm(arm) / "training.jsonl",

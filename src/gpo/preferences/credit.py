@@ -44,7 +44,7 @@ class Node:
     total: float = 0.0  # score of the rollouts
     count: int = 0
     final: bool = False  # a response ends here
-    starts: bool = False  # rollouts begin here that a reset (or a search) has sampled
+    starts: bool = False  # rollouts were sampled from here
     children: dict[Hashable, Node] = field(default_factory=dict)
 
     @property
@@ -81,7 +81,7 @@ class StepTree:
             return
         kept = len(trajectory.start.prefix_ids)
         for end, node in zip(trajectory.boundaries, self.path(trajectory), strict=True):
-            node.starts |= 0 < end == kept
+            node.starts |= end == kept
             if end >= kept:
                 node.total += trajectory.score.value
                 node.count += 1
@@ -137,19 +137,19 @@ class Preference:
     gain: float  # value behind the better step minus that behind the worse
 
 
-def preferences(tree: StepTree, *, strength: float, certainty: float, resets_only: bool) -> list[list[Preference]]:
+def preferences(tree: StepTree, *, strength: float, certainty: float, starts_only: bool) -> list[list[Preference]]:
     """For each prefix that two kinds of step have left, its surest pairs first; each step is in as few as can be.
 
     Given the scores behind them the values of two steps are Beta distributed, with `strength` rollouts of the prefix's
     own value as the prior; a pair counts if P(better > worse) is at least `certainty`.
 
     Args:
-        resets_only: only prefixes that a reset or a search has sampled from.
+        starts_only: only prefixes that rollouts were sampled from, the question among them.
     """
     found = []
     for node in tree.nodes():
         steps = [child for child in node.children.values() if child.count]
-        if len(steps) < 2 or (resets_only and not node.starts):
+        if len(steps) < 2 or (starts_only and not node.starts):
             continue
         value = node.value(strength)
         pairs = [

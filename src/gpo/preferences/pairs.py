@@ -80,8 +80,8 @@ def build_pairs(
     for problem_id, starts in by_problem.items():
         Random(f"{seed}/{problem_id}").shuffle(starts)
         starts.sort(key=lambda start: not start[0])
-        chosen.append(list(_in_turns([pairs for _, pairs in starts]))[: settings.per_problem])
-    return list(_in_turns(chosen))[: settings.most]
+        chosen.append(list(in_turns([pairs for _, pairs in starts]))[: settings.per_problem])
+    return list(in_turns(chosen))[: settings.most]
 
 
 def check_settings(settings: PairSettings) -> None:
@@ -155,9 +155,9 @@ def _pairs_of_start(
     random.shuffle(chosen)
     random.shuffle(rejected)
     before = start.token_ids
-    texts = {ids: _text(tokenizer, before, _without_end(ids, stop_ids)) for ids in (*chosen, *rejected)}
+    texts = {ids: text_behind(tokenizer, before, without_stop(ids, stop_ids)) for ids in (*chosen, *rejected)}
     prompt = tokenizer.decode(start.prompt_ids, skip_special_tokens=False)
-    prefix = _text(tokenizer, start.prompt_ids, start.prefix_ids)
+    prefix = text_behind(tokenizer, start.prompt_ids, start.prefix_ids)
     pairs = []
     for i in range(min(settings.per_start, max(len(chosen), len(rejected)))):
         good, bad = chosen[i % len(chosen)], rejected[i % len(rejected)]
@@ -187,18 +187,18 @@ def _side(verdict: str, completion: Completion, truncated: Truncated) -> Literal
     return "right" if verdict == "right" else "wrong"
 
 
-def _without_end(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[int, ...]:
+def without_stop(ids: tuple[int, ...], stop_ids: frozenset[int]) -> tuple[int, ...]:
     return ids[:-1] if ids and ids[-1] in stop_ids else ids
 
 
-def _text(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+def text_behind(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
     """The text that `ids` add behind `before`: a tokenizer may drop the space in front of a text's first word."""
     head = tokenizer.decode(before, skip_special_tokens=False)
     whole = tokenizer.decode([*before, *ids], skip_special_tokens=False)
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _in_turns(rows: Iterable[Sequence[Pair]]) -> Iterator[Pair]:
+def in_turns(rows: Iterable[Sequence[Pair]]) -> Iterator[Pair]:
     for turn in zip_longest(*rows):
         yield from (pair for pair in turn if pair is not None)
 

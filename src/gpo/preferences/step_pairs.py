@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
 from gpo.preferences.credit import Preference, StepTree, Wording, as_written, grow, preferences
-from gpo.types import Group, Pair, Tokenizer
+from gpo.preferences.pairs import DEFAULT, check_settings, in_turns, text_behind, without_stop
+from gpo.types import Group, Pair, PairSettings, Tokenizer
 
 
 def build_step_pairs(
@@ -16,12 +16,8 @@ def build_step_pairs(
     tokenizer: Tokenizer,
     *,
     stop_ids: frozenset[int],
-    resets_only: bool,
-    certainty: float = 0.75,
-    strength: float = 2.0,
-    per_start: int = 4,
-    per_problem: int | None = 16,
-    most: int | None = None,
+    starts_only: bool,
+    settings: PairSettings = DEFAULT,
     wording: Wording = as_written,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
@@ -33,26 +29,19 @@ def build_step_pairs(
 
     Args:
         stop_ids: tokens that end a response; the text of a pair leaves out the one that ends its step.
-        resets_only: only behind prefixes that a reset or a search has sampled from, else behind every prefix.
-        certainty: posterior probability that the chosen step is the better one, at least.
-        strength: rollouts of the prefix's own value in the prior of each step.
-        per_start, per_problem, most: as in `PairSettings`.
+        starts_only: only behind prefixes that rollouts were sampled from, else behind every prefix.
+        settings: `truncated` has no say here, since only a step is trained on.
     """
+    check_settings(settings)
     by_problem: dict[str, list[list[Pair]]] = {}
     for tree in grow(groups, wording).values():
-        found = preferences(tree, strength=strength, certainty=certainty, resets_only=resets_only)
+        found = preferences(tree, strength=settings.strength, certainty=settings.certainty, starts_only=starts_only)
         Random(f"{seed}/{tree.problem_id}").shuffle(found)
         for each in found:
-            pairs = [_pair(tree, preference, tokenizer, stop_ids, provenance or {}) for preference in each[:per_start]]
+            pairs = [_pair(tree, one, tokenizer, stop_ids, provenance or {}) for one in each[: settings.per_start]]
             by_problem.setdefault(tree.problem_id, []).append(pairs)
-    rows = [list(in_turns(starts))[:per_problem] for starts in by_problem.values()]
-    return list(in_turns(rows))[:most]
-
-
-def in_turns(rows: Iterable[Sequence[Pair]]) -> Iterator[Pair]:
-    """The first pair of each row, then the second of each."""
-    for turn in zip_longest(*rows):
-        yield from (pair for pair in turn if pair is not None)
+    rows = [list(in_turns(starts))[: settings.per_problem] for starts in by_problem.values()]
+    return list(in_turns(rows))[: settings.most]
 
 
 def _pair(
@@ -62,16 +51,8 @@ def _pair(
     stop_ids: frozenset[int],
     provenance: Mapping[str, Any],
 ) -> Pair:
-    prefix = preference.node.prefix_ids
+    prefix, chosen, rejected = preference.node.prefix_ids, preference.better, preference.worse
     before = (*tree.prompt_ids, *prefix)
-    chosen, rejected = preference.better, preference.worse
-
-    def text(ids: tuple[int, ...], context: tuple[int, ...]) -> str:
-        ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
-        head = tokenizer.decode(context, skip_special_tokens=False)
-        whole = tokenizer.decode([*context, *ids], skip_special_tokens=False)
-        return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=False)
-
     return Pair(
         problem_id=tree.problem_id,
         prompt_ids=tree.prompt_ids,
@@ -79,9 +60,9 @@ def _pair(
         chosen_ids=chosen.step,
         rejected_ids=rejected.step,
         prompt=tokenizer.decode(tree.prompt_ids, skip_special_tokens=False),
-        prefix=text(prefix, tree.prompt_ids),
-        chosen=text(chosen.step, before),
-        rejected=text(rejected.step, before),
+        prefix=text_behind(tokenizer, tree.prompt_ids, prefix),
+        chosen=text_behind(tokenizer, before, without_stop(chosen.step, stop_ids)),
+        rejected=text_behind(tokenizer, before, without_stop(rejected.step, stop_ids)),
         provenance={
             "boundary": preference.node.depth,
             "prefix_tokens": len(prefix),
