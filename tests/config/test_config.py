@@ -172,6 +172,59 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
     assert method(model="reader") == method()
 
 
+def test_python_and_the_command_line_have_the_same_defaults() -> None:
+    assert describe(RunConfig()) == describe(resolve({}))
+    assert describe(RunConfig(method="grpo")) == describe(resolve({"method": "grpo"}))
+    other = Spec("engine", "hf", {"model": "another"})
+    assert describe(RunConfig(engine=other)) == describe(resolve({"engine.model": "another"}))
+    assert describe(RunConfig(engine=other))["method"]["learning_rate"] is None
+    assert RunConfig(model="another").piece_seconds == 30.0
+    assert RunConfig().piece_seconds == 0.0
+
+
+def test_a_configuration_of_an_earlier_version_is_read() -> None:
+    from gpo.config.options import with_defaults
+
+    stored = describe(resolve(TOY))
+    old = {key: value for key, value in stored.items() if key not in ("pairs", "credit", "launch", "piece_seconds")}
+    old["method"] = {**old["method"], "pairs_per_start": 3, "truncated": "excluded"}
+    old["arms"] = {"random": {"name": "random", "seed": 1}, "gpo": {"name": "adaptive", "critic": None}}
+    read = with_defaults(old)
+    assert read["pairs"]["per_start"] == 3
+    assert read["pairs"]["truncated"] == "excluded"
+    assert "pairs_per_start" not in read["method"]
+    assert read["arms"] == {
+        "random": {"name": "random_unsearched", "seed": 1},
+        "gpo": {"name": "adaptive", "critic": "none"},
+    }
+    with pytest.raises(ConfigError, match=r"--method\.pairs_per_start is now --pairs\.per_start"):
+        resolve({"method": "dpo", "method.pairs_per_start": "8"})
+
+
+def test_what_is_no_class_is_not_called() -> None:
+    with pytest.raises(
+        ConfigError, match=r"The task 'os:abort' is a builtin_function_or_method\. Expected module:Class"
+    ):
+        Spec("task", "os:abort").make()
+
+
+def test_code_in_a_strangers_configuration_needs_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpo.config.trust import refuse_strangers, remember
+
+    stored = describe(resolve(TOY))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"names code that is not a part of GPO: toy:ToyMethod, toy:ToyTask"):
+        refuse_strangers(tmp_path, stored)
+    refuse_strangers(tmp_path, stored, TOY.values())  # the command names it again
+    remember(tmp_path)
+    refuse_strangers(tmp_path, stored)
+    (tmp_path / "config.json").write_text("{ }")  # somebody changed it
+    with pytest.raises(ConfigError, match="add --trust"):
+        refuse_strangers(tmp_path, stored)
+    monkeypatch.setenv("GPO_TRUST", "1")
+    refuse_strangers(tmp_path, stored)
+
+
 def test_an_option_of_an_arm_that_does_not_run_is_refused_by_the_name_it_was_given() -> None:
     with pytest.raises(
         ConfigError, match=r"--estimator is for arm 'gpo', and --arms has plain only\. Add gpo to --arms"

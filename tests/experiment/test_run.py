@@ -250,3 +250,10 @@ def test_components_may_be_instances(tmp_path: Path) -> None:
 def test_times_are_kept_apart(finished: Run) -> None:
     seconds = RunDirectory(finished.files.path).seconds()
     assert set(seconds) == {"rollout", "locate", "reset", "build", "train", "evaluate", "report"}
+
+
+def test_steps_cut_at_low_probabilities_go_through_every_stage(tmp_path: Path) -> None:
+    cut = Spec("segmenter", "low_probability", {"probability": 0.99, "every": 1})
+    run = Run(tmp_path, toy_config(segmenter=cut, arms={"gpo": "monte_carlo"}))
+    assert run.all().models
+    assert any(len(t.step_ends) > 1 for group in run.files.evaluation("gpo").read() for t in group.trajectories)
