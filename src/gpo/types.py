@@ -54,6 +54,11 @@ class Problem:
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def subtask(self) -> str:
+        """The sub-task that it belongs to; "" where its task has none."""
+        return str(self.metadata.get("subtask", ""))
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -1,7 +1,5 @@
 from gpo.experiment.budget import (
-    evenly,
     expected_lengths,
-    in_turns,
     next_resets,
     next_searches,
     reset_starts,
@@ -9,6 +7,7 @@ from gpo.experiment.budget import (
     search_weight,
     to_search,
 )
+from gpo.rollout.turns import evenly, in_turns
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict, tokens_of
 
 VALUES: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "ungradable": 0.0, "failed": None}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from written_run import NAN, Written, write_run
 
 from gpo.cli import main
 from gpo.errors import ConfigError, DataError
 from gpo.report.closeup import close_up
 from gpo.report.terminal import BAR, Row, bar, rows_between, table
+from written_run import NAN, Written, write_run
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}
 CHAIN = ("--task", "toy:ToyTask", "--engine", "chain", "--method", "toy:ToyMethod")

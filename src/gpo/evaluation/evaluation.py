@@ -25,9 +25,9 @@ from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
-from gpo.experiment.budget import evenly
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
+from gpo.rollout.turns import evenly
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.directory import Progress, RunDirectory, answers_of
 from gpo.storage.files import locked, write_json, write_text

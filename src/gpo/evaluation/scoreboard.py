@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from gpo.experiment.budget import subtask
 from gpo.report.results import VERDICTS, percent
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
 from gpo.types import ComparingTask, Group, Problem, Task, tokens_of
@@ -61,7 +60,7 @@ def score_models(
     samples = max((len(group.trajectories) for groups in answers.values() for group in groups), default=0)
     rows: dict[str, list[int]] = {}
     for row, problem in enumerate(problems):
-        rows.setdefault(subtask(problem), []).append(row)
+        rows.setdefault(problem.subtask, []).append(row)
     models = tuple(
         ModelScore(
             name=name,

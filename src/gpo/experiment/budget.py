@@ -7,19 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
-from typing import TypeVar
 
+from gpo.rollout.turns import in_turns
 from gpo.types import Group, Problem, Start, StartKey, StepScores, Trajectory
 
-Item = TypeVar("Item")
 SAFE_SHARE = 0.8  # of the tokens left, for a chunk of resets
-
-
-def in_turns(rows: Iterable[Sequence[Item]]) -> list[Item]:
-    """The first item of each row, then the second of each, and so on."""
-    nothing = object()
-    return [item for turn in zip_longest(*rows, fillvalue=nothing) for item in turn if item is not nothing]  # type: ignore[misc]
 
 
 def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:
@@ -38,19 +30,6 @@ def allowance(first: int, factor: float, number: int, spent: int) -> int:
         spent: tokens of the arm in all rounds before.
     """
     return number * round(factor * first) - spent
-
-
-def subtask(problem: Problem) -> str:
-    """The sub-task that a problem belongs to; "" where its task has none."""
-    return str(problem.metadata.get("subtask", ""))
-
-
-def evenly(problems: Sequence[Problem], count: int | None) -> list[Problem]:
-    """The first `count` problems, taken in turns from the sub-tasks. None: all."""
-    by_subtask: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_subtask.setdefault(subtask(problem), []).append(problem)
-    return in_turns(by_subtask.values())[:count]
 
 
 def to_search(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:

@@ -19,9 +19,10 @@ from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
 from gpo.errors import ConfigError, DataError
-from gpo.experiment.budget import allowance, evenly
+from gpo.experiment.budget import allowance
 from gpo.rollout.journal import Journal
 from gpo.rollout.sampler import Sampler
+from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked, write_json

@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
 from gpo.errors import ConfigError, DataError, unknown
+from gpo.rollout.turns import in_turns
 from gpo.storage.files import write_text
 from gpo.types import (
     Completion,
@@ -80,8 +80,8 @@ def build_pairs(
     for problem_id, starts in by_problem.items():
         Random(f"{seed}/{problem_id}").shuffle(starts)
         starts.sort(key=lambda start: not start[0])
-        chosen.append(list(in_turns([pairs for _, pairs in starts]))[: settings.per_problem])
-    return list(in_turns(chosen))[: settings.most]
+        chosen.append(in_turns([pairs for _, pairs in starts])[: settings.per_problem])
+    return in_turns(chosen)[: settings.most]
 
 
 def check_settings(settings: PairSettings) -> None:
@@ -196,11 +196,6 @@ def text_behind(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int])
     head = tokenizer.decode(before, skip_special_tokens=False)
     whole = tokenizer.decode([*before, *ids], skip_special_tokens=False)
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def in_turns(rows: Iterable[Sequence[Pair]]) -> Iterator[Pair]:
-    for turn in zip_longest(*rows):
-        yield from (pair for pair in turn if pair is not None)
 
 
 def to_row(pair: Pair, prefix_in: PrefixIn = "prompt") -> dict[str, Any]:

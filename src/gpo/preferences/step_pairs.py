@@ -7,7 +7,8 @@ from random import Random
 from typing import Any
 
 from gpo.preferences.credit import Preference, StepTree, Wording, as_written, grow, preferences
-from gpo.preferences.pairs import DEFAULT, check_settings, in_turns, text_behind, without_stop
+from gpo.preferences.pairs import DEFAULT, check_settings, text_behind, without_stop
+from gpo.rollout.turns import in_turns
 from gpo.types import Group, Pair, PairSettings, Tokenizer
 
 
@@ -40,8 +41,8 @@ def build_step_pairs(
         for each in found:
             pairs = [_pair(tree, one, tokenizer, stop_ids, provenance or {}) for one in each[: settings.per_start]]
             by_problem.setdefault(tree.problem_id, []).append(pairs)
-    rows = [list(in_turns(starts))[: settings.per_problem] for starts in by_problem.values()]
-    return list(in_turns(rows))[: settings.most]
+    rows = [in_turns(starts)[: settings.per_problem] for starts in by_problem.values()]
+    return in_turns(rows)[: settings.most]
 
 
 def _pair(

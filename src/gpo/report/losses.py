@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gpo.experiment.budget import subtask
 from gpo.report.kinds import JOINED, Kinds
 from gpo.report.reading import Reading, Searched
 from gpo.statistics import Interval, paired_difference
@@ -115,7 +114,7 @@ def halves(items: Iterable[Searched]) -> tuple[list[str], list[str]]:
     turns: Counter[str] = Counter()
     parts: tuple[list[str], list[str]] = ([], [])
     for item in items:
-        name = subtask(item.problem)
+        name = item.problem.subtask
         parts[turns[name] % 2].append(item.problem.id)
         turns[name] += 1
     return parts

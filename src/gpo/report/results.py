@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpo.experiment.budget import subtask
 from gpo.report.clean import one_line
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
@@ -81,7 +80,7 @@ def summarize(files: RunDirectory) -> Results:
     evaluated = {name: groups[:questions] for name, groups in answered.items() if groups}
     subtasks: dict[str, list[int]] = {}
     for i, problem in enumerate(problems[:questions]):
-        subtasks.setdefault(subtask(problem), []).append(i)
+        subtasks.setdefault(problem.subtask, []).append(i)
     references = [name for name in (BASE, arms[0]) if name in evaluated]
     sources = {str(problem.metadata.get("source", "")) for problem in problems}
     budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)

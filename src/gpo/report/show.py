@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import isnan
 
-from gpo.experiment.budget import subtask
 from gpo.report.clean import clip, one_line
 from gpo.report.reading import Searched
 from gpo.statistics import Interval, exact
@@ -98,7 +97,7 @@ def show(item: Searched, key: str = "") -> Shown:
     return Shown(
         anchor=anchor_of(item, key),
         id=one_line(trajectory.id, 120),
-        task=one_line(subtask(item.problem), 60),
+        task=one_line(item.problem.subtask, 60),
         verdict=trajectory.score.verdict,
         sign=SIGNS[trajectory.score.verdict],
         gain=round(abs(item.gain or 0.0), 3),

@@ -13,11 +13,11 @@ from gpo.config.components import made
 from gpo.config.presets import model_path
 from gpo.config.run import RunConfig
 from gpo.errors import DataError
-from gpo.experiment.budget import in_turns
 from gpo.report.terminal import Row, print_question, print_verdict, rows_between, table
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import request_seed
 from gpo.rollout.segmenters import Segmenter, pieces
+from gpo.rollout.turns import in_turns
 from gpo.storage.directory import RunDirectory
 from gpo.types import Completion, Engine, Problem, Request, Score, Start, Task, Trajectory
 
