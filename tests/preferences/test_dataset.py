@@ -17,7 +17,7 @@ from gpo.experiment.budget import rollouts_from
 from gpo.experiment.run import Run
 from gpo.preferences.dataset import apart, interleave, to_dataset, to_table, unpaired_rows, write_dataset
 from gpo.preferences.pairs import read_pairs, to_row
-from gpo.types import Pair
+from gpo.types import Pair, StartKey
 from toy import toy_config
 
 
@@ -162,9 +162,9 @@ def test_every_row_says_where_it_comes_from(run: Run) -> None:
 
 def test_a_start_that_the_search_has_sampled_from_gets_only_what_it_misses(run: Run) -> None:
     had = rollouts_from(group for score in run.files.scores("gpo").read() for group in score.rollouts)
-    first: dict[tuple[int, ...], int] = {}
+    first: dict[StartKey, int] = {}
     for group in run.files.resets("gpo").read()[:-1]:  # the last one gets what is left
-        first.setdefault(group.start.token_ids, len(group.trajectories))
+        first.setdefault(group.start.key, len(group.trajectories))
     known = [start for start in first if had[start]]
     assert known
     for start in known:
@@ -174,6 +174,7 @@ def test_a_start_that_the_search_has_sampled_from_gets_only_what_it_misses(run: 
 
 def test_a_data_set_that_is_not_there_says_how_to_make_it(run: Run, tmp_path: Path) -> None:
     fresh = Run(tmp_path / "fresh", toy_config())
+    fresh.problems("train")
     with pytest.raises(DataError, match=r"no data set at .*Write it with: gpo build .* --arm gpo"):
         gpo.load_pairs(fresh.files.path, "gpo")
     with pytest.raises(ConfigError, match=r"has no arm 'best'\. Its arms: plain, random, gpo"):

@@ -197,6 +197,7 @@ def build(work: Resources, state: RoundState) -> None:
             "arm": state.arm,
             "estimator": work.described["arms"][state.arm]["name"],
             "seed": seed,
+            "pairing_seed": seed,
         } | ({} if state.number == 1 else {"round": state.number})
         if known is None:
             engine = work.engine(state.checkpoint)
