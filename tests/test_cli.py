@@ -29,12 +29,18 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 
 def test_options_are_told_from_names() -> None:
-    assert split(["run", "--problems", "8", "runs/a", "--method.lora=4", "--bf16", "--lr", "-1"]) == (
+    assert split(["run", "--problems", "8", "runs/a", "--method.lora=4", "--reuse", "--lr", "-1"]) == (
         ["run", "runs/a"],
-        {"problems": "8", "method.lora": "4", "bf16": "true", "lr": "-1"},
+        {"problems": "8", "method.lora": "4", "reuse": "true", "lr": "-1"},
     )
     with pytest.raises(ConfigError, match="--seed is given twice"):
         split(["--seed", "1", "--seed=2"])
+    for words in (["--question"], ["--question", "--model", "x"]):
+        with pytest.raises(ConfigError, match="--question needs a value"):
+            split(words)
+    with pytest.raises(ConfigError, match="'-' is no option"):
+        split(["run", "-"])
+    assert split(["train", "--method.bf16"])[1] == {"method.bf16": "true"}
 
 
 def test_every_stage_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +139,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "rollout", interrupted)
+    monkeypatch.setattr(Run, "all", interrupted)
     run = str(tmp_path / "my run")
     assert main(["run", run, *TOY]) == 130
     assert f"gpo run '{run}' --task toy:ToyTask" in capsys.readouterr().err
@@ -145,9 +151,13 @@ def test_help_lists_commands_options_and_settings(capsys: pytest.CaptureFixture[
     assert all(f"  {command} " in out for command in cli.COMMANDS)
     assert main(["run", "--help", "--estimator", "monte_carlo"]) == 0
     out = capsys.readouterr().out
-    assert "--budget               tokens of each arm, as a multiple of the first rollouts' tokens (2.5)" in out
-    assert "monte_carlo" in out
-    assert '--estimator.rule       ("advantage")' in out
+    assert "  --budget               tokens of each arm, as a multiple of the first" in out
+    assert "--estimator.rollouts   N; the paper improves up to 12 (4)" in out
+    assert max(map(len, out.split("\n"))) <= 80
+    assert main(["build", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--pairs.per_start" in out
+    assert "--locate_share" not in out
     assert main([]) == 2
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.endswith(gpo.__version__ + "\n")

@@ -126,7 +126,7 @@ def test_the_first_ratio_of_an_online_update_is_one(build: Any, word_tokenizer: 
     word_tokenizer.pad_token = "<pad>"
     method = GRPO(deepcopy(build("qwen3")), word_tokenizer, lora=2, learning_rate=0.05)
     for seed, least in ((0, 0.0), (1, 0.01)):
-        model, _ = method.policy
+        model = method.policy.model
         engine = HFEngine(model=model, tokenizer=word_tokenizer)
         assert type(engine.decoder()) is LlamaDecoder
         [completions] = engine.generate([Request(STORY, 6, 9, seed)], logprobs=True)

@@ -101,7 +101,7 @@ def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:
         Evaluation(tmp_path / "out", config(tmp_path, models={"a": str(tmp_path / "b")}))
     with pytest.raises(ConfigError, match="is no evaluation"):
         Evaluation(tmp_path / "nothing")
-    Run(tmp_path / "run", toy_config())
+    Run(tmp_path / "run", toy_config()).problems("train")
     assert not is_evaluation(tmp_path / "run")
     with pytest.raises(ConfigError, match="is a run, no evaluation"):
         Evaluation(tmp_path / "run", config(tmp_path))

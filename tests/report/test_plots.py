@@ -107,6 +107,7 @@ def test_training_is_drawn_by_the_first_reward_that_is_reported_and_a_cut_line_i
 
 def test_the_reward_of_each_round_stands_over_the_tokens_sampled_before_it(tmp_path: Path) -> None:
     run = Run(tmp_path, toy_config(arms={"plain": "none", "gpo": "monte_carlo"}))
+    run.problems("train")
     rewards = (0.25, None, 0.5)
     rows = [{"accuracy": r, "tokens": {"rollout": 10, "locate": 5, "reset": k}} for k, r in enumerate(rewards)]
     write_rows(run.files.arm("gpo") / "rounds.jsonl", rows)

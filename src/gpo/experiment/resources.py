@@ -114,7 +114,7 @@ class Resources:
             found = evenly(self.task.problems(split), count)
             if not found:
                 raise DataError(f"The task has no {name} problems. Choose another task or another path.")
-            if count is not None and len(found) < count:
+            if count is not None and len(found) < count and count not in (RunConfig.problems, RunConfig.test_problems):
                 log.warning(
                     "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count
                 )
