@@ -176,7 +176,9 @@ def command(arguments: Sequence[str]) -> int:
     elif name == "locate" and options.keys() & {"show", "question", "watch"}:
         from gpo.report.closeup import close_up
 
-        close_up(Path(rest[0]) if rest else None, options)
+        directory = Path(rest[0]) if rest else None
+        check_trust(directory, options)
+        close_up(directory, options)
     else:
         work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
     return 0
@@ -189,6 +191,15 @@ def start_logging(verbose: bool) -> None:
     logger = logging.getLogger("gpo")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def check_trust(directory: Path | None, options: dict[str, str]) -> None:
+    """Raises: ConfigError if a directory names code that neither this user nor the command has asked for."""
+    from gpo.config.trust import refuse_strangers
+    from gpo.storage.directory import RunDirectory
+
+    if directory is not None:
+        refuse_strangers(directory, RunDirectory(directory).config_or_none(), options.values())
 
 
 def holds_evaluation(directory: Path) -> bool:
@@ -212,6 +223,7 @@ def evaluate_models(directory: Path, options: dict[str, str]) -> None:
         tables = [evaluate_with(harness, directory, options)]
     else:
         stored = RunDirectory(directory).config_or_none() if holds_evaluation(directory) else None
+        check_trust(directory, options)
         with ProgressDisplay(console) as display:
             board = Evaluation(directory, resolve_evaluation(options, stored), on_progress=display).all()
         tables = [score_rows(board), count_rows(board)]
@@ -226,7 +238,6 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     from rich.console import Console
 
     from gpo.config.options import resolve
-    from gpo.config.trust import refuse_strangers
     from gpo.experiment.run import Run
     from gpo.report.progress import ProgressDisplay, print_results
     from gpo.storage.directory import RunDirectory
@@ -235,7 +246,7 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     arm = options.pop("arm", None)
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
-    refuse_strangers(directory, stored, options.values())
+    check_trust(directory, options)
     if (source := options.pop("samples", None)) is not None:
         from gpo.experiment.reuse import take_samples
 

@@ -56,7 +56,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
-            given = left and not left[0].startswith("--") and name not in NO_VALUE
+            given = left and not left[0].startswith("--") and (name not in NO_VALUE or left[0] in ("true", "false"))
             if not given and name not in FLAGS and "." not in name:
                 raise ConfigError(f"--{name} needs a value: --{name} VALUE.")
             value = left.pop(0) if given else "true"

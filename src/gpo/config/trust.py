@@ -1,8 +1,8 @@
 """Code that a stored configuration names.
 
-A run directory may come from somebody else, and `module:Class` in its `config.json` is code that a command would
-import. It is imported where this user started the run with exactly this configuration, where the command names it
-again, or where the user says so (`--trust`, or GPO_TRUST=1).
+A run directory may come from somebody else. `module:Class` in its `config.json` is code that a command would import,
+and `launch` is a program that it would start. Both are done where this user started the run with exactly this
+configuration, where the command names them again, or where the user says so (`--trust`, or GPO_TRUST=1).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 from gpo.errors import ConfigError
 
 
-def foreign_names(stored: Mapping[str, Any]) -> set[str]:
-    """Every `module:Class` of a stored configuration that is not a part of GPO."""
+def foreign_code(stored: Mapping[str, Any]) -> set[str]:
+    """What a stored configuration would run that is no part of GPO: every `module:Class`, and what starts training."""
     components = [*stored.values(), *(stored.get("arms") or {}).values()]
     names = {str(each.get("name")) for each in components if isinstance(each, Mapping)}
-    return {name for name in names if ":" in name and not name.startswith("gpo.")}
+    launch = {str(stored["launch"])} if stored.get("launch") else set()
+    return launch | {name for name in names if ":" in name and not name.startswith("gpo.")}
 
 
 def refuse_strangers(directory: Path, stored: Mapping[str, Any] | None, named: Collection[str] = ()) -> None:
@@ -30,11 +31,11 @@ def refuse_strangers(directory: Path, stored: Mapping[str, Any] | None, named: C
     Args:
         named: names that the command itself gives.
     """
-    strange = foreign_names(stored or {}) - set(named)
+    strange = foreign_code(stored or {}) - set(named)
     if strange and os.environ.get("GPO_TRUST") != "1" and _mark(directory) not in _known():
         raise ConfigError(
-            f"{directory}/config.json names code that is not a part of GPO: {', '.join(sorted(strange))}. You have not "
-            "started that run. If you trust whoever wrote it, add --trust."
+            f"{directory}/config.json names what is no part of GPO: {', '.join(sorted(strange))}. You have not started "
+            "that run. If you trust whoever wrote it, add --trust (from Python: set GPO_TRUST=1)."
         )
 
 

@@ -23,6 +23,7 @@ from gpo.config.components import Spec, describe_component, made, setting_types
 from gpo.config.options import parse, spec_from_options
 from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
+from gpo.config.trust import refuse_strangers, remember
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
 from gpo.rollout.prompting import question_start
@@ -154,7 +155,9 @@ class Evaluation:
             raise ConfigError(f"{directory} is a run, no evaluation. Choose another directory.")
         if config is None and stored is None:
             raise ConfigError(f"{directory} is no evaluation. Start one with: gpo evaluate {directory} --models A,B")
-        config = resolve_evaluation({}, stored) if config is None else config
+        if config is None:
+            refuse_strangers(directory, stored)
+            config = resolve_evaluation({}, stored)
         sampled = self._sampled(stored)
         if stored is None or not sampled:
             return config
@@ -206,6 +209,7 @@ class Evaluation:
             self.files.write_problems({self.config.split: problems})
         if self.files.config_or_none() != described:
             write_json(self.files.path / "config.json", {"gpo": __version__, **described})
+            remember(self.files.path)
 
     def _answers(self, name: str, problems: Sequence[Problem]) -> list[Group]:
         """Samples of every question, chunk by chunk; a chunk's seeds do not depend on the model."""
