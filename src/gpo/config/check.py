@@ -3,55 +3,99 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from gpo.config.components import Spec, made
 from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
-from gpo.types import OfflineMethod, OnlineMethod, Task
+from gpo.rollout.segmenters import Segmenter
+from gpo.types import Engine, Estimator, OfflineMethod, OnlineMethod, Task
 
-NEEDS = {
-    "task": "problems(split), prompt(problem) and score(problem, text)",
-    "estimator": "to be called with trajectories, sample and evidence",
-    "method": "trains_on, update(data, context) and save(path)",
-    "segmenter": "to be called with token ids, tokenizer and log-probabilities",
-}
+CONTRACTS: dict[str, type] = {"task": Task, "engine": Engine, "estimator": Estimator, "segmenter": Segmenter}
+METHODS: dict[Any, type] = {"pairs": OfflineMethod, "groups": OnlineMethod}  # by what a method `trains_on`
 
 
 def check(config: RunConfig) -> None:
-    """Make every component but the engine, whose model takes long to load.
+    """Make every component but the engine, whose model takes long to load, and hold it against its contract.
 
     Raises:
-        ConfigError: one does not exist, refuses its settings, or is no such component.
+        ConfigError: one does not exist, refuses its settings, or is no such component; or the model's directory is not
+            there.
     """
+    engine = Spec("engine", config.engine) if isinstance(config.engine, str) else config.engine
+    if isinstance(engine, Spec):
+        check_class("engine", engine.check_settings(), engine.name)
+    else:
+        check_calls("engine", engine, type(engine).__name__)
     model = resolve_model(config).source
-    task = made("task", config.task)
-    _expect("task", config.task, isinstance(task, Task), task)
-    segmenter = made("segmenter", config.segmenter)
-    _expect("segmenter", config.segmenter, _takes(segmenter, 3), segmenter)
-    method = made("method", config.method)
-    trains = isinstance(method, OfflineMethod | OnlineMethod) and method.trains_on in ("pairs", "groups")
-    _expect("method", config.method, trains, method)
-    for each in config.arms.values():
-        estimator = made("estimator", each, model=model)
-        _expect("estimator", each, _takes(estimator, 3), estimator)
-    if isinstance(config.engine, str | Spec):
-        engine = Spec("engine", config.engine) if isinstance(config.engine, str) else config.engine
-        engine.check_settings()
+    if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
+        raise ConfigError(f"There is no model in {model}. Give --model a directory, a hub id, or reasoner.")
+    for kind, given in (("task", config.task), ("segmenter", config.segmenter), ("method", config.method)):
+        check_component(kind, given)
+    for estimator in config.arms.values():
+        check_component("estimator", estimator, model=model)
 
 
-def _takes(component: Any, arguments: int) -> bool:
-    """Whether a component can be called with so many positional arguments."""
-    try:
-        inspect.signature(component).bind(*range(arguments))
-    except (TypeError, ValueError):
-        return False
-    return True
+def check_component(kind: str, given: Any, **more: Any) -> None:
+    """Make a component, which must be one of its kind. What `more` is, `made` says.
+
+    Raises:
+        ConfigError: it does not exist, refuses its settings, or is no such component.
+    """
+    spec = Spec(kind, given) if isinstance(given, str) else given
+    name = spec.name if isinstance(spec, Spec) else type(spec).__name__
+    # Before it is made: what is no such component is not called either.
+    check_class(kind, spec.component_class() if isinstance(spec, Spec) else type(spec), name)
+    check_calls(kind, made(kind, spec, **more), name)
 
 
-def _expect(kind: str, given: Any, fits: bool, component: Any) -> None:
-    if not fits:
-        name = given if isinstance(given, str) else given.name if isinstance(given, Spec) else type(component).__name__
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise ConfigError(f"{name!r} is not {article} {kind}. {article.title()} {kind} needs {NEEDS[kind]}.")
+def check_class(kind: str, component: type, name: str) -> None:
+    """Raises: ConfigError if a class lacks a method of its contract."""
+    for method, wanted in calls(kind, component, name):
+        if not any(method in vars(parent) or "__getattr__" in vars(parent) for parent in component.__mro__):
+            raise _misfit(kind, name, f"it has no {_shown(method, wanted)}")
+
+
+def check_calls(kind: str, component: Any, name: str) -> None:
+    """Raises: ConfigError if a component cannot be called as its contract says."""
+    check_class(kind, type(component), name)
+    for method, wanted in calls(kind, type(component), name):
+        _, *taken = inspect.signature(wanted).parameters.values()
+        positional = [each.name for each in taken if each.kind != each.KEYWORD_ONLY]
+        named = {each.name: None for each in taken if each.kind == each.KEYWORD_ONLY}
+        found = component if method == "__call__" else getattr(component, method)
+        try:
+            inspect.signature(found).bind(*positional, **named)
+        except TypeError as error:
+            raise _misfit(kind, name, f"{_shown(method, wanted)} cannot be called: {error}") from error
+    if kind == "engine" and not isinstance(component, Engine):
+        lacking = [each for each in vars(Engine) if each[0] != "_" and not hasattr(component, each)]
+        raise _misfit(kind, name, f"it has no {', '.join(lacking)}")
+
+
+def calls(kind: str, component: type, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The methods of a kind's contract.
+
+    Raises:
+        ConfigError: a method trains on neither pairs nor groups.
+    """
+    if kind == "method" and getattr(component, "trains_on", None) not in METHODS:
+        raise _misfit(kind, name, "its trains_on is neither 'pairs' nor 'groups'")
+    contract = METHODS[component.trains_on] if kind == "method" else CONTRACTS[kind]  # type: ignore[attr-defined]
+    for method, wanted in vars(contract).items():
+        if inspect.isfunction(wanted) and (method == "__call__" or method[0] != "_"):
+            yield method, wanted
+
+
+def _shown(method: str, wanted: Callable[..., Any]) -> str:
+    """Such as `score(problem, text)`."""
+    _, *taken = inspect.signature(wanted).parameters
+    return f"{method}({', '.join(taken)})"
+
+
+def _misfit(kind: str, name: str, why: str) -> ConfigError:
+    article = "an" if kind[0] in "aeiou" else "a"
+    return ConfigError(f"{name!r} is not {article} {kind}: {why}. gpo/types.py says what {article} {kind} has.")
