@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "math": "gpo.tasks.math:MATH",
     "mmlu": "gpo.tasks.mmlu:MMLU",
     "mmlu_pro": "gpo.tasks.mmlu:MMLUPro",
+    "question": "gpo.tasks.question:Question",
     "reasoner": "gpo.tasks.generated:Generated",
     "reasoning_gym": "gpo.tasks.reasoning_gym:ReasoningGym",
 }
