@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import nan
+from math import ceil, floor, isnan, nan
+
+from scipy import stats
 
 from gpo.errors import DataError
-from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.estimators.adaptive import Adaptive
+from gpo.report.clean import visible
+from gpo.rollout.pace import Paced
 from gpo.rollout.sampler import Sampler, question_start
 from gpo.rollout.segmenters import Newline, Segmenter, pieces
 from gpo.statistics import Interval, exact
-from gpo.types import Engine, Estimator, Problem, StepScores, Task, Trajectory
+from gpo.types import Engine, Estimator, Problem, Sample, Score, StepScores, Task, Trajectory
+
+OnSample = Callable[[str, int, int], None]
+"""Gets what is sampled for, and the rollouts and tokens of each piece; 0 and 0 as it begins."""
+
+CHANCE = 0.05  # of a step that changes nothing to be confirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +35,68 @@ class Diagnosis:
         None  # values before and after the critical step, sampled after its choice
     )
 
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether fresh rollouts bear out the critical step; None where there are none.
+
+        Rule: Fisher's exact test between the fresh rollouts from before and from after the step says at 5% that the
+        success probability changes, in the direction in which the search saw it change (one-sided; two-sided where the
+        search has no values). The reward after the last step is known: it counts as that many equal rollouts.
+        Fractional rewards are rounded so that the difference shrinks.
+        """
+        step = self.scores.critical_step
+        if step is None or self.fresh is None or any(isnan(each.estimate) for each in self.fresh):
+            return None
+        before, after = self.fresh
+        trials = before.n, before.n if step == len(self.steps) - 1 else after.n
+        change, seen = after.estimate - before.estimate, self.scores.advantages[step]
+        if change * seen < 0:
+            return False
+        sides = 1 if change * seen > 0 else 2
+        (low, low_n), (high, high_n) = sorted(zip((before.estimate, after.estimate), trials, strict=True))
+        least, most = floor(high * high_n + 1e-9), ceil(low * low_n - 1e-9)
+        table = [[least, high_n - least], [most, low_n - most]]
+        return bool(stats.fisher_exact(table, alternative="greater").pvalue <= CHANCE / sides)
+
     def __str__(self) -> str:
         """A line for each step: the success probability before it, the critical step marked, the text.
 
-        The last line has the values around the critical step by rollouts that had no part in its choice.
+        The mark is "->" for a step that is `confirmed`, and "?" for a mere choice of the search. The last line has the
+        values around it by rollouts that had no part in its choice. What steers a terminal is spelled out.
         """
         lines = []
         for k, text in enumerate(self.steps):
-            mark = "->" if k == self.scores.critical_step else "  "
-            lines.append(f"{self.scores.values[k]:5.2f} {mark} {text.strip()}")
-        lines.append(f"{self.scores.values[-1]:5.2f}    ({self.trajectory.score.verdict})")
-        return "\n".join([*lines, *([self.remark] if self.fresh else [])])
+            mark = "  " if k != self.scores.critical_step else "->" if self.confirmed else " ?"
+            lines.append(f"{self.scores.values[k]:5.2f} {mark} {' '.join(visible(text).split())}")
+        lines.append(f"{self.scores.values[-1]:5.2f}    ({outcome(self.trajectory)})")
+        return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
     @property
     def remark(self) -> str:
-        """The values around the critical step by fresh rollouts; empty without any."""
+        """What fresh rollouts say of the critical step; empty without any."""
         if self.fresh is None:
             return ""
         before, after = (f"{i.estimate:.2f} [{i.lower:.2f}, {i.upper:.2f}]" for i in self.fresh)
-        return f"By {self.fresh[0].n} fresh rollouts the critical step leads from {before} to {after}."
+        what = f"By {self.fresh[0].n} fresh rollouts"
+        if self.confirmed:
+            return f"{what} the critical step leads from {before} to {after}: confirmed."
+        return f"Not confirmed: {what.lower()} the step that the search chose (?) leads from {before} to {after}."
+
+
+def outcome(trajectory: Trajectory) -> str:
+    """The verdict, or "cut off" for a response that ran out of tokens before it came to an answer."""
+    score = trajectory.score
+    unanswered = score.answer is None and score.verdict in ("wrong", "ungradable")
+    return "cut off" if unanswered and trajectory.completion.finish_reason == "length" else score.verdict
+
+
+def default_estimator(score: Score) -> Adaptive:
+    """The search of `diagnose` and of `gpo locate --question`, for a trajectory with this score.
+
+    What is asked of a right trajectory is which step won it, the largest rise of the success probability (the paper's
+    rule), and of any other which step lost it, the largest drop.
+    """
+    return Adaptive(rule="advantage" if score.right else "drop")
 
 
 def diagnose(
@@ -57,19 +110,28 @@ def diagnose(
     temperature: float = 1.0,
     max_tokens: int = 512,
     fresh: int = 16,
+    on_sample: OnSample | None = None,
 ) -> Diagnosis:
-    """Sample one trajectory of a problem and find its critical step, by default with the paper's Monte Carlo search.
+    """Sample one trajectory of a problem and find its critical step.
 
     Args:
+        estimator: None takes `default_estimator`.
         segmenter: None takes lines as steps.
         max_tokens: of a response.
         fresh: rollouts from each side of the critical step once it is chosen, because the largest of several noisy
-            advantages is too large; 0 samples none.
+            advantages is too large; 0 samples none, and then nothing is confirmed.
+        on_sample: called for "solution", "search" and "check".
 
     Raises:
         DataError: the prompt leaves no room for a response.
     """
-    sample = Sampler(
+    part = ""
+
+    def tell(rollouts: int, tokens: int) -> None:
+        if on_sample is not None:
+            on_sample(part, rollouts, tokens)
+
+    sampler = Sampler(
         engine,
         task,
         {problem.id: problem},
@@ -79,20 +141,26 @@ def diagnose(
         seed=seed,
         logprobs=True,  # some searches read them
     )
+    sample = Paced(sampler, tell)
+    part = "solution"
+    tell(0, 0)
     [group] = sample([question_start(problem, task, engine.tokenizer)], 1)
     if not group.trajectories:
         raise DataError(f"The prompt of problem {problem.id!r} leaves no room for a response; take a shorter one.")
     [trajectory] = group.trajectories
-    [scores] = (estimator or MonteCarlo())([trajectory], sample)
+    part = "search"
+    tell(0, 0)
+    [scores] = (estimator or default_estimator(trajectory.score))([trajectory], sample)
     texts = pieces(trajectory.response_ids, engine.tokenizer)
     steps = tuple("".join(texts[begin:end]) for begin, end in pairwise(trajectory.boundaries))
-    chosen = scores.critical_step
-    return Diagnosis(
-        trajectory, scores, steps, _fresh(trajectory, chosen, sample, fresh) if chosen is not None and fresh else None
-    )
+    if scores.critical_step is None or not fresh:
+        return Diagnosis(trajectory, scores, steps)
+    part = "check"
+    tell(0, 0)
+    return Diagnosis(trajectory, scores, steps, _fresh(trajectory, scores.critical_step, sample, fresh))
 
 
-def _fresh(trajectory: Trajectory, step: int, sample: Sampler, n: int) -> tuple[Interval, Interval]:
+def _fresh(trajectory: Trajectory, step: int, sample: Sample, n: int) -> tuple[Interval, Interval]:
     """The values before and after a step, with 95% intervals; that of the last boundary is the observed reward."""
     last = len(trajectory.step_ends)
     groups = sample([trajectory.prefix(boundary) for boundary in (step, step + 1) if boundary < last], n)
