@@ -4,7 +4,9 @@ import pytest
 from rich.console import Console
 
 from gpo.report.progress import ProgressDisplay, clock, rich_table, short
-from gpo.storage.directory import Progress
+from gpo.report.sampling import SamplingDisplay
+from gpo.report.speed import Speed
+from gpo.storage.directory import Partial, Progress
 
 
 def show(*, terminal: bool) -> str:
@@ -30,7 +32,7 @@ def test_a_terminal_shows_bars_that_fit_in_80_columns() -> None:
 
 def test_numbers_are_short() -> None:
     assert [short(n) for n in (0, 950, 9999, 12_345, 1_234_567)] == ["0", "950", "9999", "12.3k", "1.23M"]
-    assert [clock(s) for s in (0, 59.9, 61, 3600)] == ["0:00", "0:59", "1:01", "60:00"]
+    assert [clock(s) for s in (0, 59.9, 61, 3600, 79_560)] == ["0:00", "0:59", "1:01", "60:00", "22.1 h"]
 
 
 def test_the_rounds_of_an_arm_share_a_bar() -> None:
@@ -63,3 +65,131 @@ def test_a_cell_is_shown_as_it_is() -> None:
         "                          │ [0.5, 1.5]",
         "all                       │          x",
     ]
+
+
+class Hands:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_speed_is_that_of_the_last_minute() -> None:
+    speed = Speed(window=60)
+    assert (speed.per_second, speed.left(10)) == (0.0, None)
+    speed.note(0, 0)
+    assert (speed.per_second, speed.left(10)) == (0.0, None)
+    speed.note(10, 100)
+    assert (speed.per_second, speed.left(150)) == (10.0, 5.0)
+    for second in (20, 30, 40, 50, 60, 70, 80, 90):
+        speed.note(second, 100 + second - 10)  # ten times slower
+    assert speed.per_second == 1.0
+    assert speed.left(100) == 0.0
+
+
+def test_a_piece_longer_than_the_window_has_a_speed() -> None:
+    speed = Speed(window=60)
+    for hour in range(3):
+        speed.note(3600 * hour, 7200 * hour)
+    assert speed.per_second == 2.0
+    speed.note(7200, 14400)  # no time has gone by
+    assert speed.per_second == 2.0
+
+
+def piece(tokens: int, seconds: float, *, done: int = 0, expected: int = 40_000) -> Partial:
+    return Partial("rollout", None, done, 400, "questions", tokens, seconds, 100, expected)
+
+
+def test_the_first_piece_has_speed_and_time_left_while_it_goes_on() -> None:
+    """40,000 tokens for 100 of 400 questions at 100 tokens a second: 400 seconds for a quarter."""
+    hands, text = Hands(), StringIO()
+    display = ProgressDisplay(Console(file=text, width=80), hands)
+    display(Progress("rollout", None, 0, 400, "questions", 0, 0.0))
+    for second in range(1, 400):
+        hands.seconds = second
+        display(piece(100 * second, second))
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 40
+    assert lines[1] == "rollout: 0/400 questions + 1000 tokens 100 tok/s 26:30 left"
+    assert lines[-1] == "rollout: 0/400 questions + 39k tokens 100 tok/s 20:10 left"
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_stage_that_begins_within_a_piece_counts_its_time() -> None:
+    hands, text = Hands(), StringIO()
+    hands.seconds = 5000.0
+    ProgressDisplay(Console(file=text, width=80), hands)(piece(1000, 10.0))
+    assert text.getvalue() == "rollout: 0/400 questions + 1000 tokens 100 tok/s 26:30 left\n"
+
+
+def test_a_piece_whose_length_cannot_be_told_has_a_speed() -> None:
+    hands, text = Hands(), StringIO()
+    ProgressDisplay(Console(file=text, width=80), hands)(piece(1000, 10.0, expected=0))
+    assert text.getvalue() == "rollout: 0/400 questions + 1000 tokens 100 tok/s\n"
+
+
+def test_finished_pieces_are_not_counted_twice() -> None:
+    hands = Hands()
+    display = ProgressDisplay(Console(file=StringIO(), width=80), hands)
+    for hands.seconds in (10, 20):
+        display(piece(hands.seconds * 100, hands.seconds))
+    display(Progress("rollout", None, 100, 400, "questions", 2000, 20.0))
+    display(piece(500, 5.0, done=100))
+    stage = display.stages["rollout", ""]
+    assert (stage.tokens, stage.seconds, stage.sampling.per_second) == (2000, 20.0, 100.0)
+
+
+def test_the_bar_moves_within_a_piece_and_never_beyond_it() -> None:
+    hands, text = Hands(), StringIO()
+    display = ProgressDisplay(Console(file=text, width=80, force_terminal=True), hands)
+    with display:
+        positions = []
+        for hands.seconds in (10, 20, 5000):
+            display(piece(hands.seconds * 1000, hands.seconds))
+            positions.append(display.bars.tasks[0].completed)
+    assert positions == [25.0, 50.0, 100.0]
+    assert "1000 tok/s" in text.getvalue()
+
+
+def ask(console: Console) -> SamplingDisplay:
+    hands = Hands()
+    with SamplingDisplay(console, hands) as display:
+        for part, rollouts, tokens in (("votes", 4, 400), ("votes", 12, 1200), ("search", 8, 20_000)):
+            display(part, 0, 0)
+            hands.seconds += 10
+            display(part, rollouts, tokens)
+    return display
+
+
+def test_what_a_question_costs_is_shown_on_a_terminal_while_it_is_sampled() -> None:
+    text = StringIO()
+    console = Console(file=text, width=80, force_terminal=True, color_system=None)
+    display = ask(console)
+    rendered = console.render_lines(display.bars.get_renderable(), pad=False)
+    lines = ["".join(segment.text for segment in line) for line in rendered]
+    assert [" ".join(line[2:].split()[:-1]) for line in lines if line.strip()] == [
+        "samples that vote 16 rollouts 1600 tokens 80 tok/s",
+        "search of its steps 8 rollouts 20k tokens 2000 tok/s",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_elsewhere_only_what_it_cost_in_all_is_said() -> None:
+    text = StringIO()
+    display = ask(Console(file=text, width=80))
+    assert text.getvalue() == ""
+    said = "Sampled 21,600 tokens in 30.0 s, 720 a second: samples that vote 1,600, search of its steps 20,000."
+    assert display.summary == said
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(59.0, "59.0 s"), (61.0, "1:01 min"), (7200.0, "2.0 h")])
+def test_the_time_that_sampling_took_is_readable(seconds: float, words: str) -> None:
+    hands = Hands()
+    display = SamplingDisplay(Console(file=StringIO()), hands)
+    display("solution", 0, 0)
+    hands.seconds = seconds
+    display("solution", 1, 100)
+    assert f"Sampled 100 tokens in {words}, " in display.summary

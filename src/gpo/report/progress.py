@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
@@ -15,7 +15,8 @@ from rich.text import Text
 
 from gpo.report.clean import one_line, visible
 from gpo.report.results import INTERVALS, NAME, Results, accuracy_rows, not_trained, origin, token_rows
-from gpo.storage.directory import Progress
+from gpo.report.speed import Speed
+from gpo.storage.directory import Partial, Progress
 
 PLAIN_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
@@ -25,20 +26,41 @@ class _Stage:
     """What this process saw of a stage."""
 
     name: str
-    first: int  # done when it began
     began: float
-    tokens: int = 0
-    seconds: float = 0.0  # of sampling
+    tokens: int = 0  # of finished pieces
+    seconds: float = 0.0  # of sampling, of finished pieces
+    sampling: Speed = field(default_factory=Speed)  # tokens by seconds of sampling
+    work: Speed = field(default_factory=Speed)  # what is done by seconds of the clock
     printed: float = float("-inf")
     finished: str = ""  # the amount that was printed as all
     bar: TaskID | None = None
 
+    def __post_init__(self) -> None:
+        self.sampling.note(0.0, 0.0)
+
+    def note(self, progress: Progress, now: float) -> float:
+        """Take in an event; how far the stage is, a part of the unfinished piece included."""
+        tokens, seconds = self.tokens + progress.tokens, self.seconds + progress.seconds
+        self.sampling.note(seconds, tokens)
+        if isinstance(progress, Partial):
+            share = min(1.0, progress.tokens / progress.expected) if progress.expected else 0.0
+            done = progress.done + share * progress.piece
+        else:
+            self.tokens, self.seconds, done = tokens, seconds, float(progress.done)
+        self.work.note(now, done)
+        return done
+
 
 class ProgressDisplay:
-    """Shows each `Progress` that it is called with: bars on a terminal, now and then a line elsewhere."""
+    """Shows each `Progress` that it is called with: bars on a terminal, now and then a line elsewhere.
 
-    def __init__(self, console: Console) -> None:
+    Speed and time left are those of the last minute. A `Partial` event moves the bar within a piece, so that the first
+    piece has a time left too.
+    """
+
+    def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self.now = now
         self.stages: dict[tuple[str, str], _Stage] = {}
         self.bars = Bars(
             TextColumn("{task.description:<17}", markup=False),
@@ -60,29 +82,32 @@ class ProgressDisplay:
         self.bars.stop()
 
     def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
+        now = self.now()
         name = one_line(progress.stage if progress.arm is None else f"{progress.stage} {progress.arm}", NAME)
         key = progress.stage, (progress.arm or "").partition(" ")[0]  # an arm's rounds ("gpo 2") share a bar
         stage = self.stages.get(key)
         if stage is None or stage.name != name:
-            stage = self.stages[key] = _Stage(name, progress.done, now, bar=None if stage is None else stage.bar)
-        stage.tokens += progress.tokens
-        stage.seconds += progress.seconds
+            bar = None if stage is None else stage.bar
+            stage = self.stages[key] = _Stage(name, now - progress.seconds, bar=bar)
+            if isinstance(progress, Partial):
+                stage.work.note(stage.began, progress.done)
+        position = stage.note(progress, now)
         done, total = progress.done, progress.total
         amount = f"{short(done)}/{short(total)} {progress.unit}"
-        speed = f"{short(stage.tokens / stage.seconds)} tok/s" if stage.tokens and stage.seconds else ""
-        new = done - stage.first
-        seconds = now - stage.began
-        left = clock(seconds) if done >= total else f"{clock(seconds / new * (total - done))} left" if new > 0 else ""
+        rate, seconds = stage.sampling.per_second, stage.work.left(total)
+        speed = f"{short(rate)} tok/s" if rate else ""
+        left = clock(now - stage.began) if done >= total else "" if seconds is None else f"{clock(seconds)} left"
         if not self.console.is_terminal:
             if amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
                 stage.printed, stage.finished = now, amount if done >= total else ""
-                self.console.print(f"{name}: {amount} {speed} {left}".rstrip(), highlight=False, markup=False)
+                more = f" + {short(progress.tokens)} tokens" if isinstance(progress, Partial) else ""
+                line = f"{name}: {amount}{more} {speed} {left}".rstrip()
+                self.console.print(line, highlight=False, markup=False)
             return
         if stage.bar is None:
             stage.bar = self.bars.add_task(name, amount=amount, speed=speed, left=left)
         self.bars.update(
-            stage.bar, description=name, completed=done, total=max(1, total), amount=amount, speed=speed, left=left
+            stage.bar, description=name, completed=position, total=max(1, total), amount=amount, speed=speed, left=left
         )
 
 
@@ -95,8 +120,8 @@ def short(number: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    """Minutes and seconds, or hours."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 6000 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 def print_results(console: Console, results: Results) -> None:

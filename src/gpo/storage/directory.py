@@ -32,6 +32,17 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Partial(Progress):
+    """A piece of work that is not finished, and is nowhere noted.
+
+    `done` is what was finished before it began, `tokens` and `seconds` are its own so far.
+    """
+
+    piece: int = 0  # what it adds to `done` once it is finished
+    expected: int = 0  # tokens that it takes, as far as can be told; 0: that cannot be told
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of one run. One object parses each of them once.
