@@ -1,16 +1,22 @@
 """`gpo locate` on one trajectory, as it stands on a terminal of 80 columns."""
 
 import io
+import json
 import math
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from scripted import ASKED
 
 from gpo.cli import main
 from gpo.errors import ConfigError, DataError
 from gpo.report.closeup import close_up
 from gpo.report.terminal import BAR, Row, bar, rows_between, table
+from gpo.report.watch import write
+from gpo.rollout.prompting import question_start
+from gpo.rollout.segmenters import LowProbability
+from gpo.toy import ChainEngine, ChainTask
 from written_run import NAN, Written, write_run
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}
@@ -103,19 +109,123 @@ def test_options_that_do_not_go_together(
 
 def test_a_question_of_the_command_line_is_sampled_and_searched() -> None:
     text = seen(None, question="0", answer="Y", **TOY)
-    assert text.startswith("0\nRight answer: Y\n")
+    assert text.startswith("Task toy:ToyTask: the question is put as it is, without an instruction. Answers")
+    assert "\n0\nRight answer: Y\n" in text
     assert text.count("●") >= 4
-    assert "tokens were sampled to search it" in text
-    assert seen(None, question="0", answer="Y", **TOY) == text
+    assert "search of its steps " in " ".join(text.split())
+    assert untimed(seen(None, question="0", answer="Y", **TOY)) == untimed(text)
     other = seen(None, question="0", answer="Y", **TOY, **{"estimator": "monte_carlo", "estimator.rollouts": "16"})
-    assert other != text
+    assert untimed(other) != untimed(text)
 
 
-def test_without_an_answer_most_samples_decide() -> None:
-    text = seen(None, question="0", **TOY)
-    assert "No --answer is given. Taken as right: " in text
-    with pytest.raises(DataError, match="No sample gives an answer"):
-        seen(None, question="0", **TOY, max_tokens="1")
+def untimed(text: str) -> str:
+    """Without the seconds of the last sentence."""
+    begin, _, end = text.rpartition("Sampled ")
+    return begin + " ".join(end.split()).partition(": ")[2]
+
+
+def scripted(*answers: str, **options: str) -> str:
+    """What is seen of a question asked of a model that does not ship with GPO."""
+    ASKED.clear()
+    engine = {"engine": "scripted:ScriptedEngine", "engine.answers": json.dumps(answers)}
+    return seen(None, **{"question": "6 x 7?", "model": "some/model", **engine, **options})
+
+
+def test_another_model_gets_an_instruction_and_the_terminal_says_so() -> None:
+    text = " ".join(scripted("42", answer="42.0").split())
+    assert "Task question: the question is followed by: Think step by step, one step on each line, and" in text
+    assert "Answers are read as mathematics, or as words where the right one has neither digit nor sign." in text
+    assert "Answer: 42, ✓ right" in text
+    assert all(prompt.startswith("6 x 7?\n\nThink step by step") for prompt in ASKED)
+    assert ASKED
+    assert "Task question" in scripted("42", answer="42", model="reasoner", **{"engine.model": "some/model"})
+
+
+def test_a_task_that_is_named_is_taken_and_shipped_models_keep_theirs() -> None:
+    assert "Task gsm8k: " in scripted("42", answer="42", task="gsm8k")
+    text = seen(None, question="True and not False is", answer="True")
+    assert text.startswith("Task reasoner: the question is put as it is, without an instruction.")
+    assert "So the answer is True" in text
+
+
+def test_a_majority_of_samples_stands_in_for_an_answer() -> None:
+    text = " ".join(scripted("42", "42", "7", "none").split())
+    assert "No --answer is given. Taken as right: 42 (42: 8 of 16, 7: 4 of 16, no answer: 4)." in text
+    assert "Taken as right: 42 (42: 4 of 16, no answer: 12)" in scripted("42", "none", "none", "none")
+    assert "Taken as right: 1/2 (1/2: 16 of 16)" in scripted("0.5", "1/2", "\\frac{1}{2}")
+
+
+@pytest.mark.parametrize(
+    ("answers", "votes"),
+    [
+        (
+            ["3"] * 2 + ["72"] + ["none"] * 9 + ["cut"] * 4,
+            "3: 2 of 16, 72: 1 of 16, no answer: 9, cut off at 512 tokens: 4",
+        ),
+        (["3"] * 8 + ["72"] * 8, "3: 8 of 16, 72: 8 of 16"),
+        (["3"] * 3 + ["none"] * 13, "3: 3 of 16, no answer: 13"),
+        (["none"], "no answer: 16"),
+        (
+            [str(n) for n in range(16)],
+            "0: 1 of 16, 1: 1 of 16, 2: 1 of 16, 3: 1 of 16, 4: 1 of 16, other answers: 11",
+        ),
+    ],
+)
+def test_a_majority_that_is_none_is_no_reference(answers: list[str], votes: str) -> None:
+    with pytest.raises(DataError) as caught:
+        scripted(*answers)
+    assert f"({votes}). Give the right answer: --answer TEXT." in str(caught.value)
+    assert ("--max_tokens above 512" in str(caught.value)) == ("cut" in votes)
+
+
+def test_a_question_without_room_for_a_response_is_refused() -> None:
+    with pytest.raises(DataError, match="leaves no room"):
+        scripted("42", question="why " * 2000)
+
+
+def test_a_response_that_is_cut_off_is_not_called_wrong() -> None:
+    text = scripted("cut", answer="42", max_tokens="30")
+    assert "Answer: none, ? cut off after 30 tokens" in text
+    assert "wrong" not in text
+
+
+def test_a_step_that_fresh_rollouts_do_not_confirm_is_not_marked() -> None:
+    text = scripted("42", answer="42", estimator="random")
+    assert "Not confirmed: by 16 fresh rollouts" in text
+    assert "◆" not in text
+    assert [line.split()[0] for line in text.splitlines() if line.startswith(" ?")] == ["?"]
+    text = seen(None, question="0", answer="Y", **TOY)
+    [mark] = [line[1] for line in text.splitlines() if line[1:2] in ("◆", "?")]
+    assert mark == ("◆" if ": confirmed." in " ".join(text.split()) else "?")
+
+
+def test_what_a_model_says_neither_steers_the_terminal_nor_is_markup() -> None:
+    text = scripted("\x1b[2J[red]x[/red]")
+    assert "\x1b" not in text
+    assert "Taken as right: ⟨U+001B⟩[2J[red]x[/red]" in text
+    with pytest.raises(DataError) as caught:
+        scripted("\x1b[2Jx", "\x1b[2Jy")
+    assert "⟨U+001B⟩[2Jx: 8 of 16" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_nothing_is_drawn_elsewhere_than_on_a_terminal_but_what_was_sampled() -> None:
+    text = scripted("42", answer="42")
+    assert "⠋" not in text
+    assert text.splitlines()[-2].startswith("Sampled ")
+
+
+def test_a_segmenter_reads_log_probabilities_while_a_model_writes() -> None:
+    engine, task = ChainEngine(padding=2), ChainTask()
+    start = question_start(task.problems("dev")[0], task, engine.tokenizer)
+    segmenter = LowProbability(probability=0.99, every=1)
+    *_, last = write(engine, segmenter, start, temperature=1.0, max_tokens=100, seed=0)
+    assert last.finished
+    assert not last.cut_off
+    assert len(last.step_ends) > 1
+    *_, cut = write(engine, segmenter, start, temperature=1.0, max_tokens=10, seed=0)
+    assert cut.cut_off
+    assert cut.token_ids == last.token_ids[:10]
 
 
 def test_values_are_shown_while_the_shipped_reasoner_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,22 +10,30 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from gpo.config.components import made
+from gpo.config.components import describe_component, made
 from gpo.config.options import resolve
-from gpo.config.presets import model_path
+from gpo.config.presets import EMBEDDED, SHIPPED, model_path
 from gpo.config.run import RunConfig
-from gpo.diagnosis import diagnose
+from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
 from gpo.report.clean import one_line
 from gpo.report.reading import Searched, read_run
+from gpo.report.sampling import SamplingDisplay
 from gpo.report.show import success
 from gpo.report.terminal import print_question, print_verdict, rows_of, table
+from gpo.rollout.pace import Paced
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
-from gpo.types import Engine, Estimator, Problem, Task
+from gpo.types import Engine, Estimator, Group, Problem, Task
 
 VOTES = 16  # samples that stand in for a reference
+LEAST = 0.25  # share of them that must agree, which more than half of those with an answer must as well
+SHOWN = 5  # answers whose votes are told
+GRADING = {  # how tasks that a typed question may get without having been named read an answer
+    "question": "as mathematics, or as words where the right one has neither digit nor sign",
+    "reasoner": "by the form of the right one, as in BBH",
+}
 
 
 def close_up(directory: Path | None, options: dict[str, str], console: Console | None = None) -> None:
@@ -37,7 +45,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
 
     Raises:
         ConfigError: options that do not go together, or no such trajectory.
-        DataError: no samples of a question agree on an answer, or a run cannot teach a critic.
+        DataError: no majority of samples agrees on an answer, or a run cannot teach a critic.
     """
     console = console or Console()
     left = dict(options)
@@ -58,35 +66,63 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
             "--watch needs a run, from whose rollouts a critic learns the values, and none is named. "
             'Name one: gpo locate RUN --watch --question "..." (gpo rollout RUN makes one).'
         )
+    if files is None:
+        left = with_task(left)
     config = resolve(left, None if files is None else files.config())
     problem = problem_of(files, question, answer)
     task: Task = made("task", config.task)
+    console.print(Text(rules(config, task, problem)))
     if live and files is not None:
         from gpo.report.watch import watch
 
         watch(console, files, config, task, problem)
         return
-    engine = made("engine", config.engine, model=model_path(config.model))
-    if not problem.answer:
-        problem = voted(console, config, task, engine, problem)
-    found = diagnose(
-        problem,
-        task,
-        engine,
-        chosen_estimator(config, arm, left),
-        seed=config.seed,
-        segmenter=made("segmenter", config.segmenter),
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-    )
+    engine: Engine = made("engine", config.engine, model=model_path(config.model))
+    with SamplingDisplay(console) as display:
+        if not problem.answer:
+            problem = voted(console, config, task, engine, problem, display)
+        found = diagnose(
+            problem,
+            task,
+            engine,
+            chosen_estimator(config, arm, left),
+            seed=config.seed,
+            segmenter=made("segmenter", config.segmenter),
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            on_sample=display,
+        )
     print_question(console, problem)
-    console.print(table(rows_of(found.steps, found.scores)))
-    print_verdict(console, found.trajectory.score)
-    console.print(f"{found.scores.tokens:,} tokens were sampled to search it. {found.remark}".strip(), highlight=False)
+    console.print(table(rows_of(found.steps, found.scores, confirmed=bool(found.confirmed))))
+    print_verdict(console, found.trajectory)
+    if found.scores.critical_step is None:
+        console.print("No step stands out.")
+    for line in (found.remark, display.summary):
+        if line:
+            console.print(line, highlight=False, markup=False)
+
+
+def with_task(options: dict[str, str]) -> dict[str, str]:
+    """The options with the task of typed questions, if none is named and the model is not one that ships with GPO.
+
+    Those that do know their own questions only, and no instruction.
+    """
+    model = options.get("engine.model", options.get("model", EMBEDDED))
+    return options if "task" in options or model in SHIPPED else {**options, "task": "question"}
+
+
+def rules(config: RunConfig, task: Task, problem: Problem) -> str:
+    """How the question is put and how answers are graded."""
+    name = describe_component("task", config.task)["name"]
+    added = task.prompt(problem)[-1]["content"].replace(problem.question, "", 1).strip()
+    put = f"followed by: {one_line(added, 300)}" if added else "put as it is, without an instruction."
+    stop = "" if put.endswith((".", "…")) else "."
+    grading = GRADING.get(name, "by the rules of this task")
+    return f"Task {one_line(name, 60)}: the question is {put}{stop} Answers are read {grading}."
 
 
 def chosen_estimator(config: RunConfig, arm: str | None, options: dict[str, str]) -> Estimator | None:
-    """That of the arm, or the one that options name; None, the paper's search, if neither is given.
+    """That of the arm, or the one that options name; None, the default of `diagnose`, if neither is given.
 
     The search of a run's arm may lean on other trajectories, of which there are none here.
     """
@@ -131,18 +167,20 @@ def print_searched(console: Console, item: Searched) -> None:
     print_question(console, item.problem)
     console.print(f"trajectory {one_line(item.trajectory.id, 120)}", highlight=False, markup=False, style="dim")
     console.print(table(rows_of(item.steps, item.scores)))
-    print_verdict(console, item.trajectory.score)
+    print_verdict(console, item.trajectory)
     if item.critical is not None and (fresh := success(item.fresh.get(item.critical, ()))).n:
         text = f"{fresh.n} rollouts sampled afterwards: {fresh.estimate:.2f} [{fresh.lower:.2f}, {fresh.upper:.2f}]"
         seen = item.scores.values[item.critical]
         console.print(f"Before the critical step the search saw {seen:.2f}; {text}.", highlight=False, markup=False)
 
 
-def voted(console: Console, config: RunConfig, task: Task, engine: Engine, problem: Problem) -> Problem:
+def voted(
+    console: Console, config: RunConfig, task: Task, engine: Engine, problem: Problem, display: SamplingDisplay
+) -> Problem:
     """The problem with the answer that most of `VOTES` samples give.
 
     Raises:
-        DataError: no sample gives an answer.
+        DataError: none is a majority: that of more than half of the samples with an answer, and of `LEAST` of all.
     """
     sampler = Sampler(
         engine,
@@ -153,12 +191,39 @@ def voted(console: Console, config: RunConfig, task: Task, engine: Engine, probl
         seed=config.seed,
         stream="vote",
     )
-    [group] = sampler([question_start(problem, task, engine.tokenizer)], VOTES)
+    display("votes", 0, 0)
+    sample = Paced(sampler, lambda rollouts, tokens: display("votes", rollouts, tokens))
+    [group] = sample([question_start(problem, task, engine.tokenizer)], VOTES)
+    if not group.trajectories:
+        raise DataError("The question leaves no room for a response; ask a shorter one.")
     votes = Counter(t.score.answer for t in group.trajectories if t.score.answer)
-    if not votes:
-        raise DataError("No sample gives an answer that can be read without a reference. Give one: --answer TEXT.")
-    [(answer, count)] = votes.most_common(1)
-    console.print(
-        Text(f"No --answer is given. Taken as right: {one_line(answer, 100)}, which {count} of {VOTES} samples say.")
-    )
+    answer, count = votes.most_common(1)[0] if votes else ("", 0)
+    if 2 * count <= votes.total() or count < LEAST * len(group.trajectories):
+        room = f" With --max_tokens above {config.max_tokens} fewer are cut off." if cut_off(group) else ""
+        raise DataError(
+            "No --answer is given, and no answer has a majority that could stand in for it "
+            f"({told(group, votes)}). Give the right answer: --answer TEXT.{room}"
+        )
+    console.print(Text(f"No --answer is given. Taken as right: {one_line(answer, 100)} ({told(group, votes)})."))
     return replace(problem, answer=answer)
+
+
+def cut_off(group: Group) -> list[int]:
+    """The lengths in tokens of the responses that came to no answer before they ran out of tokens."""
+    return [len(t.response_ids) for t in group.trajectories if outcome(t) == "cut off"]
+
+
+def told(group: Group, votes: Counter[str]) -> str:
+    """The votes, such as `3: 2 of 16, 72: 1 of 16, no answer: 9, cut off at 512 tokens: 4`."""
+    parts = [f"{one_line(answer, 40)}: {n} of {len(group.trajectories)}" for answer, n in votes.most_common(SHOWN)]
+    others = votes.total() - sum(n for _, n in votes.most_common(SHOWN))
+    cut = cut_off(group)
+    failed = sum(t.score.verdict == "failed" and not t.score.answer for t in group.trajectories)
+    none = len(group.trajectories) - votes.total() - len(cut) - failed
+    counts = {
+        "other answers": others,
+        "no answer": none,
+        f"cut off at {max(cut, default=0)} tokens": len(cut),
+        "not graded": failed,
+    }
+    return ", ".join([*parts, *(f"{what}: {n}" for what, n in counts.items() if n)])

@@ -69,7 +69,8 @@ class SamplingDisplay:
         """Such as `16 rollouts 8.2k tokens 310 tok/s`."""
         seconds = self._last - self._began[part]
         speed = f"{short(self.tokens[part] / seconds)} tok/s" if seconds > 0 and self.tokens[part] else ""
-        return f"{self.rollouts[part]} rollouts {short(self.tokens[part]):>5} tokens {speed:>10}"
+        ending = " " if self.rollouts[part] == 1 else "s"
+        return f"{self.rollouts[part]} rollout{ending} {short(self.tokens[part]):>5} tokens {speed:>10}"
 
     @property
     def summary(self) -> str:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpo.diagnosis import outcome
 from gpo.report.clean import one_line, visible
 from gpo.report.show import SIGNS, signed
-from gpo.types import Problem, Score, StepScores
+from gpo.types import Problem, StepScores, Trajectory
 
 BAR = 21  # characters of a bar, from 0 to 1
 TEXT = 200  # characters of a step
@@ -31,6 +32,7 @@ class Row:
     upper: float = nan
     advantage: float = nan
     critical: bool = False
+    confirmed: bool = True  # if critical: not merely the choice of a search
 
 
 def print_question(console: Console, problem: Problem) -> None:
@@ -39,17 +41,20 @@ def print_question(console: Console, problem: Problem) -> None:
         console.print(Text(f"Right answer: {one_line(problem.answer, 200)}"))
 
 
-def print_verdict(console: Console, score: Score) -> None:
+def print_verdict(console: Console, trajectory: Trajectory) -> None:
+    score = trajectory.score
     answer = one_line(score.answer, 200) if score.answer else "none"
-    console.print(Text(f"Answer: {answer}, {SIGNS[score.verdict]} {score.verdict}"))
+    verdict = outcome(trajectory)
+    text = f"{verdict} after {len(trajectory.response_ids):,} tokens" if verdict == "cut off" else verdict
+    console.print(Text(f"Answer: {answer}, {SIGNS[score.verdict]} {text}"))
 
 
-def rows_of(steps: Sequence[str], scores: StepScores) -> list[Row]:
+def rows_of(steps: Sequence[str], scores: StepScores, *, confirmed: bool = True) -> list[Row]:
     """The question and every step of a searched trajectory."""
     values = list(zip(scores.values, scores.lower, scores.upper, strict=True))
     found = [Row("(the question)", *values[0])]
     for k, text in enumerate(steps):
-        found.append(Row(text, *values[k + 1], scores.advantages[k], k == scores.critical_step))
+        found.append(Row(text, *values[k + 1], scores.advantages[k], k == scores.critical_step, confirmed))
     return found
 
 
@@ -75,13 +80,13 @@ def table(rows: Sequence[Row], first: int = 0) -> Table:
     for number, row in enumerate(rows[first:], first):
         change = "" if isnan(row.advantage) else signed(row.advantage)
         columns.add_row(
-            Text("◆" if row.critical else ""),
+            Text("" if not row.critical else "◆" if row.confirmed else "?"),
             Text(str(number) if number else ""),
             Text(one_line(row.text, TEXT)),
             Text(change, style=STYLES.get(change[:1], "")),
             Text("" if isnan(row.value) else f"{row.value:.2f}"),
             bar(row.value, row.lower, row.upper),
-            style="bold" if row.critical else "",
+            style="bold" if row.critical and row.confirmed else "",
         )
     return columns
 

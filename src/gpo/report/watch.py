@@ -35,6 +35,7 @@ class Written:
     token_ids: tuple[int, ...]
     step_ends: tuple[int, ...]  # of finished steps
     finished: bool
+    cut_off: bool = False  # finished because it has no room left
 
 
 def write(
@@ -42,17 +43,20 @@ def write(
 ) -> Iterator[Written]:
     """Let a model write an answer, a few tokens at a time."""
     ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = ()  # some segmenters read them
     room = min(max_tokens, engine.context_length - len(start.prompt_ids))
     finished = room < 1
     while not finished:
         size = min(CHUNK, room - len(ids))
         request = Request(start.prompt_ids + ids, 1, size, request_seed(seed, "watch", start.prompt_ids + ids, 0))
-        [[completion]] = engine.generate([request], temperature=temperature)
+        [[completion]] = engine.generate([request], temperature=temperature, logprobs=True)
         ids += completion.token_ids
-        finished = completion.finish_reason == "stop" or len(ids) >= room or not completion.token_ids
-        ends = segmenter(ids, engine.tokenizer)
+        logprobs = None if logprobs is None or completion.logprobs is None else logprobs + completion.logprobs
+        stopped = completion.finish_reason == "stop"
+        finished = stopped or len(ids) >= room or not completion.token_ids
+        ends = segmenter(ids, engine.tokenizer, logprobs)
         # The last step goes on until the next one begins.
-        yield Written(ids, ends if finished else ends[:-1], finished)
+        yield Written(ids, ends if finished else ends[:-1], finished, finished and not stopped)
 
 
 @dataclass
@@ -98,18 +102,18 @@ def watch(console: Console, files: RunDirectory, config: RunConfig, task: Task, 
     """
     from gpo.estimators.critic import Critic
 
-    engine = made("engine", config.engine, model=model_path(config.model))
-    graded = [[t for t in group.trajectories if t.score.value is not None] for group in files.rollouts.read()]
-    known = [t for t in in_turns(graded) if t.start.problem_id != problem.id][:TAUGHT_BY]
+    engine: Engine = made("engine", config.engine, model=model_path(config.model))
+    groups = [[t for t in group.trajectories if t.score.value is not None] for group in files.rollouts.read()]
+    known = [t for t in in_turns(groups) if t.start.problem_id != problem.id][:TAUGHT_BY]
     if not known:
         raise DataError(f"{files.path} has no graded trajectories to learn values from: gpo rollout {files.path}")
-    critic = Critic(model=getattr(engine, "model", None) or model_path(config.model))
+    critic = Critic(model=engine.model_ref.source)
     with console.status(f"A critic learns from {len(known)} trajectories"):
         head = critic.head(known)
     start = question_start(problem, task, engine.tokenizer)
     monitor = Monitor(critic, head, start, engine.tokenizer)
     print_question(console, problem)
-    score: Score | None = None
+    answered: Trajectory | None = None
     with Live(console=console, auto_refresh=False) as live:
         for written in write(
             engine,
@@ -122,9 +126,10 @@ def watch(console: Console, files: RunDirectory, config: RunConfig, task: Task, 
             monitor.see(written)
             if written.finished:
                 if problem.answer:
-                    score = task.score(problem, engine.tokenizer.decode(written.token_ids, skip_special_tokens=True))
-                    if monitor.steps and score.value is not None:
-                        monitor.values[-1] = (score.value, score.value, score.value)
+                    answered = graded(task, problem, engine, start, written)
+                    reward = answered.score.value
+                    if monitor.steps and reward is not None:
+                        monitor.values[-1] = (reward, reward, reward)
                 live.update(table(monitor.rows()), refresh=True)
                 continue
             begin = written.step_ends[-1] if written.step_ends else 0
@@ -132,7 +137,14 @@ def watch(console: Console, files: RunDirectory, config: RunConfig, task: Task, 
             live.update(table(rows, max(0, len(rows) - console.height // 2)), refresh=True)
     if not console.is_terminal:
         console.print()
-    if score is not None:
-        print_verdict(console, score)
+    if answered is not None:
+        print_verdict(console, answered)
     console.print("Values are a critic's, with the interval of its fit. Nothing was sampled for them.")
     return monitor
+
+
+def graded(task: Task, problem: Problem, engine: Engine, start: Start, written: Written) -> Trajectory:
+    """What was written, as a trajectory with its score."""
+    text = engine.tokenizer.decode(written.token_ids, skip_special_tokens=True)
+    completion = Completion(written.token_ids, text, "length" if written.cut_off else "stop")
+    return Trajectory("watch", start, completion, task.score(problem, text), written.step_ends)
