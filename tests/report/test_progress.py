@@ -1,11 +1,9 @@
 from io import StringIO
 
-import pytest
+from hands import Hands
 from rich.console import Console
 
 from gpo.report.progress import ProgressDisplay, clock, rich_table, short
-from gpo.report.sampling import SamplingDisplay
-from gpo.report.speed import Speed
 from gpo.storage.directory import Partial, Progress
 
 
@@ -43,60 +41,6 @@ def test_the_rounds_of_an_arm_share_a_bar() -> None:
                 display(Progress("locate", arm, done, 2, "trajectories", 10, 1.0))
     assert [task.description for task in display.bars.tasks] == ["locate gpo 3", "locate plain"]
     assert display.stages["locate", "gpo"].tokens == 20
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_name_of_an_arm_neither_steers_the_terminal_nor_is_markup(terminal: bool) -> None:
-    text = StringIO()
-    with ProgressDisplay(Console(file=text, width=120, force_terminal=terminal)) as display:
-        display(Progress("locate", "[red]x[/red]\x1b]0;owned\x07", 1, 1, "trajectories", 10, 1.0))
-    assert "[red]x[/red]⟨U+001B⟩]0;owned⟨U+0007⟩" in text.getvalue()
-    assert "\x07" not in text.getvalue()
-
-
-def test_a_cell_is_shown_as_it_is() -> None:
-    text = StringIO()
-    console = Console(file=text, width=80, force_terminal=True, color_system=None)
-    console.print(rich_table(["[red]head[/red]", "b"], [["[bold]a[/bold]\x1b[2J", "1.0 [0.5, 1.5]"], ["**all**", "x"]]))
-    assert [line.rstrip() for line in text.getvalue().splitlines()] == [
-        "[red]head[/red]           ┃          b",
-        "━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━",
-        "[bold]a[/bold]⟨U+001B⟩[2J │        1.0",
-        "                          │ [0.5, 1.5]",
-        "all                       │          x",
-    ]
-
-
-class Hands:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-def test_speed_is_that_of_the_last_minute() -> None:
-    speed = Speed(window=60)
-    assert (speed.per_second, speed.left(10)) == (0.0, None)
-    speed.note(0, 0)
-    assert (speed.per_second, speed.left(10)) == (0.0, None)
-    speed.note(10, 100)
-    assert (speed.per_second, speed.left(150)) == (10.0, 5.0)
-    for second in (20, 30, 40, 50, 60, 70, 80, 90):
-        speed.note(second, 100 + second - 10)  # ten times slower
-    assert speed.per_second == 1.0
-    assert speed.left(100) == 0.0
-
-
-def test_a_piece_longer_than_the_window_has_a_speed() -> None:
-    speed = Speed(window=60)
-    for hour in range(3):
-        speed.note(3600 * hour, 7200 * hour)
-    assert speed.per_second == 2.0
-    speed.note(7200, 14400)  # no time has gone by
-    assert speed.per_second == 2.0
 
 
 def piece(tokens: int, seconds: float, *, done: int = 0, expected: int = 40_000) -> Partial:
@@ -154,42 +98,23 @@ def test_the_bar_moves_within_a_piece_and_never_beyond_it() -> None:
     assert "1000 tok/s" in text.getvalue()
 
 
-def ask(console: Console) -> SamplingDisplay:
-    hands = Hands()
-    with SamplingDisplay(console, hands) as display:
-        for part, rollouts, tokens in (("votes", 4, 400), ("votes", 12, 1200), ("search", 8, 20_000)):
-            display(part, 0, 0)
-            hands.seconds += 10
-            display(part, rollouts, tokens)
-    return display
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_name_of_an_arm_neither_steers_the_terminal_nor_is_markup(terminal: bool) -> None:
+    text = StringIO()
+    with ProgressDisplay(Console(file=text, width=120, force_terminal=terminal)) as display:
+        display(Progress("locate", "[red]x[/red]\x1b]0;owned\x07", 1, 1, "trajectories", 10, 1.0))
+    assert "[red]x[/red]⟨U+001B⟩]0;owned⟨U+0007⟩" in text.getvalue()
+    assert "\x07" not in text.getvalue()
 
 
-def test_what_a_question_costs_is_shown_on_a_terminal_while_it_is_sampled() -> None:
+def test_a_cell_is_shown_as_it_is() -> None:
     text = StringIO()
     console = Console(file=text, width=80, force_terminal=True, color_system=None)
-    display = ask(console)
-    rendered = console.render_lines(display.bars.get_renderable(), pad=False)
-    lines = ["".join(segment.text for segment in line) for line in rendered]
-    assert [" ".join(line[2:].split()[:-1]) for line in lines if line.strip()] == [
-        "samples that vote 16 rollouts 1600 tokens 80 tok/s",
-        "search of its steps 8 rollouts 20k tokens 2000 tok/s",
+    console.print(rich_table(["[red]head[/red]", "b"], [["[bold]a[/bold]\x1b[2J", "1.0 [0.5, 1.5]"], ["**all**", "x"]]))
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == [
+        "[red]head[/red]           ┃          b",
+        "━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━",
+        "[bold]a[/bold]⟨U+001B⟩[2J │        1.0",
+        "                          │ [0.5, 1.5]",
+        "all                       │          x",
     ]
-    assert max(map(len, lines)) <= 80
-
-
-def test_elsewhere_only_what_it_cost_in_all_is_said() -> None:
-    text = StringIO()
-    display = ask(Console(file=text, width=80))
-    assert text.getvalue() == ""
-    said = "Sampled 21,600 tokens in 30.0 s, 720 a second: samples that vote 1,600, search of its steps 20,000."
-    assert display.summary == said
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(59.0, "59.0 s"), (61.0, "1:01 min"), (7200.0, "2.0 h")])
-def test_the_time_that_sampling_took_is_readable(seconds: float, words: str) -> None:
-    hands = Hands()
-    display = SamplingDisplay(Console(file=StringIO()), hands)
-    display("solution", 0, 0)
-    hands.seconds = seconds
-    display("solution", 1, 100)
-    assert f"Sampled 100 tokens in {words}, " in display.summary
