@@ -18,7 +18,7 @@ from gpo.errors import DataError
 from gpo.tasks.data import conversation
 from gpo.tasks.grading import parse_number, parse_text, undecorated
 from gpo.tasks.math import INSTRUCTION
-from gpo.tasks.math_grading import compare_math, math_answer
+from gpo.tasks.math_grading import math_answer, score_math
 from gpo.types import Message, Problem, Score, Split
 
 _MATHEMATICS = re.compile(r"[\d\\^=+*/]")
@@ -57,10 +57,8 @@ class Question:
             return Score(0.0, "wrong", _form(answer))
         if _form(answer) == _form(problem.answer):
             return Score(1.0, "right", answer)
-        if not _MATHEMATICS.search(problem.answer):
-            return Score(0.0, "wrong", answer)
-        verdict = compare_math(problem.answer, answer)
-        return Score(None if verdict == "failed" else float(verdict == "right"), verdict, answer)
+        mathematical = _MATHEMATICS.search(problem.answer)
+        return score_math(problem.answer, text) if mathematical else Score(0.0, "wrong", answer)
 
 
 def _form(answer: str) -> str:
