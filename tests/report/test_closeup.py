@@ -190,7 +190,7 @@ def test_a_response_that_is_cut_off_is_not_called_wrong() -> None:
 
 
 def test_a_step_that_fresh_rollouts_do_not_confirm_is_not_marked() -> None:
-    text = scripted("42", answer="42", estimator="random")
+    text = scripted("42", answer="42", estimator="gpo.estimators.random:RandomStep")
     assert "Not confirmed: by 16 fresh rollouts" in text
     assert "◆" not in text
     assert [line.split()[0] for line in text.splitlines() if line.startswith(" ?")] == ["?"]
