@@ -55,8 +55,8 @@ One trajectory in place of a run's search:
   --show ID              a searched trajectory of the run, by its id or a part of it
   --question TEXT        sample an answer to a question and search it; TEXT may be the id of a question of the run
   --answer TEXT          the right answer; without it, what a majority of 16 samples says
-  --task NAME            how to ask and grade; a model that is not shipped has `question` if none is given
-  --estimator NAME       how to search it; if none is given, adaptive: which step lost a wrong answer or won a right one
+  --task NAME            how to ask and grade; else by the model
+  --estimator NAME       how to search it; else what lost or won the answer
   --watch                show values while the model writes, from a critic that the run's rollouts teach: no sampling"""
 EVALUATE_HELP = f"""\
 gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on the same questions with the same seeds;
