@@ -54,7 +54,7 @@ LOCATE_HELP = """\
 One trajectory in place of a run's search:
   --show ID              a searched trajectory of the run, by its id or a part of it
   --question TEXT        sample an answer to a question and search it; TEXT may be the id of a question of the run
-  --answer TEXT          the right answer; without it, what a majority of 16 samples says
+  --answer TEXT          the right answer; else that of most of 16 samples
   --task NAME            how to ask and grade; else by the model
   --estimator NAME       how to search it; else what lost or won the answer
   --watch                show values while the model writes, from a critic that the run's rollouts teach: no sampling"""
