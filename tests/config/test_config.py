@@ -213,7 +213,7 @@ def test_code_in_a_strangers_configuration_needs_trust(tmp_path: Path, monkeypat
 
     stored = describe(resolve(TOY))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"names code that is not a part of GPO: toy:ToyMethod, toy:ToyTask"):
+    with pytest.raises(ConfigError, match=r"names what is no part of GPO: toy:ToyMethod, toy:ToyTask"):
         refuse_strangers(tmp_path, stored)
     refuse_strangers(tmp_path, stored, TOY.values())  # the command names it again
     remember(tmp_path)

@@ -142,7 +142,7 @@ def test_a_run_of_a_version_without_rounds_goes_on(tmp_path: Path, monkeypatch: 
     for name in ("rounds", "round_problems", "reuse", "reset_fraction"):
         del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"names code that is not a part of GPO: toy:ToyMethod, toy:ToyTask"):
+    with pytest.raises(ConfigError, match=r"names what is no part of GPO: toy:ToyMethod, toy:ToyTask"):
         Run(tmp_path)  # not the file that was written here
     monkeypatch.setenv("GPO_TRUST", "1")
     assert Run(tmp_path).config.rounds == 1

@@ -1,5 +1,6 @@
 from io import StringIO
 
+import pytest
 from hands import Hands
 from rich.console import Console
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gpo.rollout.journal import Journal
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
-from gpo.storage.directory import Progress, RunDirectory
+from gpo.storage.directory import Partial, Progress, RunDirectory
 from gpo.storage.files import locked, write_json
 from gpo.storage.rounds import RoundState
 from gpo.types import Engine, Estimator, Group, Method, ModelRef, Problem, Split, Stage, Task, tokens_of
@@ -61,6 +62,7 @@ class Resources:
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
         self._journal: Journal | None = None
+        self._partial: Partial | None = None
         self._holding = False
         self._spent: dict[tuple[str, int], int] = {}
         stored = self.files.config() if config is None else self.files.config_or_none()
@@ -214,8 +216,15 @@ class Resources:
         return self._journal
 
     def _tell_piece(self, done: int, wanted: int, tokens: int, seconds: float) -> None:
-        if self.on_progress is not None and done < wanted:
-            self.on_progress(Progress("sampling", None, done, wanted, "rollouts", tokens, round(seconds, 3)))
+        """Of a chunk that is being sampled; `expected` is as if its other rollouts were as long as those so far."""
+        if self.on_progress is None or self._partial is None:
+            return
+        known = self._partial
+        told = known.tokens + tokens
+        expected = round(told * wanted / done)
+        self._partial = replace(known, tokens=told, seconds=round(known.seconds + seconds, 3), expected=expected)
+        if done < wanted:
+            self.on_progress(self._partial)
 
     def budget(self, first: list[Group]) -> int:
         """Tokens that every arm may sample in a round, the first rollouts included."""
@@ -239,9 +248,17 @@ class Resources:
             self.on_progress(Progress(stage, label, done, total, unit, 0, 0.0))
 
     @contextmanager
-    def piece(self, stage: Stage, label: str | None) -> Iterator[Callable[[int, int, str, int], None]]:
-        """Time a piece of work; the function says what came of it: done, total, unit, sampled tokens."""
+    def piece(
+        self, stage: Stage, label: str | None, done: int = 0, total: int = 0, unit: str = "", size: int = 0
+    ) -> Iterator[Callable[[int, int, str, int], None]]:
+        """Time a piece of work; the function says what came of it: done, total, unit, sampled tokens.
+
+        Args:
+            done, total, unit: what is finished before it, of how much.
+            size: what it adds.
+        """
         began = time.monotonic()
+        self._partial = Partial(stage, label, done, total, unit, 0, 0.0, size)
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))

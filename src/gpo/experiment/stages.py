@@ -77,9 +77,9 @@ def ask(
         label, checkpoint = state.label, state.checkpoint
     answers_of(file, problems, n)
     while (done := len(file.read())) < len(problems):
-        with work.piece(stage, label) as report:
+        batch = problems[done : done + size]
+        with work.piece(stage, label, done, len(problems), "problems", len(batch)) as report:
             sampler = work.sampler(stage, split, done, checkpoint, number=1 if state is None else state.number)
-            batch = problems[done : done + size]
             new = sampler([question_start(problem, work.task, sampler.engine.tokenizer) for problem in batch], n)
             if not done:
                 _refuse_a_broken_grader(new)
@@ -119,7 +119,8 @@ def locate(work: Resources, state: RoundState) -> None:
         )
         if not batch:
             return
-        with work.piece(Stage.LOCATE, state.label) as report:
+        counts = (len(found), len(candidates), "trajectories", len(batch))
+        with work.piece(Stage.LOCATE, state.label, *counts) as report:
             # The number of the first trajectory names the chunk.
             sampler = work.sampler(
                 Stage.LOCATE, "train", len(found), state.checkpoint, state.number, state.arm, limit=limit - spent
@@ -178,7 +179,8 @@ def fill(
         )
         if not batch:
             return
-        with work.piece(Stage.RESET, state.label) as report:
+        expected = round(sum(n * lengths[start.key] for start in batch))
+        with work.piece(Stage.RESET, state.label, budget - left, budget, "tokens", expected) as report:
             sampler = work.sampler(stage, "train", len(groups), state.checkpoint, state.number, state.arm)
             file.append(sampler(batch, n))
             report(min(budget - left + sampler.tokens, budget), budget, "tokens", sampler.tokens)
