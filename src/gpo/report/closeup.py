@@ -77,7 +77,8 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
 
         watch(console, files, config, task, problem)
         return
-    engine: Engine = made("engine", config.engine, model=model_path(config.model))
+    with console.status(Text("The model is loaded")):
+        engine: Engine = made("engine", config.engine, model=model_path(config.model))
     with SamplingDisplay(console) as display:
         if not problem.answer:
             problem = voted(console, config, task, engine, problem, display)
