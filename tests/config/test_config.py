@@ -10,6 +10,7 @@ from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.segmenters import Newline
+from gpo.types import ModelRef
 
 TOY = {
     "estimator": "monte_carlo",
@@ -137,6 +138,10 @@ class Needy:
 
     model: Any
     size: int = 1
+
+    @property
+    def model_ref(self) -> ModelRef:
+        return ModelRef(self.model, "needy", tokenizer="words")
 
 
 def test_a_run_gives_what_was_not_set() -> None:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gpo.config.presets import SHIPPED, model_path
+from gpo.config.presets import model_path
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.errors import ConfigError, unknown
 from gpo.storage.codec import to_json
@@ -63,6 +63,8 @@ class Spec:
         values = {key: value for key, value in more.items() if key in known} | {
             key: value for key, value in self.settings.items() if value is not None or key not in more
         }
+        if isinstance(values.get("model"), str):
+            values["model"] = model_path(values["model"])
         for item in fields(made) if is_dataclass(made) else ():
             if item.init and item.default is MISSING and item.default_factory is MISSING and item.name not in values:
                 raise ConfigError(f"The {self.kind} {self.name!r} needs --{self.kind}.{item.name}.")
@@ -75,7 +77,7 @@ class Spec:
         for item in fields(made) if is_dataclass(made) else ():
             if item.name in setting_types(made):
                 default = item.default if item.default_factory is MISSING else item.default_factory()
-                values[item.name] = to_json(self.settings.get(item.name, None if default is MISSING else default))
+                values[item.name] = _json_or_type(self.settings.get(item.name, None if default is MISSING else default))
         return {"name": self.name} | values
 
 
@@ -96,8 +98,6 @@ def make(kind: str, name: str, **settings: Any) -> Any:
     Raises:
         ConfigError: there is no such component, or a setting is unknown or missing.
     """
-    if settings.get("model") in SHIPPED:
-        settings["model"] = model_path(settings["model"])
     return Spec(kind, name, settings).make()
 
 

@@ -132,6 +132,9 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
         arm: each | next((now for was, now in RENAMED if was.items() <= each.items()), {})
         for arm, each in known["arms"].items()
     }
+    own = known["engine"].get("model")
+    if isinstance(own, str) and not own.startswith("<"):  # as a model in memory is stored
+        known["model"] = own
     return known | {"method": method, "pairs": {**known["pairs"], **moved}, "arms": arms}
 
 

@@ -9,6 +9,7 @@ from math import inf
 from typing import Any, Literal
 
 from gpo.config.components import Spec, describe_component
+from gpo.config.models import resolve_model
 from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
@@ -111,6 +112,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as JSON: what `resolve` takes as `stored`."""
     described = {item.name: getattr(config, item.name) for item in fields(config)}
     described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described["model"] = resolve_model(config).name
     described["pairs"] = to_json(config.pairs)
     described["arms"] = {name: describe_component("estimator", estimator) for name, estimator in config.arms.items()}
     return described
