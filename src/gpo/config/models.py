@@ -24,15 +24,18 @@ def resolve_model(config: RunConfig) -> ModelRef:
     engine = config.engine
     if isinstance(engine, Spec | str):
         settings = {} if isinstance(engine, str) else engine.settings
-        own = settings.get("model")
+        own, tokenizer = settings.get("model"), settings.get("tokenizer")
         ref = reference(config.model if own is None else own)
-        return ref if settings.get("tokenizer") is None else replace(ref, tokenizer=settings["tokenizer"])
+        # Beside a path, a tokenizer that is none may be that of an engine without a language model.
+        fits = isinstance(tokenizer, str | Path) or not isinstance(ref.source, str | Path)
+        return replace(ref, tokenizer=tokenizer) if tokenizer is not None and fits else ref
     try:
         ref = engine.model_ref
     except AttributeError as error:
         name = type(engine).__name__
         raise ConfigError(f"The engine {name} does not say which model it samples from: {error}.") from error
-    return ref if isinstance(ref.source, str) or ref.tokenizer is not None else replace(ref, tokenizer=engine.tokenizer)
+    in_memory = not isinstance(ref.source, str | Path) and ref.tokenizer is None
+    return replace(ref, tokenizer=engine.tokenizer) if in_memory else ref
 
 
 def reference(model: object) -> ModelRef:
