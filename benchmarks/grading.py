@@ -20,8 +20,9 @@ from pathlib import Path
 
 import gpo
 from gpo.config.presets import model_path
+from gpo.contracts import Task
 from gpo.rollout.prompting import render
-from gpo.types import Problem, Task
+from gpo.types import Problem
 
 FORMS = ("So the answer is {}.", "We get $\\boxed{{{}}}$.", "Therefore:\n#### {}", "The final answer is **{}**")
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from gpo.contracts import Estimator, Sample
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.critic import Critic
@@ -31,7 +32,7 @@ from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
 from gpo.estimators.tally import NO_EVIDENCE, Rule
 from gpo.statistics import bootstrap_mean
-from gpo.types import Estimator, Evidence, Group, Sample, StepScores, Trajectory
+from gpo.types import Evidence, Group, StepScores, Trajectory
 from search_grounds import WEIGHTS, Valued, load
 from search_replay import Replay, batches, best_spending, told_which_two
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpo.contracts import Estimator
 from gpo.engines.hf import HFEngine
 from gpo.engines.library import BatchDecoder
 from gpo.estimators.adaptive import Adaptive
@@ -25,7 +26,6 @@ from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.tasks.generated import Generated
-from gpo.types import Estimator
 from search_grounds import WEIGHTS
 
 

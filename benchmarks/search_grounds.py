@@ -33,6 +33,7 @@ from random import Random
 import numpy as np
 
 from gpo.config.presets import model_path
+from gpo.contracts import Task
 from gpo.engines.hf import HFEngine
 from gpo.estimators.branches import follow_probabilities
 from gpo.experiment.traces import as_trajectory
@@ -42,7 +43,7 @@ from gpo.rollout.sampler import Sampler, request_seed
 from gpo.storage.chunks import Chunks
 from gpo.storage.codec import from_json, to_json
 from gpo.tasks.generated import Generated
-from gpo.types import Completion, Problem, Request, Task, Trajectory
+from gpo.types import Completion, Problem, Request, Trajectory
 
 WEIGHTS = Path(model_path("reasoner"))
 MAX_TOKENS = 900  # of a response

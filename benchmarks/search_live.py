@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gpo.contracts import Estimator
 from gpo.engines.hf import HFEngine
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.sampler import Sampler
 from gpo.tasks.generated import Generated
-from gpo.types import Estimator, StepScores
+from gpo.types import StepScores
 from search import WORTH, merit
 from search_grounds import MAX_TOKENS, WEIGHTS, Valued, load
 from search_replay import Replay, batches

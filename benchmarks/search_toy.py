@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpo.contracts import Estimator
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.entropy import Entropy
@@ -30,7 +31,7 @@ from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.statistics import bootstrap_mean, wilson
 from gpo.toy import ChainEngine, ChainTask, Process, random_process
-from gpo.types import Estimator, Trajectory
+from gpo.types import Trajectory
 
 
 def two_states(decisions: int, recovers: bool, wordings: int, rng: np.random.Generator) -> Process:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import nan
 
 import gpo
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.contracts import Sample
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

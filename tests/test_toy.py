@@ -5,10 +5,11 @@ from math import inf, log
 
 import pytest
 
+from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.rollout.prompting import question_start
 from gpo.toy import EOS, ChainEngine, ChainTask, Process, random_process
-from gpo.types import Engine, ModelRef, Request, Task
+from gpo.types import ModelRef, Request
 
 # Two decisions. "a" keeps the state, "b" swaps it; state 0 answers right.
 SWAP = Process(

@@ -9,6 +9,7 @@ from math import ceil, floor, isnan, nan
 
 from scipy import stats
 
+from gpo.contracts import Engine, Estimator, Sample, Task
 from gpo.errors import DataError
 from gpo.estimators.adaptive import Adaptive
 from gpo.report.clean import visible
@@ -16,7 +17,7 @@ from gpo.rollout.pace import Paced
 from gpo.rollout.sampler import Sampler, question_start
 from gpo.rollout.segmenters import Newline, Segmenter, pieces
 from gpo.statistics import Interval, exact
-from gpo.types import Engine, Estimator, Problem, Sample, Score, StepScores, Task, Trajectory
+from gpo.types import Problem, Score, StepScores, Trajectory
 
 OnSample = Callable[[str, int, int], None]
 """Gets what is sampled for, and the rollouts and tokens of each piece; 0 and 0 as it begins."""

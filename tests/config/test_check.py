@@ -11,9 +11,10 @@ from gpo.config.check import check, check_class, check_component
 from gpo.config.components import Spec
 from gpo.config.options import resolve
 from gpo.config.registry import REGISTRIES, lookup
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.toy import ChainEngine
-from gpo.types import Group, Problem, Sample, Score, StepScores, Trajectory
+from gpo.types import Group, Problem, Score, StepScores, Trajectory
 from toy import ToyMethod, ToyTask, toy_config
 
 

@@ -5,8 +5,8 @@ import pytest
 from gpo.config.components import Spec, setting_types
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, RunConfig, default_arms
+from gpo.contracts import Engine, Estimator, Task
 from gpo.errors import ConfigError
-from gpo.types import Engine, Estimator, Task
 
 PROTOCOLS: dict[str, type] = {"task": Task, "engine": Engine, "estimator": Estimator}
 NAMES = [(kind, name) for kind, names in REGISTRIES.items() for name in names]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from gpo.contracts import Engine
 from gpo.engines import contract
 from gpo.engines.contract import CHECKS, Check, check_engine
 from gpo.engines.hf import HFEngine
 from gpo.errors import EngineError
 from gpo.toy import ChainEngine
-from gpo.types import Completion, Engine, Request
+from gpo.types import Completion, Request
 
 CONTEXTS = [(5, 9, 14, 3), (5, 9), (5, 9, 14) * 20]  # the last one all but fills 64 tokens
 HF: dict[str, tuple[str, dict[str, Any]]] = {

@@ -79,7 +79,7 @@ def test_shorter_types_take_the_library(build: Any, word_tokenizer: Any) -> None
 def test_the_page_names_every_setting_and_member() -> None:
     from dataclasses import fields
 
-    from gpo.types import Engine
+    from gpo.contracts import Engine
 
     for item in fields(HFEngine):
         assert item.name.startswith("_") or f"`{item.name}`" in PAGE

@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from gpo.config.components import made, make
+from gpo.contracts import Engine
 from gpo.engines.hf import HFEngine
 from gpo.errors import EngineError
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Engine, ModelRef, Request
+from gpo.types import ModelRef, Request
 
 REQUEST = Request((5, 9, 14), 2, 6, 0)
 

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
+from gpo.contracts import Estimator
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Completion, Estimator, Score, Trajectory
+from gpo.types import Completion, Score, Trajectory
 
 ENGINE = ChainEngine(tuple(random_process(seed, decisions=8) for seed in range(12)))
 MISTAKES = ChainEngine(tuple(mistake_chain([0.02 * k] * 8) for k in range(1, 7)))

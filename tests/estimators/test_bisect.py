@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
+from gpo.contracts import Estimator
 from gpo.errors import ConfigError
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.random import RandomStep
 from gpo.toy import ChainEngine
-from gpo.types import Completion, Estimator, Score
+from gpo.types import Completion, Score
 
 # Twelve decisions that seldom fail but one, and the answer line.
 CHAIN = ChainEngine((mistake_chain([0.02] * 7 + [0.5] + [0.02] * 4),))

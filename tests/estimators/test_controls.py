@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 from toy_chain import first_rollouts, make_sampler
 
+from gpo.contracts import Estimator
 from gpo.errors import ConfigError
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
 from gpo.toy import ChainEngine
-from gpo.types import Completion, Estimator, Evidence, Group
+from gpo.types import Completion, Evidence, Group
 
 ENGINE = ChainEngine()
 TRAJECTORIES = first_rollouts(ENGINE, 2)

@@ -6,10 +6,11 @@ from math import log
 import pytest
 from toy_chain import first_rollouts, make_sampler, mistake_chain
 
+from gpo.contracts import Estimator
 from gpo.errors import ConfigError, DataError
 from gpo.estimators.entropy import Entropy
 from gpo.toy import ChainEngine
-from gpo.types import Completion, Estimator
+from gpo.types import Completion
 
 ENGINE = ChainEngine((mistake_chain([0.1, 0.4, 0.2]),))
 

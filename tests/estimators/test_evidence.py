@@ -11,11 +11,12 @@ import pytest
 from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.config.registry import ESTIMATORS, lookup
+from gpo.contracts import Sample
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Evidence, Group, Sample, Score, Start, StepScores, Trajectory
+from gpo.types import Evidence, Group, Score, Start, StepScores, Trajectory
 
 ENGINE = ChainEngine(tuple(random_process(seed) for seed in range(24)))
 SEARCHES = [

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_chain import TASK, Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
+from gpo.contracts import Estimator
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.random import RandomStep
 from gpo.estimators.tally import choose
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Completion, Estimator, Problem, Score
+from gpo.types import Completion, Problem, Score
 
 ENGINE = ChainEngine()
 TRAJECTORIES = first_rollouts(ENGINE, 5)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toy_chain import first_rollouts, make_sampler, mistake_chain
 
+from gpo.contracts import Estimator
 from gpo.toy import ChainEngine
-from gpo.types import Estimator
 
 PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
 CHAIN = ChainEngine((mistake_chain([0.1, 0.4, 0.1, 0.1]),))

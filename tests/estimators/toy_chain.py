@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpo.contracts import Sample
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import ChainEngine, ChainTask, Process
-from gpo.types import Group, Sample, Start, Trajectory
+from gpo.types import Group, Start, Trajectory
 
 TASK = ChainTask(size=64)
 PROBLEMS = {problem.id: problem for problem in TASK.problems("train")}

@@ -15,13 +15,14 @@ import pytest
 
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
+from gpo.contracts import Sample
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.estimators.none import NoReset
 from gpo.experiment.run import Run
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.files import locked
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Evidence, Problem, Sample, Split, StepScores, Trajectory, tokens_of
+from gpo.types import Evidence, Problem, Split, StepScores, Trajectory, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from gpo.config.components import Spec
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.experiment.run import Run
 from gpo.toy import ChainEngine
-from gpo.types import Evidence, Sample, StepScores, Trajectory, tokens_of
+from gpo.types import Evidence, StepScores, Trajectory, tokens_of
 from toy import toy_config
 
 SEEN: list[tuple[int, int, int | None]] = []

@@ -11,11 +11,12 @@ import pytest
 import torch
 from tiny_policy import EOS, completion_logps, make_model, make_pairs, make_tokenizer, same, state
 
+from gpo.contracts import OfflineMethod
 from gpo.errors import ConfigError, EngineError
 from gpo.methods.dpo import DPO
 from gpo.methods.offline import last_checkpoint
 from gpo.methods.trainers import order_by_length
-from gpo.types import OfflineMethod, Pair, RoundContext
+from gpo.types import Pair, RoundContext
 
 
 def dpo(model: Any, **settings: Any) -> DPO:

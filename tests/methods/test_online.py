@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_policy import EOS, completion_logps, make_model, make_tokenizer, same, state
 
+from gpo.contracts import OnlineMethod
 from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, DataError
 from gpo.estimators.critic import Critic
@@ -18,7 +19,7 @@ from gpo.methods.losses import gae
 from gpo.methods.online import Online
 from gpo.methods.ppo import PPO
 from gpo.methods.rloo import RLOO
-from gpo.types import Completion, Group, ModelRef, OnlineMethod, Request, RoundContext, Score, Start, Trajectory
+from gpo.types import Completion, Group, ModelRef, Request, RoundContext, Score, Start, Trajectory
 
 METHODS = [PPO, GRPO, RLOO]
 DEFAULT = RoundContext()

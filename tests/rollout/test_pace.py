@@ -2,11 +2,12 @@
 
 import pytest
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.rollout.pace import Pace, Paced
 from gpo.rollout.sampler import Sampler, question_start
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Group, Sample, Start
+from gpo.types import Group, Start
 
 
 def sizes(seconds_of: dict[str, float], pieces: int) -> list[int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gpo.config.registry import lookup
+from gpo.contracts import Task
 from gpo.errors import ConfigError, DataError
 from gpo.tasks.bbh import BBH, SUBTASKS
-from gpo.types import Task
 
 ROWS = {
     "navigate": [{"input": "Take 1 step. Do you return?\nOptions:\n- Yes\n- No", "target": "No"}],

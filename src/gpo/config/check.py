@@ -10,9 +10,9 @@ from typing import Any
 from gpo.config.components import Spec, made
 from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
+from gpo.contracts import Engine, Estimator, OfflineMethod, OnlineMethod, Task
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
-from gpo.types import Engine, Estimator, OfflineMethod, OnlineMethod, Task
 
 CONTRACTS: dict[str, type] = {"task": Task, "engine": Engine, "estimator": Estimator, "segmenter": Segmenter}
 METHODS: dict[Any, type] = {"pairs": OfflineMethod, "groups": OnlineMethod}  # by what a method `trains_on`
@@ -98,4 +98,4 @@ def _shown(method: str, wanted: Callable[..., Any]) -> str:
 
 def _misfit(kind: str, name: str, why: str) -> ConfigError:
     article = "an" if kind[0] in "aeiou" else "a"
-    return ConfigError(f"{name!r} is not {article} {kind}: {why}. gpo/types.py says what {article} {kind} has.")
+    return ConfigError(f"{name!r} is not {article} {kind}: {why}. gpo/contracts.py says what {article} {kind} has.")

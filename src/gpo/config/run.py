@@ -11,10 +11,11 @@ from typing import Any, Literal
 from gpo.config.components import Spec, describe_component
 from gpo.config.models import resolve_model
 from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
+from gpo.contracts import Engine, Estimator, Method, Task
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
 from gpo.storage.codec import to_json
-from gpo.types import Credit, Engine, Estimator, Method, PairSettings, Task
+from gpo.types import Credit, PairSettings
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
 ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random_matched"}, "gpo": SEARCH}

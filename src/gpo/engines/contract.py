@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gpo.contracts import Engine
 from gpo.errors import EngineError, GPOError
-from gpo.types import Completion, Engine, ModelRef, Request
+from gpo.types import Completion, ModelRef, Request
 
 Contexts = Sequence[Sequence[int]]
 Check = Callable[[Engine, Contexts], None]

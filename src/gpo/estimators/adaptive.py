@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.branches import Array, Branches, Indices
 from gpo.estimators.tally import (
@@ -40,7 +41,7 @@ from gpo.estimators.tally import (
     searched_rollouts,
     siblings,
 )
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 if TYPE_CHECKING:
     from gpo.estimators.critic import Critic

@@ -22,6 +22,7 @@ from itertools import pairwise
 from math import isnan
 from typing import Literal
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.tally import (
     NO_EVIDENCE,
@@ -35,7 +36,7 @@ from gpo.estimators.tally import (
     reset_boundary,
     share_starts,
 )
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass

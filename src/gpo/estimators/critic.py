@@ -27,11 +27,12 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import norm
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.branches import Array
 from gpo.estimators.states import Floats, States
 from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, known_rollouts, reset_boundary
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass

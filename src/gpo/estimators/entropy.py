@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError, DataError
 from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.random import random_step
 from gpo.estimators.tally import NO_EVIDENCE
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, explore, grid, share_starts
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gpo.contracts import Sample
 from gpo.estimators.tally import NO_EVIDENCE, Tally
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpo.contracts import Sample
 from gpo.estimators.tally import NO_EVIDENCE, Block, Tally
-from gpo.types import Evidence, Sample, StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 
 @dataclass(frozen=True)

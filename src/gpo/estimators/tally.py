@@ -12,10 +12,11 @@ from itertools import pairwise
 from math import isnan, nan
 from typing import Literal, get_args
 
+from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import merge_short, spread
 from gpo.statistics import exact
-from gpo.types import Evidence, Group, Sample, Start, StartKey, StepScores, Trajectory
+from gpo.types import Evidence, Group, Start, StartKey, StepScores, Trajectory
 
 Rule = Literal["advantage", "magnitude", "drop", "authors"]
 Reset = Literal["before", "after"]

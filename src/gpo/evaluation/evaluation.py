@@ -24,6 +24,7 @@ from gpo.config.options import parse, spec_from_options
 from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
 from gpo.config.trust import refuse_strangers, remember
+from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
 from gpo.rollout.prompting import question_start
@@ -32,7 +33,7 @@ from gpo.rollout.turns import evenly
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.directory import Progress, RunDirectory, answers_of
 from gpo.storage.files import locked, write_json, write_text
-from gpo.types import Engine, Group, ModelRef, Problem, Split, Task
+from gpo.types import Group, ModelRef, Problem, Split
 
 COMPONENTS = ("task", "engine")
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from gpo.contracts import ComparingTask, Task
 from gpo.report.results import VERDICTS, percent
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
-from gpo.types import ComparingTask, Group, Problem, Task, tokens_of
+from gpo.types import Group, Problem, tokens_of
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:/\d{1,30})?")
 

@@ -19,6 +19,7 @@ from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
+from gpo.contracts import Engine, Estimator, Method, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance
 from gpo.rollout.journal import Journal
@@ -28,7 +29,7 @@ from gpo.storage.codec import to_json
 from gpo.storage.directory import Partial, Progress, RunDirectory
 from gpo.storage.files import locked, write_json
 from gpo.storage.rounds import RoundState
-from gpo.types import Engine, Estimator, Group, Method, ModelRef, Problem, Split, Stage, Task, tokens_of
+from gpo.types import Group, ModelRef, Problem, Split, Stage, tokens_of
 
 log = logging.getLogger(__name__)
 OF_TRAINING = ("method.", "credit ")  # settings that may change until a model is trained

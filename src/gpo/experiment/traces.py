@@ -15,12 +15,13 @@ from pathlib import Path
 
 from gpo.config.options import resolve, split
 from gpo.config.presets import BEFORE_QUESTIONS, READER
+from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
 from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
-from gpo.types import Completion, Engine, Group, Problem, Task, Trajectory
+from gpo.types import Completion, Group, Problem, Trajectory
 
 UNLIMITED = 1e9  # times the tokens of the traces: the search of a run of traces has no budget to keep
 

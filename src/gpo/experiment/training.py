@@ -13,13 +13,14 @@ from statistics import fmean
 from typing import Any
 
 from gpo.config.components import made
+from gpo.contracts import Method
 from gpo.errors import EngineError
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import locked, read_json, write_json, write_rows
 from gpo.storage.rounds import RoundState
-from gpo.types import Group, Method, RoundContext, Stage, StepScores
+from gpo.types import Group, RoundContext, Stage, StepScores
 
 
 def trained(work: Resources, arm: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
+from gpo.contracts import Tokenizer
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.rollout.turns import in_turns
 from gpo.storage.files import write_text
@@ -25,7 +26,6 @@ from gpo.types import (
     Start,
     StartKey,
     StepScores,
-    Tokenizer,
     Trajectory,
     Truncated,
 )

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
+from gpo.contracts import Tokenizer
 from gpo.preferences.credit import Preference, StepTree, Wording, as_written, grow, preferences
 from gpo.preferences.pairs import DEFAULT, check_settings, text_behind, without_stop
 from gpo.rollout.turns import in_turns
-from gpo.types import Group, Pair, PairSettings, Tokenizer
+from gpo.types import Group, Pair, PairSettings
 
 
 def build_step_pairs(

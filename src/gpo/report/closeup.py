@@ -14,6 +14,7 @@ from gpo.config.components import describe_component, made
 from gpo.config.options import resolve
 from gpo.config.presets import EMBEDDED, SHIPPED, model_path
 from gpo.config.run import RunConfig
+from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
 from gpo.report.clean import one_line
@@ -25,7 +26,7 @@ from gpo.rollout.pace import Paced
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
-from gpo.types import Engine, Estimator, Group, Problem, Task
+from gpo.types import Group, Problem
 
 VOTES = 16  # samples that stand in for a reference
 LEAST = 0.25  # share of them that must agree, which more than half of those with an answer must as well

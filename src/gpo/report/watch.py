@@ -12,6 +12,7 @@ from rich.live import Live
 from gpo.config.components import made
 from gpo.config.presets import model_path
 from gpo.config.run import RunConfig
+from gpo.contracts import Engine, Task
 from gpo.errors import DataError
 from gpo.report.terminal import Row, print_question, print_verdict, rows_between, table
 from gpo.rollout.prompting import question_start
@@ -19,7 +20,7 @@ from gpo.rollout.sampler import request_seed
 from gpo.rollout.segmenters import Segmenter, pieces
 from gpo.rollout.turns import in_turns
 from gpo.storage.directory import RunDirectory
-from gpo.types import Completion, Engine, Problem, Request, Score, Start, Task, Trajectory
+from gpo.types import Completion, Problem, Request, Score, Start, Trajectory
 
 if TYPE_CHECKING:
     from gpo.estimators.critic import Critic, Head

@@ -19,10 +19,11 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
+from gpo.contracts import Engine
 from gpo.errors import DataError
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.files import read_json, write_json
-from gpo.types import Completion, Engine, ModelRef, Request
+from gpo.types import Completion, ModelRef, Request
 
 
 @dataclass

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gpo.types import Group, Sample, Start, Trajectory
+from gpo.contracts import Sample
+from gpo.types import Group, Start, Trajectory
 
 
 @dataclass

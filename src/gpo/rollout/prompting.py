@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpo.types import Message, Problem, Start, Task
+from gpo.contracts import Task
+from gpo.types import Message, Problem, Start
 
 
 def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
+from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.rollout.answers import check_answers, check_logprobs
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import Scorer, failure_kind
 from gpo.rollout.segmenters import Newline, Segmenter
-from gpo.types import Completion, Engine, Group, Problem, Request, Score, Start, Task, Trajectory
+from gpo.types import Completion, Group, Problem, Request, Score, Start, Trajectory
 
 __all__ = ["Sampler", "question_start", "request_seed"]
 

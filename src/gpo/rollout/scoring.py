@@ -10,7 +10,8 @@ from math import isfinite
 from numbers import Real
 from typing import Self, get_args
 
-from gpo.types import ParallelTask, Problem, Score, Task, Verdict
+from gpo.contracts import ParallelTask, Task
+from gpo.types import Problem, Score, Verdict
 
 LOGGER = logging.getLogger("gpo.rollout")
 _LONGEST_REASON = 200  # characters
