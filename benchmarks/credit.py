@@ -2,10 +2,10 @@
 
     python benchmarks/credit.py DIRECTORY [--seeds 0] [--results FILE]
 
-For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings of the demo). Then each
-cell (seed, arm, credit, learning rate) trains DPO on that arm's pairs, about as many optimizer steps in each, and answers
-540 development questions four times. A line of JSON for each finished cell; those that are there are not done again.
-About five minutes a cell on one core.
+For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings of the demo). Then
+each cell (seed, arm, credit, learning rate) trains DPO on that arm's pairs, about as many optimizer steps in each, and
+answers 540 development questions four times. A line of JSON for each finished cell; those that are there are not done
+again. About five minutes a cell on one core.
 """
 
 from __future__ import annotations
