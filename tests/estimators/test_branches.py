@@ -155,3 +155,13 @@ def test_an_ungraded_trajectory_has_an_open_end() -> None:
     branches = Branches([Tally(response([1], [1], None))])
     values, _ = branches.draw(np.array([0]), 2000, generators(1), **PRIOR)
     assert values[0, :, 1].std() == pytest.approx(1 / 12**0.5, abs=0.02)
+
+
+def test_rows_are_drawn_alone_that_have_fewer_steps_than_others() -> None:
+    """Those with more may be settled: nothing is drawn for their steps."""
+    both = Branches([Tally(response([1, 2, 3], [1, 2, 3])), Tally(response([1], [1]))])
+    alone = Branches([Tally(response([1], [1]))])
+    values, branch = both.draw(np.array([1]), 50, generators(1), **PRIOR)
+    expected, expected_branch = alone.draw(np.array([0]), 50, generators(1), **PRIOR)
+    assert values[0, :, :2] == pytest.approx(expected[0])
+    assert branch[0, :, :1] == pytest.approx(expected_branch[0])

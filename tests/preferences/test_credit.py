@@ -1,5 +1,6 @@
 """Step credit on toy processes, whose values are known."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from gpo.preferences.credit import StepTree, grow, preferences, probability_of_more
+from gpo.preferences.credit import StepTree, grow, preferences, probability_of_more, values_along
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import CHOICE_A, ChainEngine, ChainTask, random_process
@@ -57,7 +58,7 @@ def test_values_of_nodes_are_unbiased_whether_rollouts_pass_or_start_there() -> 
         resets = sample([group.trajectories[0].prefix(k) for k in (1, 2, 3)], 20)
         [tree] = grow([group, *resets]).values()
         path = tree.path(group.trajectories[0])
-        for k, (node, true) in enumerate(zip(path, true_values(group.trajectories[0], engine), strict=True)):
+        for k, (node, true) in enumerate(zip(path.values(), true_values(group.trajectories[0], engine), strict=True)):
             errors.setdefault(k, []).append(node.total / node.count - true)
     for k in range(4):
         assert abs(fmean(errors[k])) < 0.03, k
@@ -67,13 +68,36 @@ def test_a_node_is_shrunk_towards_the_one_before_it() -> None:
     sample, start, _ = sampler(1)
     [group] = sample([start], 30)
     tree = next(iter(grow([group]).values()))
-    for node in tree.nodes():
-        if node.parent is not None and not node.final:
-            raw, before = node.total / node.count, node.parent.value(2.0)
-            assert min(raw, before) - 1e-9 <= node.value(2.0) <= max(raw, before) + 1e-9
-            assert node.value(0.0) == pytest.approx(raw)
-        if node.final:
-            assert node.value(100.0) in (0.0, 1.0)
+    for trajectory in group.trajectories:
+        nodes = list(tree.path(trajectory).values())
+        shrunk, raw = (list(values_along(tree.path(trajectory), strength).values()) for strength in (2.0, 0.0))
+        for k in range(1, len(nodes) - 1):
+            assert min(raw[k], shrunk[k - 1]) - 1e-9 <= shrunk[k] <= max(raw[k], shrunk[k - 1]) + 1e-9
+            assert raw[k] == pytest.approx(nodes[k].total / nodes[k].count)
+        assert values_along(tree.path(trajectory), 100.0)[len(trajectory.response_ids)] in (0.0, 1.0)
+
+
+def test_a_response_of_thousands_of_steps_is_no_trouble() -> None:
+    sample, start, _ = sampler(2)
+    [[trajectory]] = [group.trajectories for group in sample([start], 1)]
+    ids = (5,) * 5000
+    long = replace(
+        trajectory, completion=replace(trajectory.completion, token_ids=ids), step_ends=tuple(range(1, 5001))
+    )
+    [tree] = grow([Group(start, (long,))]).values()
+    assert len(tree.advantages(long, 2.0)) == 5000
+
+
+def test_what_was_sampled_begins_where_its_prefix_ends_whatever_the_segmenter_says() -> None:
+    sample, start, _ = sampler(2)
+    [group] = sample([start], 4)
+    [reset] = sample([group.trajectories[0].prefix(1)], 4)
+    kept = len(reset.start.prefix_ids)
+    uncut = [replace(t, step_ends=tuple(end for end in t.step_ends if end > kept)) for t in reset.trajectories]
+    [tree] = grow([group, Group(reset.start, tuple(uncut))]).values()
+    node = tree.path(uncut[0])[kept]
+    assert node.starts
+    assert node.count >= 4
 
 
 def test_prefixes_are_given_back_to_the_token() -> None:
@@ -81,7 +105,7 @@ def test_prefixes_are_given_back_to_the_token() -> None:
     [group] = sample([start], 10)
     tree = next(iter(grow([group]).values()))
     for trajectory in group.trajectories:
-        for end, node in zip(trajectory.boundaries, tree.path(trajectory), strict=True):
+        for end, node in tree.path(trajectory).items():
             assert node.prefix_ids == trajectory.response_ids[:end]
 
 
@@ -98,15 +122,19 @@ def test_preferences_point_to_the_better_step() -> None:
             id(n): v
             for each in (group, *reset)
             for t in each.trajectories
-            for n, v in zip(tree.path(t), true_values(t, engine), strict=True)
+            for n, v in zip(tree.path(t).values(), true_values(t, engine), strict=True)
         }
         for certainty in counts:
-            found = [p for each in preferences(tree, strength=2, certainty=certainty, starts_only=False) for p in each]
+            found = [
+                p
+                for each in preferences(tree, strength=2, certainty=certainty, starts_only=False, most=99)
+                for p in each
+            ]
             counts[certainty] += len(found)
             assert all(pair.gain > 0 and certainty <= pair.certainty <= 1 for pair in found)
         differences = [(p.certainty, of_node[id(p.better)] - of_node[id(p.worse)]) for p in found]
         told += [(certainty, difference > 0) for certainty, difference in differences if difference]
-        behind = [p for each in preferences(tree, strength=2, certainty=0.6, starts_only=True) for p in each]
+        behind = [p for each in preferences(tree, strength=2, certainty=0.6, starts_only=True, most=99) for p in each]
         assert {len(p.node.prefix_ids) for p in behind} <= {0, len(group.trajectories[0].prefix(1).prefix_ids)}
     assert counts[0.6] > counts[0.95] > 40
     assert abs(fmean(right for _, right in told) - fmean(certainty for certainty, _ in told)) < 0.1

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
-from gpo.preferences.pairs import build_pairs, read_pairs, to_row, write_pairs
+from gpo.preferences.pairs import build_pairs, check_settings, read_pairs, to_row, write_pairs
 from gpo.types import Completion, FinishReason, Group, Pair, PairSettings, Score, Start, StepScores, Trajectory, Verdict
 
 EOS = 9
@@ -194,3 +194,50 @@ def test_a_malformed_line_is_named(tmp_path, line) -> None:  # type: ignore[no-u
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(DataError, match="No pairs at"):
         read_pairs(tmp_path / "other.jsonl")
+
+
+def test_lines_end_at_a_line_feed_only(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    ends = "\u2028\u2029\u0085\x0c\x0b\x1c\r"
+    pair = Pair("p", (1,), (), (2,), (3,), f"a{ends}b", "", f"c{ends}", f"{ends}d", {"model": f"m{ends}"})
+    write_pairs([pair, pair], tmp_path / "pairs.jsonl")
+    assert read_pairs(tmp_path / "pairs.jsonl") == [pair, pair]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-20],  # cut off
+        lambda data: data.replace(b'"right"', b'"\xff"'),  # no UTF-8
+        lambda data: data.replace(b'"chosen_ids": [3, 9]', b'"chosen_ids": "39"'),
+        lambda data: data.replace(b'"chosen_ids": [3, 9]', b'"chosen_ids": [3, -9]'),
+        lambda data: data.replace(b'"chosen": "right"', b'"chosen": null'),
+        lambda data: b"\n".join(data.split(b"\n")[:1]) + b"\n\n",  # an empty line
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_file_and_line(tmp_path, damage) -> None:  # type: ignore[no-untyped-def]
+    good = Pair("p", (1,), (), (4,), (5,), "q", "", "a", "b")
+    write_pairs([good, Pair("p", (1,), (), (3, 9), (4, 9), "q", "", "right", "b")], tmp_path / "pairs.jsonl")
+    (tmp_path / "pairs.jsonl").write_bytes(damage((tmp_path / "pairs.jsonl").read_bytes()))
+    with pytest.raises(DataError, match=r"pairs\.jsonl, line 2: not a preference pair"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_what_ends_a_response_is_what_the_engine_says() -> None:
+    """A second end of sequence is no text, and the tokenizer's own is text where the engine does not stop at it."""
+    rows = group("p", (), ((3, 7), "right"), ((4, EOS), "wrong"))
+    stopped = [replace(t, completion=replace(t.completion, finish_reason="stop")) for t in rows.trajectories]
+    rows = Group(rows.start, tuple(stopped))
+    (pair,) = build_pairs([rows], Letters(), stop_ids=frozenset({7}))
+    assert (pair.chosen, pair.rejected) == ("d", "e$")
+    (pair,) = build_pairs([rows], Letters())
+    assert (pair.chosen, pair.rejected) == ("dh", "e")
+
+
+def test_settings_of_pairs_are_checked() -> None:
+    for limits in (PairSettings(per_problem=0), PairSettings(most=-1)):
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            check_settings(limits)
+    with pytest.raises(ConfigError, match="Unknown truncated 'kept'"):
+        check_settings(PairSettings(truncated="kept"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Unknown prefix_in 'both'"):
+        build_pairs([], Letters(), settings=PairSettings(prefix_in="both"))  # type: ignore[arg-type]

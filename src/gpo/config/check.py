@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
 from gpo.contracts import Engine, Estimator, OfflineMethod, OnlineMethod, Task
 from gpo.errors import ConfigError
+from gpo.estimators.matched import MatchedRandom
 from gpo.rollout.segmenters import Segmenter
 
 CONTRACTS: dict[str, type] = {"task": Task, "engine": Engine, "estimator": Estimator, "segmenter": Segmenter}
@@ -35,8 +36,19 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"There is no model in {model}. Give --model a directory, a hub id, or reasoner.")
     for kind, given in (("task", config.task), ("segmenter", config.segmenter), ("method", config.method)):
         check_component(kind, given)
-    for estimator in config.arms.values():
+    for arm, estimator in config.arms.items():
         check_component("estimator", estimator, model=model)
+        check_control(arm, made("estimator", estimator, model=model), config.arms)
+
+
+def check_control(arm: str, estimator: Any, arms: Collection[str]) -> None:
+    """Raises: ConfigError if a matched control repeats the search of an arm that the run does not have."""
+    if isinstance(estimator, MatchedRandom) and (estimator.arm not in arms or estimator.arm == arm):
+        others = ", ".join(each for each in arms if each != arm) or "none"
+        raise ConfigError(
+            f"The arm {arm!r} repeats the search of arm {estimator.arm!r}, which this run does not have (other arms: "
+            f"{others}). Add it, name another (--arms.{arm}.arm), or take --arms.{arm} random_unsearched."
+        )
 
 
 def check_component(kind: str, given: Any, **more: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpo.config.components import Spec, setting_types
+from gpo.config.presets import METHODS
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, COMPONENTS, RunConfig
 from gpo.errors import ConfigError, unknown
@@ -76,6 +77,8 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     """
     base = _defaults() if stored is None else with_defaults(stored)
     left = {_long(name): text for name, text in options.items()}
+    if stored is not None and left.keys() & {"model", "engine", "engine.model"}:
+        base = without_presets(base)
     values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:
@@ -135,7 +138,14 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     own = known["engine"].get("model")
     if isinstance(own, str) and not own.startswith("<"):  # as a model in memory is stored
         known["model"] = own
-    return known | {"method": method, "pairs": {**known["pairs"], **moved}, "arms": arms}
+    return known | {"method": method, "pairs": {**to_json(PairSettings()), **known["pairs"], **moved}, "arms": arms}
+
+
+def without_presets(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings for another model: what the shipped one's preset has set is open again."""
+    preset = METHODS.get(stored["method"]["name"], {})
+    method = {key: value for key, value in stored["method"].items() if key not in preset or value != preset[key]}
+    return {**stored, "method": method, "piece_seconds": None}
 
 
 def _long(name: str) -> str:

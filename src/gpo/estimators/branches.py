@@ -143,6 +143,8 @@ class Branches:
         for step in range(size - 1, -1, -1):
             values[step] = values[step + 1]
             at = np.flatnonzero(self.steps[rows] > step)
+            if not len(at):  # only rows that are settled have so many steps
+                continue
             own = [rngs[place] for place in at.tolist()]
             good = self.sums[rows[at], step, None]
             bad = self.counts[rows[at], step, None] - good

@@ -33,7 +33,10 @@ from gpo.types import Group, ModelRef, Problem, Split, Stage, tokens_of
 
 log = logging.getLogger(__name__)
 OF_TRAINING = ("method.", "credit ")  # settings that may change until a model is trained
-FREE = ("launch",)  # settings that may differ from call to call, because what is computed does not depend on them
+FREE = (
+    "launch",
+    "piece_seconds",
+)  # settings that may differ from call to call: what is computed does not depend on them
 
 
 class Resources:
@@ -65,47 +68,73 @@ class Resources:
         self._journal: Journal | None = None
         self._partial: Partial | None = None
         self._holding = False
+        self._begun = False
         self._spent: dict[tuple[str, int], int] = {}
-        stored = self.files.config() if config is None else self.files.config_or_none()
+        stored = self._stored()
         if config is None:
+            if stored is None:
+                stored = self.files.config()
             refuse_strangers(self.files.path, stored)
         self.config = resolve({}, stored) if config is None else config
         self.described: dict[str, Any] = json.loads(json.dumps(to_json(describe(self.config))))
         check(self.config)
-        self._written = stored is not None and not self._refuse_changes(with_defaults(stored))
+        self._changes(stored)
 
-    def _refuse_changes(self, stored: dict[str, Any]) -> bool:
-        """Whether settings changed that may; the directory then takes the new ones.
+    def _stored(self) -> dict[str, Any] | None:
+        """The settings of the directory.
 
-        Before anything is sampled all settings may change, and those of the method until a model is trained.
+        Raises:
+            ConfigError: it holds something else than a run.
+        """
+        stored = self.files.config_or_none()
+        if stored is not None and "arms" not in stored:
+            raise ConfigError(f"{self.files.path} is no run. Choose another directory.")
+        return stored
+
+    def _changes(self, stored: dict[str, Any] | None) -> list[str]:
+        """The settings that differ from those of the directory, which then takes the new ones.
+
+        Before anything is sampled all settings may change, and those of training until a model is trained.
 
         Raises:
             ConfigError: another one changed.
         """
-        changed = [each for each in differences(stored, self.described) if not each.startswith(FREE)]
+        known = {} if stored is None else with_defaults(stored)
+        changed = [each for each in differences(known, self.described) if not each.startswith(FREE)] if known else []
         if not changed:
-            return False
-        sampled = bool(self.files.rollouts.read())
-        trained = any(self.files.model(arm).exists() or self.files.rounds(arm) != [1] for arm in stored["arms"])
+            return []
+        evaluated = any(path.stat().st_size for path in (self.files.path / "evaluation").glob("*.jsonl"))
+        sampled = bool(self.files.rollouts.read()) or evaluated
+        trained = any(
+            (self.files.arm(arm) / name).exists() for arm in known["arms"] for name in ("model", "checkpoints")
+        )
         refused = [each for each in changed if sampled and (trained or not each.startswith(OF_TRAINING))]
         if refused:
             raise ConfigError(
                 f"{self.files.path} was made with other settings: {'; '.join(refused[:3])}. "
                 "Leave these as they were, or choose another run directory."
             )
-        return True
+        return changed
 
     def _begin(self) -> None:
-        """Write the configuration and the problems, once everything that they name has been found to work."""
-        known = self.files.rollouts.read()
-        chosen = None if known else self._choose_problems()
-        if chosen is not None:
+        """Write the problems and the configuration, once everything that they name has been found to work."""
+        stored = self._stored()  # somebody else may have begun since
+        changed = self._changes(stored)
+        known = self.files.problems("train") is not None
+        if stored is not None and known and not changed:
+            return
+        # What was begun with other settings is not gone on with.
+        for name in ("journal.jsonl", "pieces.json"):
+            (self.files.path / name).unlink(missing_ok=True)
+        if any(each.startswith("credit ") for each in changed):
+            for arm in self.config.arms:
+                self.files.pairs(arm).unlink(missing_ok=True)
+        if not self.files.rollouts.read():
+            chosen = self._choose_problems()
             self.engine()
-        write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
-        if chosen is not None:
             self.files.write_problems(chosen)
+        write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
-        self._written = True
 
     def _choose_problems(self) -> dict[Split, list[Problem]]:
         wanted: list[tuple[Split, Split, int | None]] = [
@@ -222,7 +251,8 @@ class Resources:
             return
         known = self._partial
         told = known.tokens + tokens
-        expected = round(told * wanted / done)
+        # A search asks many times for a piece, and nobody knows how often.
+        expected = 0 if known.stage == Stage.LOCATE else round(told * wanted / done)
         self._partial = replace(known, tokens=told, seconds=round(known.seconds + seconds, 3), expected=expected)
         if done < wanted:
             self.on_progress(self._partial)
@@ -280,8 +310,9 @@ class Resources:
         with locked(self.files.path):
             self._holding = True
             try:
-                if not self._written:
+                if not self._begun:
                     self._begin()
+                    self._begun = True
                 yield
             finally:
                 self._holding = False

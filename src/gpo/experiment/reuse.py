@@ -40,6 +40,10 @@ def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunC
     files, found = RunDirectory(source), RunDirectory(target)
     stored = files.config()
     refuse_strangers(source, stored, options.values())
+    if files.traces.exists():
+        raise ConfigError(f"{source} holds solutions that somebody else wrote: nothing can be trained on them.")
+    if found.rollouts.read() and found.rollouts.read() == files.rollouts.read():
+        return resolve(options, found.config())  # the same command again
     if found.rollouts.read():
         raise ConfigError(f"{target} has samples of its own. Choose another directory for those of {source}.")
     before, config = resolve({}, stored), resolve(options, stored)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.errors import ConfigError, DataError, EngineError
+from gpo.errors import DataError, EngineError
 from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.budget import (
     expected_lengths,
@@ -170,7 +170,7 @@ def fill(
     most = max(1, work.config.chunk // work.config.reset_rollouts)
     while True:
         groups = file.read()
-        empty = {group.start.key for group in groups if not group.trajectories}
+        empty = {group.start.key for group in groups if not tokens_of([group])}
         usable = [start for start in starts if start.key not in empty]
         lengths = expected_lengths(usable, [*known, *groups])
         left = budget - tokens_of(groups)
@@ -244,12 +244,6 @@ def _pairs_that_are_there(path: Path) -> list[Pair] | None:
 
 def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> None:
     """The matched control searches what its arm does, at the same price, and resets to other steps."""
-    if control.arm not in work.config.arms or control.arm == state.arm:
-        others = ", ".join(arm for arm in work.config.arms if arm != state.arm)
-        raise ConfigError(
-            f"The arm {state.arm!r} repeats the search of arm {control.arm!r}, which this run does not have. "
-            f"Its other arms: {others}."
-        )
     source = RoundState.of(work.files, control.arm)
     locate(work, source)
     scores = source.scores.read()

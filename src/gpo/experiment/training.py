@@ -14,13 +14,15 @@ from typing import Any
 
 from gpo.config.components import made
 from gpo.contracts import Method
-from gpo.errors import EngineError
+from gpo.errors import ConfigError, EngineError
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import locked, read_json, write_json, write_rows
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, RoundContext, Stage, StepScores
+
+LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
 
 
 def trained(work: Resources, arm: str) -> int:
@@ -44,6 +46,7 @@ def train(work: Resources, state: RoundState) -> None:
             )
         else:
             metrics = launch(work, state, work.config.launch)
+        (work.files.path / "journal.jsonl").unlink(missing_ok=True)  # of the model that was there before
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
 
@@ -88,7 +91,8 @@ def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]
         EngineError: it failed; the message has its last words.
     """
     words = [*shlex.split(command), "gpo", "train-round", str(work.files.path), state.arm, str(state.number)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    environment = {**os.environ, LAUNCHED: str(work.files.path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = [line for line in done.stderr.split("\n") if line.strip()][-3:]
         raise EngineError(
@@ -108,6 +112,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 3 or not arguments[2].isdigit():
         print("Usage: gpo train-round RUN ARM ROUND\n\nTrain on what a round has sampled; --launch of gpo run does it.")
         return 0 if "--help" in arguments else 2
+    if os.environ.get(LAUNCHED) != arguments[0]:
+        raise ConfigError("A round is trained once it is sampled: gpo train RUN --launch WORDS starts this command.")
     work, arm, number = Resources(arguments[0]), arguments[1], int(arguments[2])
     work.check_arm(arm)
     # Of the processes that train together the first one holds the arm.

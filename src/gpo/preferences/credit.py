@@ -18,7 +18,7 @@ that does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -57,13 +57,13 @@ class Node:
             node = node.parent
         return tuple(token for part in reversed(parts) for token in part)
 
-    def value(self, strength: float) -> float:
-        """Success probability behind this prefix, shrunk towards that of the prefix before it."""
-        if self.final and self.count:
+    def value(self, strength: float, before: float | None) -> float:
+        """Success probability behind this prefix, shrunk towards that of the one before (None at the question)."""
+        if self.count and (self.final or before is None):
             return self.total / self.count
-        if self.parent is None:
-            return self.total / self.count if self.count else 0.5
-        return (self.total + strength * self.parent.value(strength)) / (self.count + strength)
+        if before is None:
+            return 0.5
+        return (self.total + strength * before) / (self.count + strength) if self.count + strength else before
 
 
 class StepTree:
@@ -80,31 +80,34 @@ class StepTree:
         if trajectory.score.value is None:
             return
         kept = len(trajectory.start.prefix_ids)
-        for end, node in zip(trajectory.boundaries, self.path(trajectory), strict=True):
+        nodes = self.path(trajectory)
+        for end, node in nodes.items():
             node.starts |= end == kept
             if end >= kept:
                 node.total += trajectory.score.value
                 node.count += 1
         if trajectory.completion.finish_reason == "stop":
-            node.final = True
+            nodes[len(trajectory.response_ids)].final = True
 
-    def path(self, trajectory: Trajectory) -> list[Node]:
-        """(K + 1,) the nodes at the boundaries of a response, made where they are not there."""
+    def path(self, trajectory: Trajectory) -> dict[int, Node]:
+        """The nodes of a response by token offset, made where they are not there: its boundaries, and its start."""
         node = self.root
-        nodes = [node]
-        for begin, end in pairwise(trajectory.boundaries):
+        nodes = {0: node}
+        # A segmenter may not cut where a prefix was kept; what was sampled begins there all the same.
+        places = sorted({*trajectory.boundaries, len(trajectory.start.prefix_ids)})
+        for begin, end in pairwise(places):
             step = trajectory.response_ids[begin:end]
             key = self.wording(step)
             if key not in node.children:
                 node.children[key] = Node(node, step, node.depth + 1)
-            node = node.children[key]
-            nodes.append(node)
+            node = nodes[end] = node.children[key]
         return nodes
 
     def advantages(self, trajectory: Trajectory, strength: float) -> tuple[float, ...]:
         """(K,) A(s, a) of the steps of a response that was added."""
-        values = [node.value(strength) for node in self.path(trajectory)]
-        return tuple(after - before for before, after in pairwise(values))
+        values = values_along(self.path(trajectory), strength)
+        ends = pairwise(trajectory.boundaries)
+        return tuple(values[after] - values[before] for before, after in ends)
 
     def nodes(self) -> Iterator[Node]:
         """All nodes, each before its children."""
@@ -113,6 +116,15 @@ class StepTree:
             node = waiting.pop()
             yield node
             waiting.extend(reversed(node.children.values()))
+
+
+def values_along(nodes: Mapping[int, Node], strength: float) -> dict[int, float]:
+    """Values of the nodes of one response, from the question on, by token offset."""
+    values: dict[int, float] = {}
+    before: float | None = None
+    for end, node in nodes.items():
+        before = values[end] = node.value(strength, before)
+    return values
 
 
 def grow(groups: Iterable[Group], wording: Wording = as_written) -> dict[tuple[str, tuple[int, ...]], StepTree]:
@@ -137,27 +149,31 @@ class Preference:
     gain: float  # value behind the better step minus that behind the worse
 
 
-def preferences(tree: StepTree, *, strength: float, certainty: float, starts_only: bool) -> list[list[Preference]]:
+def preferences(
+    tree: StepTree, *, strength: float, certainty: float, starts_only: bool, most: int
+) -> list[list[Preference]]:
     """For each prefix that two kinds of step have left, its surest pairs first; each step is in as few as can be.
 
     Given the scores behind them the values of two steps are Beta distributed, with `strength` rollouts of the prefix's
     own value as the prior; a pair counts if P(better > worse) is at least `certainty`.
 
     Args:
+        most: of each prefix.
         starts_only: only prefixes that rollouts were sampled from, the question among them.
     """
     found = []
+    values: dict[int, float] = {}
     for node in tree.nodes():
+        value = values[id(node)] = node.value(strength, None if node.parent is None else values[id(node.parent)])
         steps = [child for child in node.children.values() if child.count]
         if len(steps) < 2 or (starts_only and not node.starts):
             continue
-        value = node.value(strength)
         pairs = [
             pair for better in steps for worse in steps if (pair := _compare(node, better, worse, value, strength))
         ]
         pairs = [pair for pair in pairs if pair.certainty >= certainty]
         if pairs:
-            found.append(_spread(pairs))
+            found.append(_spread(pairs, most))
     return found
 
 
@@ -189,12 +205,12 @@ def probability_of_more(first: tuple[float, float], second: tuple[float, float],
     return float(beta_distribution.sf(places, *first).mean())
 
 
-def _spread(pairs: Sequence[Preference]) -> list[Preference]:
-    """The surest pair first, then always the surest of those whose steps are in the fewest pairs so far."""
+def _spread(pairs: Sequence[Preference], most: int) -> list[Preference]:
+    """At most so many: the surest first, then always the surest of those whose steps are in the fewest pairs."""
     used: dict[int, int] = {}
     left = sorted(pairs, key=lambda pair: -pair.certainty)
-    ordered = []
-    while left:
+    ordered: list[Preference] = []
+    while left and len(ordered) < most:
         best = min(left, key=lambda pair: used.get(id(pair.better), 0) + used.get(id(pair.worse), 0))
         left.remove(best)
         ordered.append(best)

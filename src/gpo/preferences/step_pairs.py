@@ -37,10 +37,16 @@ def build_step_pairs(
     check_settings(settings)
     by_problem: dict[str, list[list[Pair]]] = {}
     for tree in grow(groups, wording).values():
-        found = preferences(tree, strength=settings.strength, certainty=settings.certainty, starts_only=starts_only)
+        found = preferences(
+            tree,
+            strength=settings.strength,
+            certainty=settings.certainty,
+            starts_only=starts_only,
+            most=settings.per_start,
+        )
         Random(f"{seed}/{tree.problem_id}").shuffle(found)
         for each in found:
-            pairs = [_pair(tree, one, tokenizer, stop_ids, provenance or {}) for one in each[: settings.per_start]]
+            pairs = [_pair(tree, one, tokenizer, stop_ids, provenance or {}) for one in each]
             by_problem.setdefault(tree.problem_id, []).append(pairs)
     rows = [in_turns(starts)[: settings.per_problem] for starts in by_problem.values()]
     return in_turns(rows)[: settings.most]

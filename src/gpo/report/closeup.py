@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from gpo.config.components import describe_component, made
+from gpo.config.models import resolve_model
 from gpo.config.options import resolve
-from gpo.config.presets import EMBEDDED, SHIPPED, model_path
+from gpo.config.presets import EMBEDDED, SHIPPED
 from gpo.config.run import RunConfig
 from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
@@ -79,7 +80,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
         watch(console, files, config, task, problem)
         return
     with console.status(Text("The model is loaded")):
-        engine: Engine = made("engine", config.engine, model=model_path(config.model))
+        engine: Engine = made("engine", config.engine, model=resolve_model(config).source)
     with SamplingDisplay(console) as display:
         if not problem.answer:
             problem = voted(console, config, task, engine, problem, display)
@@ -133,7 +134,7 @@ def chosen_estimator(config: RunConfig, arm: str | None, options: dict[str, str]
     name = arm or "gpo"
     if name not in config.arms:
         raise ConfigError(f"There is no arm {name!r}. Arms: {', '.join(config.arms)}.")
-    estimator: Estimator = made("estimator", config.arms[name], model=model_path(config.model))
+    estimator: Estimator = made("estimator", config.arms[name], model=resolve_model(config).source)
     return estimator
 
 

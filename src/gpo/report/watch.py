@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from gpo.config.components import made
-from gpo.config.presets import model_path
+from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
 from gpo.contracts import Engine, Task
 from gpo.errors import DataError
@@ -103,7 +103,7 @@ def watch(console: Console, files: RunDirectory, config: RunConfig, task: Task, 
     """
     from gpo.estimators.critic import Critic
 
-    engine: Engine = made("engine", config.engine, model=model_path(config.model))
+    engine: Engine = made("engine", config.engine, model=resolve_model(config).source)
     groups = [[t for t in group.trajectories if t.score.value is not None] for group in files.rollouts.read()]
     known = [t for t in in_turns(groups) if t.start.problem_id != problem.id][:TAUGHT_BY]
     if not known:

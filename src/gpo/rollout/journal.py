@@ -22,7 +22,7 @@ from typing import Any
 from gpo.contracts import Engine
 from gpo.errors import DataError
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.files import read_json, write_json
+from gpo.storage.files import append, read_json, refuse_link, write_json
 from gpo.types import Completion, ModelRef, Request
 
 
@@ -59,8 +59,7 @@ class Journal(Engine):
             if not probe:
                 self._write_size(self.seconds / took * sum(request.n for request in asked), keys[piece[0]])
             new = {keys[i]: answer for i, answer in zip(piece, answers, strict=True)}
-            if todo:
-                self._append(new)
+            self._append(new)
             known |= new
             tokens = sum(len(completion.token_ids) for answer in answers for completion in answer)
             self.on_piece(wanted - sum(requests[i].n for i in todo), wanted, tokens, took)
@@ -89,6 +88,7 @@ class Journal(Engine):
 
     def _read(self) -> dict[str, list[Completion]]:
         if self._known is None:
+            refuse_link(self.path)
             self._known, whole = {}, 0
             lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
             for line in lines:
@@ -104,10 +104,7 @@ class Journal(Engine):
 
     def _append(self, answers: dict[str, list[Completion]]) -> None:
         rows = [json.dumps({"key": key, "completions": to_json(answer)}) + "\n" for key, answer in answers.items()]
-        with self.path.open("ab") as file:
-            file.write("".join(rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, "".join(rows).encode())
 
     @property
     def tokenizer(self) -> Any:

@@ -84,7 +84,7 @@ class RunDirectory:
     def rounds(self, arm: str) -> list[int]:
         """The rounds that an arm has begun, from 1."""
         later = (self.arm(arm) / "rounds").glob("*")
-        return [1, *sorted(int(folder.name) for folder in later)]
+        return [1, *sorted(int(folder.name) for folder in later if folder.name.isdecimal())]
 
     def model(self, arm: str) -> Path:
         """The model of the last round."""
