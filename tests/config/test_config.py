@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from gpo.config.components import Spec, made
 from gpo.config.options import parse, resolve
 from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError
+from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.segmenters import Newline
 from gpo.types import ModelRef
@@ -178,6 +180,7 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
 
 
 def test_python_and_the_command_line_have_the_same_defaults() -> None:
+    assert RunConfig() == resolve({})
     assert describe(RunConfig()) == describe(resolve({}))
     assert describe(RunConfig(method="grpo")) == describe(resolve({"method": "grpo"}))
     other = Spec("engine", "hf", {"model": "another"})
@@ -185,6 +188,19 @@ def test_python_and_the_command_line_have_the_same_defaults() -> None:
     assert describe(RunConfig(engine=other))["method"]["learning_rate"] is None
     assert RunConfig(model="another").piece_seconds == 30.0
     assert RunConfig().piece_seconds == 0.0
+
+
+def test_another_model_does_not_keep_the_settings_of_the_embedded_one() -> None:
+    assert describe(replace(RunConfig(), model="org/name"))["method"]["learning_rate"] is None
+    given = RunConfig(method=Spec("method", "dpo", {"beta": 0.5}))
+    assert describe(given)["method"]["beta"] == 0.5
+    assert describe(given)["method"]["learning_rate"] == 3e-4
+
+
+def test_a_whole_number_of_a_setting_with_a_fraction_is_written_as_it_is_read() -> None:
+    described = describe(RunConfig(arms={"gpo": "adaptive", "own": Adaptive(rollouts=3)}))
+    again = describe(resolve({}, described))
+    assert json.dumps(described) == json.dumps(again)
 
 
 def test_a_configuration_of_an_earlier_version_is_read() -> None:

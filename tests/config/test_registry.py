@@ -3,6 +3,7 @@ from dataclasses import is_dataclass
 import pytest
 
 from gpo.config.components import Spec, setting_types
+from gpo.config.presets import REASONER
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, RunConfig, default_arms
 from gpo.contracts import Engine, Estimator, Task
@@ -33,8 +34,12 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_the_defaults_of_a_run_are_registered() -> None:
     config = RunConfig()
     for kind in ("task", "engine", "method", "segmenter"):
-        component = getattr(config, kind)
-        assert (component.name if isinstance(component, Spec) else component) in REGISTRIES[kind]
+        assert getattr(config, kind).name in REGISTRIES[kind]
     for arm, spec in default_arms().items():
         assert isinstance(spec, Spec)
         assert spec.describe() | ARMS[arm] == spec.describe()
+
+
+def test_settings_of_the_preset_are_settings_of_their_methods() -> None:
+    for name, settings in REASONER.items():
+        assert settings.keys() <= setting_types(lookup("method", name)).keys(), name

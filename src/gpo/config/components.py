@@ -23,6 +23,7 @@ class Spec:
     kind: str  # task, engine, segmenter, estimator or method
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: Mapping[str, Any] = field(default_factory=dict)  # what holds where `settings` say nothing
 
     def component_class(self) -> Any:
         """Raises: ConfigError if there is no such component."""
@@ -61,7 +62,9 @@ class Spec:
         made = self.check_settings()
         known = setting_types(made)
         values = {key: value for key, value in more.items() if key in known} | {
-            key: value for key, value in self.settings.items() if value is not None or key not in more
+            key: value
+            for key, value in {**self.preset, **self.settings}.items()
+            if value is not None or key not in more
         }
         if isinstance(values.get("model"), str):
             values["model"] = model_path(values["model"])
@@ -73,11 +76,12 @@ class Spec:
     def describe(self) -> dict[str, Any]:
         """The name and every setting, defaults included, as JSON."""
         made = self.component_class()
-        values = {}
+        known, values, types = {**self.preset, **self.settings}, {}, setting_types(made)
         for item in fields(made) if is_dataclass(made) else ():
-            if item.name in setting_types(made):
+            if item.name in types:
                 default = item.default if item.default_factory is MISSING else item.default_factory()
-                values[item.name] = _json_or_type(self.settings.get(item.name, None if default is MISSING else default))
+                value = known.get(item.name, None if default is MISSING else default)
+                values[item.name] = _json_or_type(value, types[item.name])
         return {"name": self.name} | values
 
 
@@ -122,10 +126,13 @@ def describe_component(kind: str, component: Any) -> dict[str, Any]:
         return component.describe()
     target = f"{type(component).__module__}:{type(component).__qualname__}"
     name = next((name for name, known in REGISTRIES[kind].items() if known == target), target)
-    return {"name": name} | {key: _json_or_type(getattr(component, key)) for key in setting_types(type(component))}
+    types = setting_types(type(component))
+    return {"name": name} | {key: _json_or_type(getattr(component, key), types[key]) for key in types}
 
 
-def _json_or_type(value: Any) -> Any:
+def _json_or_type(value: Any, kind: Any) -> Any:
+    if kind is float and isinstance(value, int):
+        value = float(value)  # as it is read again, so that the same settings are the same text
     try:
         return to_json(value)
     except TypeError:  # an object made in Python, such as a loaded model

@@ -15,7 +15,7 @@ READER = "reader"  # the embedded one, trained on to go on from solutions that s
 SHIPPED = {EMBEDDED: "weights", READER: "reader"}  # names of models and where they are in gpo.reasoner
 
 _ONLINE = {"learning_rate": 3e-4, "minibatches": 4}
-METHODS: Mapping[str, Mapping[str, Any]] = {
+REASONER: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name
     "dpo": {"learning_rate": 3e-4, "beta": 1.0, "epochs": 2},
     **{method: {"learning_rate": 3e-4} for method in ("kto", "simpo", "orpo")},
     **dict.fromkeys(("ppo", "grpo", "rloo"), _ONLINE),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gpo.config.components import Spec, describe_component
 from gpo.config.models import resolve_model
-from gpo.config.presets import EMBEDDED, METHODS, PIECE_SECONDS, SHIPPED
+from gpo.config.presets import EMBEDDED, PIECE_SECONDS, REASONER, SHIPPED
 from gpo.contracts import Engine, Estimator, Method, Task
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
@@ -70,7 +70,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._take_presets()
+        self._name_components()
         for name in AT_LEAST_ONE:
             owner, _, key = name.rpartition(".")
             value = getattr(getattr(self, owner) if owner else self, key)
@@ -96,17 +96,20 @@ class RunConfig:
             if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
                 raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
 
-    def _take_presets(self) -> None:
-        """Settings of a shipped model, where nothing else was said."""
-        of_engine = self.engine.settings.get("model") if isinstance(self.engine, Spec) else None
-        named = self.engine == "hf" or (isinstance(self.engine, Spec) and self.engine.name == "hf")
-        shipped = named and (of_engine or self.model) in SHIPPED
+    def _name_components(self) -> None:
+        """A name becomes a `Spec`; a method has the settings of a shipped model where nothing else is said."""
+        for kind in COMPONENTS:
+            if isinstance(getattr(self, kind), str):
+                object.__setattr__(self, kind, Spec(kind, getattr(self, kind)))
+        arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
+        object.__setattr__(self, "arms", arms)
+        hf = isinstance(self.engine, Spec) and self.engine.name == "hf"
+        shipped = hf and resolve_model(self).name in SHIPPED
+        if isinstance(self.method, Spec):
+            preset = REASONER.get(self.method.name, {}) if shipped else {}
+            object.__setattr__(self, "method", replace(self.method, preset=preset))
         if self.piece_seconds is None:
             object.__setattr__(self, "piece_seconds", 0.0 if shipped else PIECE_SECONDS)
-        method = Spec("method", self.method) if isinstance(self.method, str) else self.method
-        if shipped and isinstance(method, Spec) and method.name in METHODS:
-            settings = {**METHODS[method.name], **method.settings}
-            object.__setattr__(self, "method", replace(method, settings=settings))
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
