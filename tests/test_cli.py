@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_results_fit_in_80_columns(tmp_path: Path) -> None:
         (["run", "r", "--problems", "few"], "--problems is 'few', expected a whole number."),
         (["run", "r", "--estimator.rollout", "8"], "Did you mean 'rollouts'?"),
         (["run", "r", "--estimator", "monte"], "Unknown estimator 'monte'"),
+        (["run", "r", "--engine.tokenizer"], "--engine.tokenizer needs a value: --engine.tokenizer VALUE."),
+        (["run", "r", "--arms.gpo"], "--arms.gpo needs a value: --arms.gpo NAME."),
+        (["run", "r", "--estimator.preset"], "--arms.gpo.preset needs a value"),
+        (
+            ["run", "r", "--estimator", "random", "--arms.gpo", "bisect"],
+            "--estimator and --arms.gpo are the same option",
+        ),
+        (["run", "r", "--arms", "plain,,gpo"], "--arms has an empty name. Give names such as plain,random,gpo"),
+        (["run", "r", "--arms", ""], "--arms is empty."),
+        (["run", "r", "--arms", "plain, plain"], "--arms names an arm twice."),
+        (["run", "r", "--arm", "gpo"], "gpo run is for all arms. --arm goes with locate, reset,"),
         (["run", "r", "--data", "nowhere"], "--data nowhere: there is no such folder."),
         (["results", "nowhere"], "nowhere is no run directory. Start one with: gpo run nowhere"),
     ],
@@ -174,3 +186,40 @@ def test_data_is_where_the_tasks_look(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("GPO_DATA", "elsewhere")
     assert main(["rollout", str(tmp_path / "run"), *TOY, "--data", str(tmp_path)]) == 0
     assert cli.os.environ["GPO_DATA"] == str(tmp_path)
+
+
+def test_flags_stand_anywhere_and_every_command_knows_them() -> None:
+    arguments = ["report", "--trust", "true", "runs/a", "--verbose", "--trust=false"]
+    assert not cli.take_flag(arguments, "trust")
+    assert cli.take_flag(arguments, "verbose")
+    assert not cli.take_flag(arguments, "verbose")
+    assert arguments == ["report", "runs/a"]
+
+
+def test_what_the_package_says_is_a_line_each_and_libraries_are_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*arguments: str) -> str:
+        main([*arguments, "--version"])
+        logging.getLogger("gpo.tasks").info("two\nlines")
+        logging.getLogger("library").error("of somebody else")
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logging.getLogger("gpo").exception("It broke")
+        return capsys.readouterr().err
+
+    broke = "gpo: It broke: ValueError: x\n"
+    assert said().replace("of somebody else\n", "") == broke
+    assert said("--verbose").replace("of somebody else\n", "") == "gpo: two lines\n" + broke
+    monkeypatch.setenv("GPO_LOG", "info")
+    assert said().startswith("gpo: two lines\n")
+    monkeypatch.setenv("GPO_LOG", "loud")
+    code, err = fails(["--version"], capsys)
+    assert (code, "Unknown level in GPO_LOG 'loud'" in err) == (2, True)
+
+
+def test_a_program_has_the_log_of_the_package_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    logging.getLogger("gpo").setLevel("ERROR")
+    assert main(["report", str(tmp_path), "--verbose"]) == 2
+    assert logging.getLogger("gpo").level == logging.INFO

@@ -140,6 +140,10 @@ def quiet() -> None:
 
 def command(arguments: Sequence[str]) -> int:
     """Raises: ConfigError for a command line that cannot be understood, and whatever the command raises."""
+    arguments = list(arguments)
+    if take_flag(arguments, "trust"):
+        os.environ["GPO_TRUST"] = "1"
+    start_logging("info" if take_flag(arguments, "verbose") else os.environ.get("GPO_LOG") or "warning")
     if arguments and arguments[0] in PROGRAMS | HIDDEN:
         module, _, function = (PROGRAMS | HIDDEN)[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
@@ -147,9 +151,6 @@ def command(arguments: Sequence[str]) -> int:
     from gpo.config.options import split
 
     names, options = split(arguments)
-    if options.pop("trust", "false") == "true":
-        os.environ["GPO_TRUST"] = "1"
-    start_logging(options.pop("verbose", "false") == "true")
     if "version" in options:
         from gpo import __version__
 
@@ -185,13 +186,38 @@ def command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def start_logging(verbose: bool) -> None:
-    """What the package has to say goes to standard error, a line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("gpo: %(message)s"))
+def take_flag(arguments: list[str], name: str) -> bool:
+    """Whether a flag that every command knows is given; it is taken out of the arguments."""
+    given = False
+    while at := next((i for i, word in enumerate(arguments, 1) if word.partition("=")[0] == f"--{name}"), 0):
+        value = arguments.pop(at - 1).partition("=")[2]
+        if not value and at <= len(arguments) and arguments[at - 1] in ("true", "false"):
+            value = arguments.pop(at - 1)
+        given = value != "false"
+    return given
+
+
+class Lines(logging.Handler):
+    """A line on standard error for each message, as that is when it comes: a progress display takes its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        text = record.getMessage() if error is None else f"{record.getMessage()}: {type(error).__name__}: {error}"
+        print("gpo:", " ".join(text.split()), file=sys.stderr)
+
+
+def start_logging(level: str) -> None:
+    """What the package has to say is said; libraries stay quiet.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    levels = ("debug", "info", "warning", "error")
+    if level.lower() not in levels:
+        raise unknown("level in GPO_LOG", level, levels)
     logger = logging.getLogger("gpo")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.handlers = [Lines()]
+    logger.setLevel(level.upper())
 
 
 def check_trust(directory: Path | None, options: dict[str, str]) -> None:
@@ -245,6 +271,8 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
 
     console = Console()
     arm = options.pop("arm", None)
+    if arm is not None and name in ("run", "rollout", "results"):
+        raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
     check_trust(directory, options)

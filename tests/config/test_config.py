@@ -6,13 +6,14 @@ from typing import Any, Literal
 import pytest
 
 from gpo.config.components import Spec, made
-from gpo.config.options import parse, resolve
+from gpo.config.options import parse, resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.segmenters import Newline
 from gpo.types import ModelRef
+from toy import ToyMethod
 
 TOY = {
     "estimator": "monte_carlo",
@@ -204,8 +205,6 @@ def test_a_whole_number_of_a_setting_with_a_fraction_is_written_as_it_is_read() 
 
 
 def test_a_configuration_of_an_earlier_version_is_read() -> None:
-    from gpo.config.options import with_defaults
-
     stored = describe(resolve(TOY))
     old = {key: value for key, value in stored.items() if key not in ("pairs", "credit", "launch", "piece_seconds")}
     old["method"] = {**old["method"], "pairs_per_start": 3, "truncated": "excluded"}
@@ -258,3 +257,16 @@ def test_an_option_of_an_arm_that_does_not_run_is_refused_by_the_name_it_was_giv
 def test_not_a_number_is_not_a_number() -> None:
     with pytest.raises(ConfigError, match=r"--estimator\.rollouts is 'nan', expected a number"):
         parse(float, "nan", "--estimator.rollouts")
+
+
+@dataclass
+class Truncating(ToyMethod):
+    """A method of one's own with a setting that those of GPO once had."""
+
+    truncated: int = 3
+
+
+def test_a_setting_of_ones_own_method_is_not_taken_for_one_of_pairs() -> None:
+    stored = describe(resolve({**TOY, "method": "test_config:Truncating", "method.truncated": "5"}))
+    assert stored["method"]["truncated"] == 5
+    assert differences(with_defaults(stored), stored) == []

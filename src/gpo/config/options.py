@@ -25,7 +25,7 @@ RENAMED: tuple[
     ({"name": "random"}, {"name": "random_unsearched"}),
     ({"name": "adaptive", "critic": None}, {"critic": "none"}),
 )
-NO_VALUE = ("help", "version", "trust", "verbose")
+NO_VALUE = ("help", "version")
 FLAGS = (*NO_VALUE, "reuse", "watch")  # stand for themselves; settings of components that are true or false do too
 SHORT = {"estimator": "arms.gpo"}
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
@@ -35,6 +35,10 @@ MOVED = {  # settings that belonged to methods, and what they are called in `pai
     "truncated": "truncated",
     "prefix_in": "prefix_in",
 }
+
+
+class Bare(str):
+    """The value of an option that was given without one, which only a setting that is true or false takes."""
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -57,10 +61,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, equals, value = word[2:].partition("=")
         if not equals:
-            given = left and not left[0].startswith("--") and (name not in NO_VALUE or left[0] in ("true", "false"))
+            given = left and not left[0].startswith("--") and name not in NO_VALUE
             if not given and name not in FLAGS and "." not in name:
                 raise ConfigError(f"--{name} needs a value: --{name} VALUE.")
-            value = left.pop(0) if given else "true"
+            value = left.pop(0) if given else Bare("true")
         if name in options:
             raise ConfigError(f"--{name} is given twice.")
         options[name] = value
@@ -76,6 +80,9 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
         ConfigError: an unknown name, or a text that is not of the setting's type.
     """
     base = _defaults() if stored is None else with_defaults(stored)
+    for name in options:
+        if _long(name) != name and _long(name) in options:
+            raise ConfigError(f"--{name} and --{_long(name)} are the same option. Give one of them.")
     left = {_long(name): text for name, text in options.items()}
     if stored is not None and left.keys() & {"model", "engine", "engine.model"}:
         base = without_presets(base)
@@ -84,12 +91,11 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     for name in left:
         if name.startswith("arms."):
             arms.setdefault(name.split(".")[1], {})
-    chosen = left.pop("arms", None)
-    if chosen is not None and not chosen.strip(", "):
-        raise ConfigError(
-            f"--arms is empty. Name at least one of {', '.join(arms)}, or make one: --arms.NAME ESTIMATOR."
-        )
-    for name in chosen.split(",") if chosen else arms:
+    chosen = [name.strip() for name in left.pop("arms", ",".join(arms)).split(",")]
+    if "" in chosen or len(set(chosen)) < len(chosen):
+        what = "is empty" if not any(chosen) else "has an empty name" if "" in chosen else "names an arm twice"
+        raise ConfigError(f"--arms {what}. Give names such as {','.join(arms)}, or make one: --arms.NAME ESTIMATOR.")
+    for name in chosen:
         values.setdefault("arms", {})[name] = spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left)
     values["pairs"] = from_options(PairSettings, "pairs", base["pairs"], left)
     hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in values}
@@ -130,7 +136,8 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = _defaults() | dict(stored)
     method = dict(known["method"])
-    moved = {new: method.pop(old) for old, new in MOVED.items() if old in method}
+    # A method of one's own may have a setting that is called so.
+    moved = {} if "pairs" in stored else {new: method.pop(old) for old, new in MOVED.items() if old in method}
     arms = {
         arm: each | next((now for was, now in RENAMED if was.items() <= each.items()), {})
         for arm, each in known["arms"].items()
@@ -156,6 +163,9 @@ def _long(name: str) -> str:
 def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dict[str, str]) -> Spec:
     """One component of the stored settings and of the options below `path`, which are taken out of `left`."""
     name = left.pop(path, stored.get("name"))
+    if isinstance(name, Bare) or isinstance(left.get(f"{path}.preset"), Bare):
+        option = path if isinstance(name, Bare) else f"{path}.preset"
+        raise ConfigError(f"--{option} needs a value: --{option} NAME.")
     if name is None:
         raise ConfigError(f"Which {kind}? Give --{path}: {', '.join(sorted(REGISTRIES[kind]))}.")
     known = setting_types(Spec(kind, name).component_class())
@@ -197,6 +207,8 @@ def parse(kind: Any, text: str, where: str) -> Any:
     Raises:
         ConfigError: it stands for none.
     """
+    if isinstance(text, Bare) and bool not in (kind, *get_args(kind)):
+        raise ConfigError(f"{where} needs a value: {where} VALUE.")
     try:
         return _parse(kind, text)
     except (ValueError, KeyError):
