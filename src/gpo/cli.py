@@ -50,57 +50,36 @@ PROGRAMS = {
 }
 HIDDEN = {"train-round": ("gpo.experiment.training:main", "training of a round in a process of its own")}
 
-LOCATE_HELP = """\
-One trajectory in place of a run's search:
-  --show ID              a searched trajectory of the run, by its id or a part of it
-  --question TEXT        sample an answer to a question and search it; TEXT may be the id of a question of the run
-  --answer TEXT          the right answer; else that of most of 16 samples
-  --task NAME            how to ask and grade; else by the model
-  --estimator NAME       how to search it; else what lost or won the answer
-  --watch                show values while the model writes, from a critic that the run's rollouts teach: no sampling"""
-EVALUATE_HELP = f"""\
-gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on the same questions with the same seeds;
-DIRECTORY is {DEFAULT_EVALUATION} if none is given.
-  --models A,B           directories or hub ids, or NAME=A,NAME=B; the others are compared with the first
-  --task, --engine       and their settings, as above
-  --split test           train, dev or test
-  --samples 4            of each question
-  --limit none           questions, taken evenly from the sub-tasks
-  --max_tokens, --temperature (0: greedy), --chunk, --seed
-gpo evaluate [DIRECTORY] --models A,B --harness lm-eval: with the tasks of lm-evaluation-harness instead
-  --tasks bbh,gsm8k      names that it knows, bbh to aime25 if none are given
-  --include FOLDER       task files of one's own
-  --limit N              documents of each task
-  --chat auto            whether prompts go through the chat template: where there is one, true or false
-  --batch_size 8"""
-
-MORE_HELP = {"evaluate": EVALUATE_HELP, "locate": LOCATE_HELP}
+LOCATE_OPTIONS = {
+    "--show ID": "a searched trajectory of the run, by its id or a part of it",
+    "--question TEXT": "sample an answer to a question and search it; TEXT may be the id of a question of the run",
+    "--answer TEXT": "the right answer; else that of most of 16 samples",
+    "--task NAME": "how to ask and grade; else by the model",
+    "--estimator NAME": "how to search it; else what lost or won the answer",
+    "--watch": "show values while the model writes, from a critic that the run's rollouts teach: no sampling",
+}
 USAGE = f"""Usage: gpo COMMAND [RUN] [--OPTION VALUE]...
 
-Guided Pivotal Optimization: find the critical step of a reasoning trajectory, reset there, train on it.
+Guided Pivotal Optimization: find the critical step of a reasoning trajectory,
+reset there, train on it.
 
-RUN is the run directory, {DEFAULT_RUN} if none is given. Every command goes on where the run was left, with the options
-that the run was started with, and does what is missing before it.
-
-Commands:
-{{commands}}
-
-With options of their own (--help shows them):
-{{programs}}
-
-Options:
-  --task NAME           what to reason about; the embedded reasoner's task if none is given
-  --model PATH          directory or hub id of a causal language model; the embedded reasoner if none is given
-  --data FOLDER         where data sets are (also: the environment variable GPO_DATA)
-  --samples RUN         a new run on what another one has sampled, such as --samples RUN --method kto
-  --arm NAME            only this arm (locate to evaluate; evaluate also knows `base`)
-  --COMPONENT NAME      engine, method, segmenter or estimator, or module:Class of your own
-  --COMPONENT.FIELD X   a setting of a component, such as --estimator.rollouts 8 or --method.beta 0.1
-  --trust               run code that the config.json of somebody else's run names
-  --verbose             say more on what is done
-  --help                after a command: all options, and the settings of the components named beside it
-  --version
+RUN is the run directory, {DEFAULT_RUN} if none is given. Every command goes on where
+the run was left, with the options that the run was started with, and does what
+is missing before it.
 """
+OPTIONS = {
+    "--task NAME": "what to reason about; the embedded reasoner's task if none is given",
+    "--model PATH": "directory or hub id of a causal language model; the embedded reasoner if none is given",
+    "--data FOLDER": "where data sets are (also: the environment variable GPO_DATA)",
+    "--samples RUN": "a new run on what another one has sampled, such as --samples RUN --method kto",
+    "--arm NAME": "only this arm (locate to evaluate; evaluate also knows `base`)",
+    "--COMPONENT NAME": "engine, method, segmenter or estimator, or module:Class of your own",
+    "--COMPONENT.FIELD X": "a setting of a component, such as --estimator.rollouts 8 or --method.beta 0.1",
+    "--trust": "run code that the config.json of somebody else's run names",
+    "--verbose": "say more on what is done (also: GPO_LOG=info)",
+    "--help": "after a command: its options, and the settings of the components named beside it",
+    "--version": "the version of GPO",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,9 +136,7 @@ def command(arguments: Sequence[str]) -> int:
         print(__version__)
         return 0
     if not names or names[0] == "help":
-        lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-        programs = [f"  {name:<10} {what}" for name, (_, what) in PROGRAMS.items()]
-        print(USAGE.format(commands="\n".join(lines), programs="\n".join(programs)))
+        print(usage())
         return 0 if "help" in options or names else 2
     name, *rest = names
     if name not in COMMANDS:
@@ -320,11 +297,41 @@ def print_places(console: Console, run: Run) -> None:
     console.print(f"  {'seconds:':<10}{times}; peak memory {memory:.1f} GB", highlight=False, soft_wrap=True)
 
 
+def usage() -> str:
+    """What `gpo --help` says."""
+    from gpo.config.help import entries
+
+    programs = {name: what for name, (_, what) in PROGRAMS.items()}
+    parts = {"Commands:": COMMANDS, "With options of their own (--help shows them):": programs, "Options:": OPTIONS}
+    return "\n".join([USAGE, *("\n".join([title, *entries(items), ""]) for title, items in parts.items())])
+
+
 def help_text(name: str, options: dict[str, str]) -> str:
-    """All options of a command, and the settings of the components that are named in `options`."""
-    from gpo.config.help import options_text
+    """The options of a command, and the settings of the components that are named in `options`."""
+    from gpo.config.help import entries, options_text
 
     parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", options_text(name, options)]
-    if name in MORE_HELP:
-        parts += ["", MORE_HELP[name]]
-    return "\n".join(parts)
+    if name == "locate":
+        parts += ["", "One trajectory in place of a run's search:", *entries(LOCATE_OPTIONS)]
+    return "\n".join(parts + (evaluate_help() if name == "evaluate" else []))
+
+
+def evaluate_help() -> list[str]:
+    """The options of evaluations that belong to no run."""
+    from gpo.config.help import entry, settings
+    from gpo.evaluation.evaluation import EvaluationConfig
+    from gpo.evaluation.harness import HarnessConfig
+
+    models = "directories or hub ids, or NAME=A,NAME=B; the others are compared with the first"
+    return [
+        "",
+        "gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on",
+        f"the same questions with the same seeds; without DIRECTORY in {DEFAULT_EVALUATION}.",
+        *entry("--models A,B", models),
+        *entry("--task, --engine", "as of a run (gpo rollout --help)"),
+        *settings(EvaluationConfig, "--", skip=("models", "task", "engine")),
+        "",
+        "gpo evaluate [DIRECTORY] --models A,B --harness lm-eval: with the tasks of",
+        "lm-evaluation-harness in place of those of GPO.",
+        *settings(HarnessConfig, "--", skip=("models",)),
+    ]

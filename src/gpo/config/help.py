@@ -1,7 +1,8 @@
 """What `--help` says of a command: its options, each with the comment that stands beside its field.
 
 The command line is our own: which options there are depends on components that are named on it (`--method dpo` brings
-`--method.beta`), which parsers that know all options beforehand do not take.
+`--method.beta`). tyro 1.0 does not take `--method` beside `--method.beta`, jsonargparse 4.53 shows no comments and puts
+all options before every error; both leave registered names, arms, presets and stored settings to be written here.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import inspect
 import io
 import textwrap
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin
 
 from gpo.config.components import Spec, setting_types
-from gpo.config.options import SHORT
+from gpo.config.options import SHORT, presets_of
+from gpo.config.presets import REASONER
 from gpo.config.registry import REGISTRIES
 from gpo.config.run import COMPONENTS, RunConfig
 from gpo.types import PairSettings
@@ -50,40 +53,85 @@ def options_text(command: str, options: Mapping[str, str]) -> str:
         lines += ["", "A new directory also takes the options of the stages before: gpo run --help."]
     for kind in (*COMPONENTS, *SHORT):
         if kind in options:
-            lines += ["", f"Settings of {kind} {options[kind]}:"]
-            lines += settings(Spec(kind, options[kind]).component_class(), f"--{kind}.")
+            lines += ["", *component_lines(kind, options[kind])]
     return "\n".join(lines)
 
 
-def settings(component: Any, prefix: str, only: str | None = None) -> list[str]:
-    """Lines for the settings of a component, or for one of them: name, comment, default."""
-    known = {name: text for parent in reversed(component.__mro__[:-1]) for name, text in fields_of(parent)}
-    lines: list[str] = []
-    for name in setting_types(component):
-        if only in (None, name):
-            lines += entry(prefix + name, known.get(name, ""))
+def component_lines(kind: str, name: str) -> list[str]:
+    """The settings of one component."""
+    component = Spec(kind, name).component_class()
+    lines = [f"Settings of {kind} {name}:", *settings(component, f"--{kind}.")]
+    if known := presets_of(component):
+        lines += entry(f"--{kind}.preset", f"all of them at once: {', '.join(known)}")
+    if kind == "method" and name in REASONER:
+        tuned = ", ".join(f"{key} {value}" for key, value in REASONER[name].items())
+        lines += textwrap.wrap(f"With a model that ships with GPO, unless told otherwise: {tuned}.", WIDTH)
     return lines
 
 
-def fields_of(component: type) -> Iterator[tuple[str, str]]:
-    """The name of each annotated field of a class, with its comment and its default as they are written."""
-    if component.__module__ == "builtins":
-        return
-    source = textwrap.dedent(inspect.getsource(component))
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            last = node.end_lineno or node.lineno
-            comment = next((comments[line] for line in range(node.lineno, last + 1) if line in comments), "")
-            default = "" if node.value is None else ast.unparse(node.value)
-            yield node.target.id, f"{comment} ({default})".strip() if default else comment
+def settings(component: Any, prefix: str, only: str | None = None, skip: Sequence[str] = ()) -> list[str]:
+    """Lines for the settings of a component, or for one or some of them: name, comment, choices, default."""
+    known = comments(component)
+    defaults = {item.name: item for item in fields(component)} if is_dataclass(component) else {}
+    lines: list[str] = []
+    for name, kind in setting_types(component).items():
+        if only in (None, name) and name not in skip:
+            said = "; ".join(filter(None, (known.get(name, ""), ", ".join(choices(kind)))))
+            lines += entry(prefix + name, f"{said} ({default(defaults[name])})".strip())
+    return lines
+
+
+def comments(component: type) -> dict[str, str]:
+    """The comment that stands beside each annotated field of a class and of its parents."""
+    found: dict[str, str] = {}
+    for parent in reversed(component.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(parent))
+        except (OSError, TypeError):  # built in, or typed where there is no file
+            continue
+        said = {
+            token.start[0]: token.string.lstrip("# ")
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                comment = next((said[line] for line in lines if line in said), "")
+                found[node.target.id] = comment or found.get(node.target.id, "")
+    return found
+
+
+def choices(kind: Any) -> list[str]:
+    """The texts that a setting may be, where it may not be any."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [text for member in get_args(kind) for text in choices(member)]
+
+
+def default(item: Field[Any]) -> str:
+    """The default of a setting as it would be typed."""
+    value = item.default if item.default_factory is MISSING else item.default_factory()
+    if value is MISSING:
+        return "must be given"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        text = ",".join(map(str, value)) or "none"
+        return text if len(text) < WIDTH - 25 else f"{value[0]} and {len(value) - 1} more"
+    return str(value) or "empty"
+
+
+def entries(items: Mapping[str, str]) -> list[str]:
+    """Lines for several options or commands."""
+    return [line for name, text in items.items() for line in entry(name, text)]
 
 
 def entry(name: str, text: str) -> list[str]:
-    """An option and what it is, within 80 columns."""
-    first, rest = f"  {name:<22} ", " " * 25
-    return textwrap.wrap(text or "-", WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False)
+    """An option and what it is, within 80 columns; a long name has a line of its own."""
+    indent = " " * 25
+    if len(name) > 22:
+        lines = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+        return [f"  {name}", *lines]
+    first = f"  {name:<22} "
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False)

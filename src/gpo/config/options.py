@@ -186,9 +186,9 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
 def _preset(spec: Spec, name: str) -> dict[str, Any]:
     """All settings of a preset: a class method without arguments that makes the component."""
     component = spec.component_class()
-    known = _presets(component)
+    known = presets_of(component)
     if not known:
-        others = [other for other in REGISTRIES[spec.kind] if name in _presets(lookup(spec.kind, other))]
+        others = [other for other in REGISTRIES[spec.kind] if name in presets_of(lookup(spec.kind, other))]
         advice = f" That is one of {', '.join(others)}: --{spec.kind} {others[0]}." if others else ""
         raise ConfigError(f"The {spec.kind} {spec.name!r} has no presets, got {name!r}.{advice}")
     if name not in known:
@@ -197,7 +197,8 @@ def _preset(spec: Spec, name: str) -> dict[str, Any]:
     return {key: getattr(instance, key) for key in setting_types(component)}
 
 
-def _presets(component: Any) -> list[str]:
+def presets_of(component: Any) -> list[str]:
+    """The names of its class methods, each of which makes it with other settings."""
     return [key for key, value in vars(component).items() if isinstance(value, classmethod)]
 
 
