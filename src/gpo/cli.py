@@ -290,7 +290,8 @@ def print_places(console: Console, run: Run) -> None:
     }
     console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True)
     for what, names in places.items():
-        console.print(f"  {what + ':':<10}{', '.join(names)}", highlight=False, soft_wrap=True)
+        if there := [name for name in names if next(path.glob(name), None) is not None]:
+            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
     console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
     times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

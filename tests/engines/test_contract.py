@@ -99,6 +99,30 @@ class AcceptsNothing(ChainEngine):
         return [groups.pop(0) if request.n else [] for request in requests]
 
 
+class OneTemperature(ChainEngine):
+    """Knows greedy sampling and temperature 1 only."""
+
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        return super().generate(requests, **settings | {"temperature": float(settings.get("temperature", 1) > 0)})
+
+    def logprobs(self, contexts: Any, continuations: Any, *, temperature: float = 1.0) -> list[tuple[float, ...]]:
+        return super().logprobs(contexts, continuations)
+
+
+class Unsure(ChainEngine):
+    """Tells too low log-probabilities, always the same ones."""
+
+    def generate(self, requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        groups = super().generate(requests, **settings)
+        return [
+            [replace(c, logprobs=c.logprobs and tuple(x - 0.3 for x in c.logprobs)) for c in group] for group in groups
+        ]
+
+    def logprobs(self, contexts: Any, continuations: Any, *, temperature: float = 1.0) -> list[tuple[float, ...]]:
+        told = super().logprobs(contexts, continuations, temperature=temperature)
+        return [tuple(x - 0.3 for x in each) for each in told]
+
+
 class Unclosed(ChainEngine):
     def close(self) -> None:
         pass
@@ -116,6 +140,8 @@ def altered(alter: Callable[[int, Completion], Completion]) -> type[ChainEngine]
         (DependsOnNumber, "continuation i depends on n"),
         (ForgetsPrefix, "nats behind a prefix|begin with the prefix|goes on otherwise"),
         (AcceptsNothing, "n = 0 is accepted, expected EngineError"),
+        (OneTemperature, "do not scale with the temperature"),
+        (Unsure, r"draws at temperature 1.0 have probability 0.7. in all, expected about 1.00"),
         (Unclosed, "a request after close is accepted"),
         (altered(lambda i, c: replace(c, text=c.text + " ")), "but the tokens say"),
         (altered(lambda i, c: replace(c, finish_reason="stop")), "finish_reason is 'stop', not 'length'"),

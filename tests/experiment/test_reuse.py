@@ -46,7 +46,7 @@ def test_what_would_change_the_samples_is_refused(source: Run, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"were made with other settings: rollouts was 4, now 5"):
         take_samples(source.files.path, tmp_path / "a", {"rollouts": "5"})
     assert not (tmp_path / "a").exists()
-    Run(tmp_path / "b", toy_config()).rollout()
+    Run(tmp_path / "b", toy_config(seed=1)).rollout()
     with pytest.raises(ConfigError, match="has samples of its own"):
         take_samples(source.files.path, tmp_path / "b", {})
     with pytest.raises(ConfigError, match="is no run directory"):

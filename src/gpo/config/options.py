@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpo.config.components import Spec, setting_types
-from gpo.config.presets import METHODS
+from gpo.config.presets import REASONER
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, COMPONENTS, RunConfig
 from gpo.errors import ConfigError, unknown
@@ -86,7 +86,6 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     left = {_long(name): text for name, text in options.items()}
     if stored is not None and left.keys() & {"model", "engine", "engine.model"}:
         base = without_presets(base)
-    values: dict[str, Any] = {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     arms = dict(base["arms"])
     for name in left:
         if name.startswith("arms."):
@@ -95,12 +94,19 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     if "" in chosen or len(set(chosen)) < len(chosen):
         what = "is empty" if not any(chosen) else "has an empty name" if "" in chosen else "names an arm twice"
         raise ConfigError(f"--arms {what}. Give names such as {','.join(arms)}, or make one: --arms.NAME ESTIMATOR.")
-    for name in chosen:
-        values.setdefault("arms", {})[name] = spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left)
+    made = (*COMPONENTS, "arms", "pairs")
+    hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in made}
+    for name in left:  # before a component is imported, which takes seconds
+        if "." not in name and name not in hints and name not in COMPONENTS:
+            known = (*hints, *COMPONENTS, *SHORT, "arms", "data")
+            raise unknown("option", f"--{name}", [f"--{each}" for each in known])
+    values: dict[str, Any] = {
+        name: parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
+        for name, kind in hints.items()
+    }
     values["pairs"] = from_options(PairSettings, "pairs", base["pairs"], left)
-    hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in values}
-    for name, kind in hints.items():
-        values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
+    values |= {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
+    values["arms"] = {name: spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left) for name in chosen}
     for name in left:
         if name.startswith("arms."):
             given = next(option for option in options if _long(option) == name)
@@ -150,7 +156,7 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_presets(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings for another model: what the shipped one's preset has set is open again."""
-    preset = METHODS.get(stored["method"]["name"], {})
+    preset = REASONER.get(stored["method"]["name"], {})
     method = {key: value for key, value in stored["method"].items() if key not in preset or value != preset[key]}
     return {**stored, "method": method, "piece_seconds": None}
 

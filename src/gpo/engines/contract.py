@@ -9,7 +9,9 @@ room for 30 tokens and more than one way to go on; one that leaves less shows wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from math import exp
 from typing import Any
 
 from gpo.contracts import Engine
@@ -23,6 +25,7 @@ ROOM = 30  # tokens that most checks sample at most
 LONGEST = 1 << 16  # contexts beyond it are not filled
 NATS = 1e-4  # between what sampling and teacher forcing say, of an engine whose seeds repeat
 NATS_ROUNDED = 0.3  # of another, whose weights may be rounded
+COVERED = 0.15  # by which the probability of what was drawn may miss its estimate
 
 
 def check_engine(engine: Engine, contexts: Contexts) -> None:
@@ -42,7 +45,10 @@ def check_engine(engine: Engine, contexts: Contexts) -> None:
 
 def check_it_says_what_it_is(engine: Engine, contexts: Contexts) -> None:
     """Every member of the protocol is there and of the right kind, and the contexts serve for the other checks."""
-    _expect(isinstance(engine, Engine), f"{type(engine).__name__} lacks members of gpo.types.Engine")
+    lacking = [name for name in dir(Engine) if name[0] != "_" and not hasattr(engine, name)] or [
+        "__enter__ or __exit__"
+    ]
+    _expect(isinstance(engine, Engine), f"{type(engine).__name__} lacks {', '.join(lacking)}")
     _expect(isinstance(engine.model_ref, ModelRef) and engine.model_ref.name != "", "model_ref names no model")
     _expect(
         isinstance(engine.context_length, int) and engine.context_length > 0, "context_length is no number of tokens"
@@ -118,6 +124,32 @@ def check_logprobs(engine: Engine, contexts: Contexts) -> None:
         _expect(len(told) == len(asked), "logprobs does not answer for each continuation")
         for (_, completion), nats in zip(asked, told, strict=True):
             _check_logprobs(engine, completion, nats, f"at temperature {temperature:g}")
+
+
+def check_probabilities(engine: Engine, contexts: Contexts) -> None:
+    """What is told is how often a token comes, at the temperature that was asked for.
+
+    The probabilities of the tokens that were drawn must sum to the chance that one more draw is among them: 1 less the
+    share of tokens drawn once (Good and Turing's estimate). Between two temperatures their log-ratios scale.
+    """
+    context, draws = _roomy(engine, contexts)[0], 400
+    for temperature in (1.0, 0.5):
+        [drawn] = engine.generate([Request(context, draws, 1, 3)], temperature=temperature, logprobs=True)
+        counts = Counter(completion.token_ids[0] for completion in drawn)
+        tokens = sorted(counts)
+        nats = engine.logprobs([context] * len(tokens), [(token,) for token in tokens], temperature=temperature)
+        covered, expected = sum(exp(each[0]) for each in nats), 1 - sum(n == 1 for n in counts.values()) / draws
+        _expect(
+            abs(covered - expected) < COVERED,
+            f"the {len(tokens)} tokens of {draws} draws at temperature {temperature} have probability {covered:.2f} in "
+            f"all, expected about {expected:.2f}",
+        )
+    seen = tokens[:8]
+    cool, warm = (engine.logprobs([context] * len(seen), [(t,) for t in seen], temperature=t) for t in (0.5, 1.0))
+    for one, other in zip(cool, warm, strict=True):
+        scaled, told = 2 * (other[0] - warm[0][0]), one[0] - cool[0][0]
+        within = NATS if engine.repeatable else NATS_ROUNDED
+        _expect(abs(scaled - told) < 4 * within, "log-probabilities do not scale with the temperature")
 
 
 def check_a_prefix_is_kept_to_the_token(engine: Engine, contexts: Contexts) -> None:
@@ -214,6 +246,7 @@ CHECKS: tuple[Check, ...] = (
     check_seeds,
     check_text,
     check_logprobs,
+    check_probabilities,
     check_a_prefix_is_kept_to_the_token,
     check_greedy,
     check_a_full_context,

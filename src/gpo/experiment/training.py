@@ -91,7 +91,8 @@ def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]
         EngineError: it failed; the message has its last words.
     """
     words = [*shlex.split(command), "gpo", "train-round", str(work.files.path), state.arm, str(state.number)]
-    environment = {**os.environ, LAUNCHED: str(work.files.path)}
+    # What this process was allowed to import, that one is.
+    environment = {**os.environ, LAUNCHED: str(work.files.path), "GPO_TRUST": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = [line for line in done.stderr.split("\n") if line.strip()][-3:]
@@ -112,9 +113,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 3 or not arguments[2].isdigit():
         print("Usage: gpo train-round RUN ARM ROUND\n\nTrain on what a round has sampled; --launch of gpo run does it.")
         return 0 if "--help" in arguments else 2
+    work, arm, number = Resources(arguments[0]), arguments[1], int(arguments[2])
     if os.environ.get(LAUNCHED) != arguments[0]:
         raise ConfigError("A round is trained once it is sampled: gpo train RUN --launch WORDS starts this command.")
-    work, arm, number = Resources(arguments[0]), arguments[1], int(arguments[2])
     work.check_arm(arm)
     # Of the processes that train together the first one holds the arm.
     with locked(work.files.arm(arm)) if _writes() else nullcontext():

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.storage.files import replacing
+from gpo.storage.weights import load_checked
 from gpo.types import ModelRef
 
 EXACT = "checkpoint_dtype"  # in the configuration of weights between rounds: the type that the last ones will have
@@ -75,16 +76,14 @@ def load_policy(ref: ModelRef, *, own: bool = False, lora: int | None = None, se
 
 
 def _load(name: str, ref: ModelRef) -> tuple[Any, Any, torch.dtype]:
+    model = load_checked(name, revision=ref.revision, trainable=True, dtype=torch.float32)
     extra = {} if ref.revision is None else {"revision": ref.revision}
     try:
         tokenizer = _tokenizer(name, **extra) if ref.tokenizer is None else _tokenizer(ref.tokenizer)
-        adapters = (Path(name) / "adapter_config.json").is_file()
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapters else name
-        config = AutoConfig.from_pretrained(base, **({} if adapters else extra))
-        kind, more = (AutoPeftModelForCausalLM, {"is_trainable": True}) if adapters else (AutoModelForCausalLM, extra)
-        model = kind.from_pretrained(name, dtype=torch.float32, **more)
+        base = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else name
+        config = AutoConfig.from_pretrained(base, **({} if isinstance(model, PeftModel) else extra))
     except (OSError, ValueError) as error:
-        raise EngineError(f"No causal language model and tokenizer at {name!r}: {error}") from error
+        raise EngineError(f"No tokenizer and configuration at {name!r}: {error}") from error
     return model, tokenizer, _dtype(config)
 
 

@@ -18,7 +18,7 @@ SOURCES = {"bbh": "real BBH questions", "generated": "generated, not real ones: 
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "ungradable", "failed")
 NAME = 80  # characters of a name in a table
 INTERVALS = (
-    "Intervals are 95%, by bootstrap over questions; Wilson's where all questions came out alike. "
+    "Intervals are 95%, by bootstrap over questions; Clopper and Pearson's where all came out alike. "
     "They cover the choice of questions and the sampling of answers, not the training: another seed may differ by more."
 )
 
@@ -65,6 +65,12 @@ class Results:
     models: tuple[ModelResults, ...]  # base first; those evaluated so far
 
 
+def asked(sources: set[str], split: str) -> str:
+    """Where the test questions come from; development questions are generated on purpose."""
+    named = SOURCES if split == "test" else {"generated": "generated for development"}
+    return "; ".join(named.get(source, source) for source in sorted(sources - {""}))
+
+
 def summarize(files: RunDirectory) -> Results:
     """Compute the results of what a run directory holds so far. Models are compared on what all of them were asked.
 
@@ -87,7 +93,7 @@ def summarize(files: RunDirectory) -> Results:
     return Results(
         task=config["task"]["name"],
         model=model_name(config),
-        test_questions="; ".join(SOURCES.get(source, source) for source in sorted(sources - {""})),
+        test_questions=asked(sources, config.get("test_split", "test")),
         questions=questions,
         samples=samples,
         arms=tuple(_arm(files, arm, config["arms"][arm]["name"], first, budget) for arm in arms),
