@@ -174,7 +174,7 @@ def test_an_update_that_was_skipped_is_told(files: RunDirectory) -> None:
 def test_tables_say_which_intervals_they_have_and_what_these_leave_out(files: RunDirectory) -> None:
     for text in (markdown(summarize(files)), printed(files)):
         words = " ".join(text.split())
-        assert "Wilson's where all questions came out alike" in words
+        assert "Clopper and Pearson's where all came out alike" in words
         assert "not the training: another seed may differ by more" in words
 
 
