@@ -40,6 +40,7 @@ class Offline(Training):
     """
 
     _: KW_ONLY
+    batch_size: int = 16  # pairs (KTO: rows) in memory at once
     gradient_accumulation: int = 1  # batches of one step
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # a learning-rate schedule of transformers
@@ -48,7 +49,7 @@ class Offline(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("gradient_accumulation")
+        self._positive("batch_size", "gradient_accumulation")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps: expected 0 <= warmup < 1, got {self.warmup}.")
         if self.schedule not in (schedules := [kind.value for kind in SchedulerType]):

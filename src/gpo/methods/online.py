@@ -27,10 +27,11 @@ from torch import Tensor
 
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods.losses import kl_estimate, policy_loss
-from gpo.methods.outputs import PolicyOutputs, pad_rows, sequence_outputs
 from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy
-from gpo.methods.rows import TrainingRow, group_by_start
+from gpo.methods.rows import TrainingRow, group_by_start, joined
+from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
+from gpo.methods.tree import PackedBatch, pack
 from gpo.methods.update_checkpoint import UpdateCheckpoint
 from gpo.types import Group, RoundContext
 
@@ -48,6 +49,7 @@ class Online(Training):
 
     _: KW_ONLY
     minibatches: int = 1  # steps of one epoch
+    max_tokens: int = 8192  # in memory at once; what trajectories share counts once
     clip: float = 0.2  # of the ratio, downwards
     clip_high: float | None = None  # upwards; None: the same
     beta: float = 0.0  # weight of the KL to the reference
@@ -62,7 +64,7 @@ class Online(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("minibatches", "clip", "clip_high")
+        self._positive("minibatches", "max_tokens", "clip", "clip_high")
         if not self.beta >= 0:
             raise ConfigError(f"beta must be at least 0, got {self.beta}.")
         for name, known in (("kl_in", ("loss", "reward")), ("aggregate", ("token", "sequence"))):
@@ -231,27 +233,28 @@ class Online(Training):
         rows = [row for row in rows if len(row.ids) <= limit]
         return rows, total - len(rows)
 
-    def _outputs(self, model: Any, rows: Sequence[TrainingRow]) -> PolicyOutputs:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
-            return sequence_outputs(model, rows, self._context.temperature, hidden=self.reads_hidden)
+    def _batches(
+        self, scorer: Scorer, rows: Sequence[TrainingRow]
+    ) -> Iterator[tuple[list[TrainingRow], PackedBatch, Scores]]:
+        """What the model says of all rows, as much at a time as there may be in memory."""
+        sequences = [(row.context, row.tokens) for row in rows]
+        for batch in pack(sequences, self.max_tokens, share=scorer.shares):
+            with torch.autocast(scorer.model.device.type, torch.bfloat16, enabled=self.bf16):
+                out = scorer(batch, self._context.temperature, entropy=True, hidden=self.reads_hidden)
+            yield [rows[i] for i in batch.sequences], batch, out
 
-    def _chunks(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
-        ordered = sorted(rows, key=lambda row: len(row.ids))
-        for first in range(0, len(ordered), self.batch_size):
-            yield ordered[first : first + self.batch_size]
-
-    @torch.no_grad()
     def _look_up(self, rows: Sequence[TrainingRow]) -> None:
         """Log-probabilities that the engine did not give, and those of the reference."""
-        for chunk in self._chunks([row for row in rows if row.old is None]):
-            out = self._outputs(self.policy.model, chunk)
-            for row, logps in zip(chunk, out.cut(out.logps), strict=True):
-                row.old = logps
+        self._set_logps(self.policy.model, "old", [row for row in rows if row.old is None])
         if self.frozen is not None:
-            for chunk in self._chunks(rows):
-                out = self._outputs(self.frozen, chunk)
-                for row, logps in zip(chunk, out.cut(out.logps), strict=True):
-                    row.reference = logps
+            self._set_logps(self.frozen, "reference", rows)
+
+    @torch.no_grad()
+    def _set_logps(self, model: Any, name: str, rows: Sequence[TrainingRow]) -> None:
+        with scoring(model) as scorer:
+            for members, batch, out in self._batches(scorer, rows):
+                for row, logps in zip(members, batch.split(out.logps.cpu()), strict=True):
+                    setattr(row, name, logps)
 
     def _kl_penalty(self, row: TrainingRow) -> Tensor:
         """(T,) what the KL takes from the reward of each token."""
@@ -272,17 +275,18 @@ class Online(Training):
         optimizer.zero_grad()
         totals: dict[str, float] = {}
         tokens = sum(len(row.tokens) for row in rows)
-        for chunk in self._chunks(rows[self.accelerator.process_index :: self.accelerator.num_processes]):
-            weights = [1 / tokens if self.aggregate == "token" else 1 / (len(row.tokens) * len(rows)) for row in chunk]
-            loss, metrics = self._loss(chunk, weights)
-            if not math.isfinite(loss.item()):
-                raise DataError(
-                    f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
-                    f"{self.rate:g}), train without bf16, or check the model's weights and log-probabilities."
-                )
-            self.accelerator.backward(loss)
-            error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
-            totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()} | {"ratio_error": error}
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        with scoring(self.policy.model) as scorer:
+            for members, batch, out in self._batches(scorer, own):
+                loss, metrics = self._loss(members, batch, out, tokens if self.aggregate == "token" else len(rows))
+                if not math.isfinite(loss.item()):
+                    raise DataError(
+                        f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
+                        f"{self.rate:g}), train without bf16, or check the model's weights and log-probabilities."
+                    )
+                self.accelerator.backward(loss)
+                error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
+                totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()} | {"ratio_error": error}
         if self.accelerator.num_processes > 1:
             totals = self._add_up(totals)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
@@ -300,34 +304,39 @@ class Online(Training):
         added = {key: sum(each.get(key, 0.0) for each in every) for key in keys}
         return added | {"ratio_error": max(each.get("ratio_error", 0.0) for each in every)}
 
-    def _loss(self, rows: Sequence[TrainingRow], weights: Sequence[float]) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum of the tokens' losses, and its metrics: sums of the same weights, so that chunks add up."""
-        out = self._outputs(self.policy.model, rows)
-        weight = out.mask * torch.tensor(weights, device=out.mask.device)[:, None]
-        placed = pad_rows(rows, out, "old", "advantages")
-        log_ratio = (out.logps - placed["old"]) * out.mask
-        of_token = log_ratio
+    def _loss(
+        self, rows: Sequence[TrainingRow], batch: PackedBatch, out: Scores, counted: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean of the tokens' losses, and its metrics: parts of means, so that batches add up.
+
+        Args:
+            counted: what counts alike in the mean: the tokens of the step, or its sequences.
+        """
+        assert out.entropy is not None
+        sizes = torch.tensor(batch.sizes, device=out.logps.device)
+        weight = torch.full_like(out.logps, 1 / counted)
+        if self.aggregate == "sequence":
+            weight = weight / sizes.repeat_interleave(sizes)
+        old, advantages = joined(rows, "old", out.logps), joined(rows, "advantages", out.logps)
+        log_ratio = of_token = out.logps - old
         if self.ratio_of == "sequence":
-            log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
+            log_ratio = batch.sum(log_ratio).repeat_interleave(sizes)
         high = self.clip if self.clip_high is None else self.clip_high
-        per_token, held = policy_loss(log_ratio, placed["advantages"], self.clip, high)
+        per_token, held = policy_loss(log_ratio, advantages, self.clip, high)
         metrics = {
             "entropy": (out.entropy * weight).sum().item(),
             "clip_fraction": (held * weight).sum().item(),
-            "kl": (kl_estimate(placed["old"], out.logps.detach()) * weight).sum().item(),
-            "ratio_error": ((log_ratio.detach().exp() - 1).abs() * out.mask).max().item(),
+            "kl": (kl_estimate(old, out.logps.detach()) * weight).sum().item(),
+            "ratio_error": (log_ratio.detach().exp() - 1).abs().max().item(),
         }
         if rows[0].reference is not None:
-            kl = kl_estimate(out.logps, pad_rows(rows, out, "reference")["reference"])
+            kl = kl_estimate(out.logps, joined(rows, "reference", out.logps))
             metrics["kl_reference"] = (kl.detach() * weight).sum().item()
             if self.kl_in == "loss":
                 per_token = per_token + self.beta * (of_token.exp() * kl if self.unbiased_kl else kl)
-        loss = (per_token * weight).sum()
         extra, more = self._extra_loss(rows, out, weight)
-        loss = loss + extra
+        loss = (per_token * weight).sum() + extra
         return loss, {"loss": loss.item(), **metrics, **more}
 
-    def _extra_loss(
-        self, rows: Sequence[TrainingRow], out: PolicyOutputs, weight: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _extra_loss(self, rows: Sequence[TrainingRow], out: Scores, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros((), device=weight.device), {}

@@ -15,8 +15,8 @@ from torch import Tensor
 from gpo.errors import ConfigError
 from gpo.methods.losses import gae, value_loss, whiten
 from gpo.methods.online import Online
-from gpo.methods.outputs import PolicyOutputs, pad_rows
-from gpo.methods.rows import TrainingRow, by_group
+from gpo.methods.rows import TrainingRow, by_group, joined
+from gpo.methods.scoring import Scores, scoring
 from gpo.types import Trajectory
 
 
@@ -80,7 +80,7 @@ class PPO(Online):
             )
             for t in trajectories
         ]
-        self._set_values(rows)
+        self._set_values([row for row in rows if row.tokens])
         return [
             (*(row.values[boundary].item() for boundary in trajectory.boundaries[:-1]), row.reward)
             for row, trajectory in zip(rows, trajectories, strict=True)
@@ -94,12 +94,12 @@ class PPO(Online):
 
     @torch.no_grad()
     def _set_values(self, rows: Sequence[TrainingRow]) -> None:
-        for chunk in self._chunks(rows):
-            out = self._outputs(self.policy.model, chunk)
-            for row, value in zip(chunk, out.cut(self._critic(out)), strict=True):
-                row.values = value
+        with scoring(self.policy.model) as scorer:
+            for members, batch, out in self._batches(scorer, rows):
+                for row, values in zip(members, batch.split(self._critic(out).cpu()), strict=True):
+                    row.values = values
 
-    def _critic(self, out: PolicyOutputs) -> Tensor:
+    def _critic(self, out: Scores) -> Tensor:
         assert out.hidden is not None
         values: Tensor = self.head(out.hidden.float())[..., 0]
         return values
@@ -123,12 +123,11 @@ class PPO(Online):
             for row, advantages in zip(rows, whiten([row.advantages for row in rows]), strict=True):
                 row.advantages = advantages
 
-    def _extra_loss(
-        self, rows: Sequence[TrainingRow], out: PolicyOutputs, weight: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        values, placed = self._critic(out), pad_rows(rows, out, "values", "returns")
-        loss = (value_loss(values, placed["values"], placed["returns"], self.value_clip) * weight).sum()
-        error = ((values.detach() - placed["returns"]) ** 2 * weight).sum().item()
+    def _extra_loss(self, rows: Sequence[TrainingRow], out: Scores, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+        values = self._critic(out)
+        old, returns = joined(rows, "values", values), joined(rows, "returns", values)
+        loss = (value_loss(values, old, returns, self.value_clip) * weight).sum()
+        error = ((values.detach() - returns) ** 2 * weight).sum().item()
         return self.value_coefficient * loss, {"value_error": error}
 
 

@@ -57,6 +57,11 @@ def group_by_start(groups: Sequence[Group], *, train_prefix: bool) -> list[Train
     return rows
 
 
+def joined(rows: Sequence[TrainingRow], name: str, like: Tensor) -> Tensor:
+    """(S,) a field of all rows, one after the other, on the device and of the type of `like`."""
+    return torch.cat([getattr(row, name) for row in rows]).to(like)
+
+
 def by_group(rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
     """The rows of each start."""
     ordered = sorted(rows, key=lambda row: row.group)

@@ -6,9 +6,10 @@ Axes: N computed tokens, U of them that predict a scored token, S scored tokens 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -22,6 +23,8 @@ from gpo.methods.tree import PackedBatch, pack
 
 LOGITS = 1 << 24  # held at once; more are computed in chunks, and once more in the backward pass
 TRIAL = (((5, 3, 7), (2, 4, 6)), ((5, 3, 7), (2, 9)), ((5, 3, 7, 2), (8, 1, 4, 3)), ((6, 1), (3, 5)))
+
+_tried: WeakKeyDictionary[torch.nn.Module, tuple[bool, bool]] = WeakKeyDictionary()  # shares, cuts_head
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,31 +88,42 @@ class Scorer:
 def scoring(model: Any) -> Iterator[Scorer]:
     """Until the block is left, a model attends to trees if it can; the backward pass belongs inside.
 
-    Whether it can is tried: a small tree must have the log-probabilities of its sequences as padded rows. Recurrent
-    layers fail at that, as does attention that cannot be replaced or has more to it than a window and a cap. They are
-    scored as padded rows then, and so they are if attention is not told of a window or of chunks that the
+    Whether it can is tried once: a small tree must have the log-probabilities of its sequences as padded rows.
+    Recurrent layers fail at that, as does attention that cannot be replaced or has more to it than a window and a cap.
+    They are scored as padded rows then, and so they are if attention is not told of a window or of chunks that the
     configuration has.
     """
+    if model not in _tried:
+        _tried[model] = _try_out(model)
+    shares, cuts_head = _tried[model]
+    with _attending(model) if shares else nullcontext():
+        yield Scorer(model, shares, cuts_head)
+
+
+@contextmanager
+def _attending(model: Any) -> Iterator[None]:
+    """Until the block is left, a model attends to trees."""
     base = without_adapters(model)
     before = base.config._attn_implementation
+    try:
+        base.set_attn_implementation(NAME)
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+def _try_out(model: Any) -> tuple[bool, bool]:
+    """Whether a model takes trees, and whether its logits are its head's."""
+    base = without_adapters(model)
     tolerance = torch.finfo(model.dtype).eps ** 0.5
     expected, _ = _trial(Scorer(model, False, False))
     found, _ = _try(Scorer(model, False, True))
     cuts_head = _agree(found, expected, tolerance)
-    scorer = Scorer(model, False, cuts_head)
     if not base._can_set_attn_implementation():
-        yield scorer
-        return
-    try:
-        base.set_attn_implementation(NAME)
+        return False, cuts_head
+    with _attending(model):
         found, windows = _try(Scorer(model, True, cuts_head))
-        if _agree(found, expected, tolerance) and _windows(base) <= windows:
-            yield Scorer(model, True, cuts_head)
-        else:
-            base.set_attn_implementation(before)
-            yield scorer
-    finally:
-        base.set_attn_implementation(before)
+    return _agree(found, expected, tolerance) and _windows(base) <= windows, cuts_head
 
 
 def without_adapters(model: Any) -> Any:

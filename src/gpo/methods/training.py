@@ -38,7 +38,6 @@ class Training(ABC):
     _: KW_ONLY
     learning_rate: float | None = None  # None: 1e-6 for all weights, 1e-5 for adapters
     epochs: int = 1
-    batch_size: int = 16  # in memory at once: pairs (KTO: rows), or trajectories
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     seed: int = 0
@@ -51,7 +50,7 @@ class Training(ABC):
     trackers: tuple[str, ...] = ()  # get the rows of metrics too: tensorboard, trackio, wandb
 
     def __post_init__(self) -> None:
-        self._positive("learning_rate", "epochs", "batch_size", "max_grad_norm", "save_steps", "lora")
+        self._positive("learning_rate", "epochs", "max_grad_norm", "save_steps", "lora")
         if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay}.")
         if self.max_length is not None and self.max_length < 2:
