@@ -57,3 +57,13 @@ def test_adapters_raise_the_margin_with_recomputed_activations(family: str) -> N
     settings = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 4, "warmup": 0.0}
     method = DPO(make(family), make_tokenizer(), lora=2, gradient_checkpointing=True, **settings)  # type: ignore[arg-type]
     assert method.update(make_pairs(8))["rewards/margins"] > 0.1
+
+
+def test_a_mixture_of_experts_trains_with_the_loss_that_balances_them() -> None:
+    torch.manual_seed(0)
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen3MoeConfig(**SMALL, **experts)).eval()
+    method = DPO(model, make_tokenizer(), batch_size=4, learning_rate=1e-2, epochs=4, warmup=0.0)
+    metrics = method.update(make_pairs(8))
+    assert metrics["aux_loss"] > 0.5
+    assert metrics["rewards/margins"] > 0.1

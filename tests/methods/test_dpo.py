@@ -122,16 +122,16 @@ def test_a_reference_reloaded_from_the_path_is_detected(tmp_path: Path, monkeypa
     make_model().save_pretrained(tmp_path / "start")
     make_tokenizer().save_pretrained(tmp_path / "start")
 
-    def reload(self: Any, batch: Any) -> dict[str, torch.Tensor]:
+    precompute = PairTrainer._precompute_ref_logps
+
+    def reload(self: Any, *args: Any) -> Any:
         current, self.model = self.model, AutoModelForCausalLM.from_pretrained(self.model.config._name_or_path)
-        self.model.forward = type(current.forward)(current.forward.__func__, self.model)
         try:
-            chosen, rejected = self.sequence_logps(self.model, batch).chunk(2)
+            return precompute(self, *args)
         finally:
             self.model = current
-        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-    monkeypatch.setattr(PairTrainer, "reference", reload)
+    monkeypatch.setattr(PairTrainer, "_precompute_ref_logps", reload)
     settings = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 4}
     method = DPO(tmp_path / "start", **settings)  # type: ignore[arg-type]
     for _ in range(2):

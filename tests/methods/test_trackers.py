@@ -143,8 +143,8 @@ def test_offline_and_online_methods_hand_over_their_rows(tmp_path: Path, monkeyp
             ),
         )
 
-    settings: dict[str, Any] = {"trackers": ("tensorboard",), "batch_size": 2}
-    offline = ORPO(make_model(), make_tokenizer(), **settings)
+    settings: dict[str, Any] = {"trackers": ("tensorboard",)}
+    offline = ORPO(make_model(), make_tokenizer(), batch_size=2, **settings)
     online = GRPO(make_model(), make_tokenizer(), **settings)
     for tokens in (100.0, 250.0):
         contexts = [

@@ -2,20 +2,24 @@
 
 What differs from TRL: nothing is tokenised, so that no boundary moves and no end of sequence is added; the order of the
 rows is given, so that a resumed run sees the same batches; the reference log-probabilities are those of the model as
-it is handed over, computed once in batches of even length; nothing is sent to a hub.
+it is handed over, computed once; what sequences share is computed once, in a batch and for the reference; nothing is
+sent to a hub.
 """
 
 # Private names that this file, and this file alone, depends on; they are why the versions are bounded:
 # TRL's `_prepare_dataset`, `_precompute_ref_logps`, `_compute_loss`, `_metrics`, and the `fused_lm_head` of a model's
-# forward; transformers' `_get_train_sampler`. TRL's `_send_telemetry` is only switched off.
+# forward with its output; transformers' `_get_train_sampler`. TRL's `_send_telemetry` is only switched off.
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -23,11 +27,20 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import DPOTrainer, KTOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from gpo.errors import DataError
 from gpo.methods.metrics import begin_rows, write_rows
+from gpo.methods.scoring import Scorer, scoring, without_adapters
+from gpo.methods.tree import Scored, pack
 
 PairRow = dict[str, Any]  # what TRL's collators take, and what belongs to it
+REFERENCE_TOKENS = 8192  # computed at once
+
+
+def _predicted(prompt: Sequence[int], completion: Sequence[int]) -> Scored:
+    """A sequence as it is scored: nothing predicts its first token."""
+    return (prompt, completion) if prompt else (completion[:1], completion[1:])
 
 
 class _Order(Sampler[int]):
@@ -42,33 +55,60 @@ class _Order(Sampler[int]):
 
 
 class OnTokenIds:
-    """Mixin in front of a TRL trainer; a subclass says in `reference` what the frozen model adds to each row."""
+    """Mixin in front of a TRL trainer: the padded rows that it calls the model for are scored as prefix trees."""
+
+    completions: ClassVar[Mapping[str, str]]  # columns that the model at the start adds: log-probabilities of which ids
 
     data_collator: Any
     model: Any
     accelerator: Any
     args: Any
+    aux_loss_enabled: bool
     _metrics: dict[str, dict[str, list[float]]]  # TRL's: by mode and name, a number for each batch of a step
 
     def __init__(self, *args: Any, order: Sequence[int], **kwargs: Any) -> None:
         self.order = order  # indices into the dataset, all epochs one after the other
         super().__init__(*args, **kwargs)
+        base = without_adapters(self.model)
+        forward = base.forward
 
-    def reference(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Columns of (B,) numbers that the model at the start adds to the rows of this batch."""
-        raise NotImplementedError
+        def scored(*args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
+            if fused_lm_head and not self.aux_loss_enabled:
+                return self._score_rows(**inputs)
+            return forward(*args, **inputs, **({"fused_lm_head": True} if fused_lm_head else {}))
 
-    def outputs(self, model: Any, batch: Mapping[str, torch.Tensor], prefix: str = "") -> Any:
-        """`log_probs` and `entropy` of the next tokens, (B, L - 1) nats; `log_probs` is 0 outside completions."""
-        ids = batch[f"{prefix}input_ids"]
-        labels = ids.masked_fill(batch[f"{prefix}completion_mask"] == 0, -100)
-        inputs = {"input_ids": ids, "attention_mask": batch[f"{prefix}attention_mask"]}
+        base.forward = scored
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._scoring() as self._scorer:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        return loss
+
+    def _scoring(self) -> AbstractContextManager[Any]:
+        # The loss that balances experts is a mean over rows of tokens, which TRL's own forward computes.
+        return nullcontext() if self.aux_loss_enabled else scoring(without_adapters(self.model))
+
+    def _score_rows(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **_: Any
+    ) -> FusedCausalLMOutput:
+        """As TRL's head: 0 where a label is -100. Of the metrics, it serves those that are not left out."""
+        scored = labels[:, 1:] != -100
+        sizes = zip(input_ids.tolist(), attention_mask.sum(dim=1).tolist(), scored.sum(dim=1).tolist(), strict=True)
+        sequences = [(ids[: end - size], ids[end - size : end]) for ids, end, size in sizes]
+        logps, entropy = (torch.cat(parts) for parts in zip(*score(self._scorer, sequences), strict=True))
+        zeros = logps.new_zeros(scored.shape)
+        return FusedCausalLMOutput(
+            log_probs=zeros.masked_scatter(scored, logps),
+            entropy=zeros.masked_scatter(scored, entropy),
+            mean_logits=zeros,
+            is_top1=scored,
+        )
+
+    def outputs(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+        """`log_probs` and `entropy` of the next tokens, (B, L - 1) nats, 0 outside completions."""
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return model(**inputs, labels=labels, fused_lm_head=True)
-
-    def sequence_logps(self, model: Any, batch: Mapping[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
-        """(B,) log-probability in nats of each completion."""
-        logps: torch.Tensor = self.outputs(model, batch, prefix).log_probs.sum(dim=1)
-        return logps
 
     def note_kl(self, at_start: float, now: float, mask: torch.Tensor) -> None:
         """Log `kl`, an estimate of KL(start || policy) per completion token in nats.
@@ -95,20 +135,12 @@ class OnTokenIds:
         # TRL copies adapters to compare with; here the model itself is still what it was at the start.
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")
-        lengths = dataset["length"]
-        rows = sorted(range(len(dataset)), key=lengths.__getitem__)
-        columns: dict[str, list[float]] = {}
-        for first in range(0, len(rows), batch_size):
-            chunk = rows[first : first + batch_size]
-            batch = {k: v.to(self.args.device) for k, v in self.data_collator([dataset[i] for i in chunk]).items()}
-            with torch.no_grad(), self.accelerator.autocast():
-                added = self.reference(batch)
-            for column, values in added.items():
-                target = columns.setdefault(column, [math.nan] * len(rows))
-                for i, value in zip(chunk, values.tolist(), strict=True):
-                    target[i] = value
-        for column, numbers in columns.items():
-            dataset = dataset.add_column(column, numbers)
+        policy = without_adapters(self.model)
+        sequences = [_predicted(row["prompt_ids"], row[ids]) for ids in self.completions.values() for row in dataset]
+        with torch.no_grad(), self.accelerator.autocast(), scoring(policy) as scorer:
+            sums = [logps.sum().item() for logps, _ in score(scorer, sequences, REFERENCE_TOKENS)]
+        for i, column in enumerate(self.completions):
+            dataset = dataset.add_column(column, sums[i * len(dataset) : (i + 1) * len(dataset)])
         return dataset
 
     def _send_telemetry(self) -> None:
@@ -121,9 +153,7 @@ class OnTokenIds:
 class PairTrainer(OnTokenIds, DPOTrainer):  # type: ignore[misc]
     """DPO: rows have `prompt_ids`, `chosen_ids`, `rejected_ids` and their `length`."""
 
-    def reference(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        chosen, rejected = self.sequence_logps(self.model, batch).chunk(2)
-        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    completions = MappingProxyType({"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"})
 
     def at_start(self, inputs: Mapping[str, torch.Tensor]) -> float:
         """Log-probability in nats of all completions of a batch by the model at the start."""
@@ -139,9 +169,7 @@ class PairTrainer(OnTokenIds, DPOTrainer):  # type: ignore[misc]
 class UnpairedTrainer(OnTokenIds, KTOTrainer):  # type: ignore[misc]
     """KTO: rows have `prompt_ids`, `completion_ids`, `KL_completion_ids`, `label` and their `length`."""
 
-    def reference(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        matched, mismatched = (self.sequence_logps(self.model, batch, prefix) for prefix in ("", "KL_"))
-        return {"ref_logps": matched, "ref_KL_logps": mismatched}
+    completions = MappingProxyType({"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"})
 
     def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
         metrics, labels = self._metrics["train"], inputs["label"]
@@ -172,7 +200,7 @@ class ReferenceFreeTrainer(PairTrainer):
         chosen, rejected = (outputs.log_probs.sum(dim=1) / mask.sum(dim=1)).chunk(2)
         margins = (chosen - rejected).detach()
         metrics = {
-            "entropy": (outputs.entropy.detach() * mask).sum() / mask.sum(),
+            "entropy": outputs.entropy.sum() / mask.sum(),
             "logps_per_token/chosen": chosen.detach().mean(),
             "logps_per_token/rejected": rejected.detach().mean(),
             "logps_per_token/margins": margins.mean(),
@@ -182,6 +210,21 @@ class ReferenceFreeTrainer(PairTrainer):
             self._metrics["train"][name].append(value.item())
         self.note_kl(self.at_start(inputs), outputs.log_probs.detach().sum().item(), mask)
         return self.loss(chosen, rejected).mean()
+
+
+def score(
+    scorer: Scorer, sequences: Sequence[Scored], max_tokens: int = sys.maxsize
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(T,) log-probabilities and entropies of each sequence, in nats, in their order."""
+    empty = torch.zeros(0, device=scorer.model.device)
+    found = [(empty, empty)] * len(sequences)
+    known = [i for i, (_, tokens) in enumerate(sequences) if tokens]
+    for batch in pack([sequences[i] for i in known], max_tokens, share=scorer.shares):
+        out = scorer(batch, entropy=True)
+        assert out.entropy is not None
+        for i, *both in zip(batch.sequences, batch.split(out.logps), batch.split(out.entropy), strict=True):
+            found[known[i]] = (both[0], both[1])
+    return found
 
 
 def order_by_length(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[int]:
@@ -214,8 +257,10 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     The rows of this update are begun anew with what the checkpoint knows, so that steps done twice are there once.
     """
 
-    # Zero after a resume, a function of the step, or not the same from run to run.
-    left_out = frozenset({"num_tokens", "epoch", "total_flos", "train_runtime", "train_loss"})
+    # Zero after a resume, a function of the step, not the same from run to run, or not computed.
+    left_out = frozenset({"num_tokens", "epoch", "total_flos", "train_runtime", "train_loss"}) | frozenset(
+        {"logits/chosen", "logits/rejected", "mean_token_accuracy"}
+    )
 
     def __init__(
         self,
