@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gpo.methods.outputs import sequence_outputs
 from gpo.methods.rows import TrainingRow
+from gpo.methods.scoring import scoring
+from gpo.methods.tree import pack
 from gpo.types import Start
 
 PROMPT = tuple(range(24))
@@ -63,14 +64,19 @@ def measure(options: argparse.Namespace) -> None:
     rows = [TrainingRow(PROMPT, tuple(each), 1.0, 0, Start("p", PROMPT), None) for each in ids]
     before = peak()
     found = {"chunks": in_chunks, "whole": at_once}[options.way](model, rows)
-    found.mean().backward()
     print(f"{options.way}: {peak() - before:.2f} GB")
     torch.save(found.detach(), options.out)
 
 
 def in_chunks(model: Any, rows: list[TrainingRow]) -> Tensor:
-    out = sequence_outputs(model, rows, 1.0)
-    return out.logps[out.mask > 0]
+    """As the methods do it: `gpo.methods.scoring`."""
+    with scoring(model) as scorer:
+        sequences = [(row.context, row.tokens) for row in rows]
+        [batch] = pack(sequences, max_tokens=1 << 20, share=scorer.shares)
+        out = scorer(batch)
+        out.logps.mean().backward()
+    found = dict(zip(batch.sequences, batch.split(out.logps.detach()), strict=True))
+    return torch.cat([found[i] for i in range(len(rows))])
 
 
 def at_once(model: Any, rows: list[TrainingRow]) -> Tensor:
@@ -79,7 +85,9 @@ def at_once(model: Any, rows: list[TrainingRow]) -> Tensor:
     every = model(input_ids=ids, use_cache=False, output_hidden_states=True).logits[:, :-1].float().log_softmax(-1)
     with torch.no_grad():
         (every.exp() * every).sum(dim=-1)  # the entropy
-    return every.gather(-1, ids[:, 1:, None])[:, len(PROMPT) - 1 :, 0].flatten()
+    found = every.gather(-1, ids[:, 1:, None])[:, len(PROMPT) - 1 :, 0].flatten()
+    found.mean().backward()
+    return found
 
 
 def peak() -> float:

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from math import isnan
 from statistics import fmean
 from typing import Any
 
-from gpo.config.components import made
+from gpo.config.components import made, setting_types
 from gpo.contracts import Method
 from gpo.errors import ConfigError, EngineError
 from gpo.experiment.resources import Resources
@@ -70,7 +71,7 @@ def train_round(
         metrics_path=files.arm(arm) / "training.jsonl",
         on_step=on_step,
     )
-    method: Method = made("method", work.config.method)
+    method = method_of(work, number)
     if method.trains_on == "pairs":
         metrics = method.update(read_pairs(files.pairs(arm, number)), context)
     else:
@@ -82,6 +83,14 @@ def train_round(
         # A later checkpoint stands for the earlier ones, which would fill the disk.
         shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+def method_of(work: Resources, number: int) -> Method:
+    """The method of the run; one that was made with a model of its own takes it in the first round only."""
+    method: Any = made("method", work.config.method)
+    own = {name: None for name in ("model", "tokenizer") if name in setting_types(type(method))}
+    trained: Method = replace(method, **own) if number > 1 and own else method
+    return trained
 
 
 def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]:
