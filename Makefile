@@ -28,7 +28,7 @@ check: $(SETUP)
 	$(BIN)/mypy
 
 docs: $(SETUP)
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 setup: $(SETUP)
 
