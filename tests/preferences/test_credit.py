@@ -12,7 +12,7 @@ from gpo.preferences.credit import StepTree, grow, preferences, probability_of_m
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import CHOICE_A, ChainEngine, ChainTask, random_process
-from gpo.types import Group, Start, Trajectory
+from gpo.types import Completion, Group, Score, Start, Trajectory
 
 
 def sampler(seed: int, sample_seed: int = 0) -> tuple[Sampler, Start, ChainEngine]:
@@ -169,3 +169,22 @@ def test_the_probability_of_more_is_that_of_an_integral(a: float, b: float, c: f
 
     exact = quad(lambda y: beta.pdf(y, c, d) * beta.sf(y, a, b), 0, 1, limit=200)[0]
     assert probability_of_more((a, b), (c, d)) == pytest.approx(exact, abs=0.02)
+
+
+def test_a_prefix_that_no_rollout_passed_is_worth_what_the_one_before_it_is() -> None:
+    """A reset behind two steps, without the response that it was cut from."""
+    start = Start("p", (1,), (2, 3))
+    rollouts = tuple(
+        Trajectory(f"{token}", start, Completion((token,), "", "stop"), Score(value, verdict), (1, 2, 3))
+        for token, value, verdict in ((4, 1.0, "right"), (5, 0.0, "wrong"))
+    )
+    [tree] = grow([Group(start, rollouts)]).values()
+    for strength in (0.0, 2.0):
+        assert [node.value(strength) for node in tree.path(rollouts[0])] == pytest.approx([0.5, 0.5, 0.5, 1.0])
+
+
+def test_a_response_may_have_thousands_of_steps() -> None:
+    start, ids = Start("p", (1,)), tuple(range(2000))
+    long = Trajectory("t", start, Completion(ids, "", "length"), Score(1.0, "right"), tuple(range(1, 2001)))
+    [tree] = grow([Group(start, (long,))]).values()
+    assert sum(tree.advantages(long, 2.0)) == pytest.approx(0)
