@@ -182,8 +182,8 @@ def test_gradients_equal_finite_differences(kind: type[Online]) -> None:
     method._set_advantages(rows)
 
     def loss() -> torch.Tensor:
-        ((members, batch, out),) = method._batches(scorer, rows)
-        return method._loss(members, batch, out, len(rows))[0]
+        ((members, _, out),) = method._batches(scorer, rows)
+        return method._loss(members, out, len(rows))[0]
 
     with torch.no_grad():  # away from ratio 1, where the surrogate is no longer the plain policy gradient
         for p in model.parameters():
@@ -212,7 +212,7 @@ def test_prefix_tokens_carry_loss_only_if_asked() -> None:
     groups = [group([1, 2], [3, 4], ([9, EOS], 0.0), ([10, EOS], 1.0))]
     for train_prefix, expected in ((False, 4.0), (True, 8.0)):
         method, metrics = run(GRPO, make_model(), groups, train_prefix=train_prefix)
-        assert metrics["tokens"] == expected
+        assert metrics["loss_tokens"] == expected
         rows, _ = method._rows(groups)
         assert {row.context for row in rows} == {(1, 2) if train_prefix else (1, 2, 3, 4)}
 

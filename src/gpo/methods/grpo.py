@@ -20,10 +20,14 @@ class GRPO(Online):
     beta times the k3 estimate of the KL (times rho with `unbiased_kl`). Groups are per start, so that resets never mix
     with fresh rollouts. A group of equal rewards teaches nothing. Source: Shao et al. 2024, arXiv 2402.03300,
     equation 3. `aggregate` "sequence" is the paper's mean of means, "token" (default, and TRL's) that of DAPO, arXiv
-    2503.14476.
+    2503.14476. With step credit A is the step's, over the deviation of all steps of the update in place of the group's.
     """
 
     scale: bool = True  # divide by the group's standard deviation
+
+    @property
+    def _scales_steps(self) -> bool:
+        return self.scale
 
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         for siblings in by_group(rows):

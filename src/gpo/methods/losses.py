@@ -21,6 +21,11 @@ def normalised_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     return centred / (rewards.std() + 1e-4)
 
 
+def scaled(advantages: Tensor) -> Tensor:
+    """Numbers divided by their deviation (of the sample, with 1e-4 added), not shifted: zero stays zero."""
+    return advantages / (advantages.std() + 1e-4) if len(advantages) > 1 else advantages
+
+
 def leave_one_out_advantages(rewards: Tensor) -> Tensor:
     """(G,) reward minus the mean of the others; zero for a group of one, which has no baseline.
 

@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods.losses import kl_estimate, policy_loss
-from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy
-from gpo.methods.rows import TrainingRow, group_by_start, joined
+from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy, saved_state
+from gpo.methods.processes import add_up
+from gpo.methods.rows import TrainingRow, group_by_start, joined, set_step_advantages
 from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
 from gpo.methods.tree import PackedBatch, pack
@@ -41,6 +41,9 @@ DEFAULT = RoundContext()
 @dataclass
 class Online(Training):
     """Policy gradient on groups of rollouts; a subclass says what the advantages are.
+
+    With `credit` (of the round) for steps, an action is a step in place of a completion: it has the advantage that all
+    rollouts of the update give it, and ratio and mean are of steps where a method's are of completions.
 
     Each update takes `epochs` times `minibatches` steps. `save` keeps the optimizer's state beside the model, and a
     method whose model is such a directory goes on from there. With a `work_dir` an update that was killed goes on
@@ -55,7 +58,7 @@ class Online(Training):
     beta: float = 0.0  # weight of the KL to the reference
     kl_in: Literal["loss", "reward"] = "loss"
     unbiased_kl: bool = True  # in the loss, weighed by the token's ratio, which makes its gradient that of the KL
-    aggregate: Literal["token", "sequence"] = "token"  # what counts alike in the mean of a step
+    aggregate: Literal["token", "sequence"] = "token"  # what counts alike in the mean of an optimizer's step
     train_prefix: bool = False  # gradients for the kept prefix too, the authors' unmasked form
 
     trains_on: ClassVar[Literal["groups"]] = "groups"
@@ -115,14 +118,15 @@ class Online(Training):
         """Train on these groups; groups of the same start are one group. Without a difference the model stays.
 
         Returns:
-            reward, reset_share, rows, rows_left_out (failed grade, empty or too long), tokens, steps, ratio_error
-            (largest |ratio - 1| of the first step), and means over steps of loss, entropy, kl (behaviour || policy),
-            kl_reference (policy || reference, where beta is not 0), clip_fraction and grad_norm. Entropy and both KLs
-            are in nats per token. Where there is nothing to learn (no row, or all advantages 0): skipped (1), rows,
-            rows_left_out, steps (0), and reward and reset_share if there is a row.
+            reward, reset_share, rows, rows_left_out (failed grade, empty or too long), loss_tokens (that carry loss),
+            steps, ratio_error (largest |ratio - 1| of the first step), and means over steps of loss, entropy, kl
+            (behaviour || policy), kl_reference (policy || reference, where beta is not 0), clip_fraction and grad_norm.
+            Entropy and both KLs are in nats per token. Where there is nothing to learn (no row, or all advantages 0):
+            skipped (1), rows, rows_left_out, steps (0), and reward and reset_share if there is a row.
 
         Raises:
-            ConfigError: there is no model, or no reference that training which goes on needs.
+            ConfigError: there is no model, or no reference that training which goes on needs; or step credit together
+                with `train_prefix`.
             DataError: token ids outside the vocabulary, or a loss that is no number.
         """
         self._begin(context)
@@ -140,7 +144,7 @@ class Online(Training):
             steps = self._take_steps(optimizer, rows)
             metrics = {
                 **of_rows,
-                "tokens": float(sum(len(row.tokens) for row in rows)),
+                "loss_tokens": float(sum(len(row.tokens) for row in rows)),
                 "steps": float(len(steps)),
                 **{key: fmean(step[key] for step in steps) for key in steps[0]},
                 "ratio_error": steps[0]["ratio_error"],
@@ -165,9 +169,10 @@ class Online(Training):
     def _give_advantages(self, rows: Sequence[TrainingRow]) -> bool:
         """Whether any row has one; the log says why there is none."""
         # Without a KL and with equal rewards a critic's errors would be all there is.
-        if rows and (self.beta > 0 or len({row.reward for row in rows}) > 1):
+        of_steps = self._context.credit != "tail"
+        if rows and (self.beta > 0 or of_steps or len({row.reward for row in rows}) > 1):
             self._look_up(rows)
-            self._set_advantages(rows)
+            (self._set_step_advantages if of_steps else self._set_advantages)(rows)
             if any(row.advantages.abs().max() >= 1e-6 for row in rows):
                 return True
         if rows:
@@ -189,7 +194,7 @@ class Online(Training):
         steps: list[dict[str, float]] = []
         checkpoint = None
         if (work_dir := self._context.work_dir) is not None:
-            data = [(row.ids, row.reward, row.group) for row in rows]
+            data = [(row.ids, row.reward, row.group, row.steps) for row in rows]
             checkpoint = UpdateCheckpoint(work_dir, self._fingerprint(data))
             steps = checkpoint.load(self._parameters(), optimizer)
         parts = list(self._parts(rows))
@@ -205,7 +210,16 @@ class Online(Training):
 
     @abstractmethod
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
-        """Give every row its advantages, (T,) each."""
+        """Give every row its advantages, (T,) each, with its score as the credit for all tokens."""
+
+    def _set_step_advantages(self, rows: Sequence[TrainingRow]) -> None:
+        """A(s, a) of its step for every token, less what the KL takes from the step's reward."""
+        set_step_advantages(rows, [self._kl_penalty(row) for row in rows], scale=self._scales_steps)
+
+    @property
+    def _scales_steps(self) -> bool:
+        """Whether the advantages of steps are divided by their deviation over the update."""
+        return False
 
     @property
     def _writes(self) -> bool:
@@ -219,14 +233,17 @@ class Online(Training):
 
     def _saved_state(self) -> dict[str, Any] | None:
         """What `save` left beside the model; None where there is none, or another method's."""
-        path = Path(self._source) / "training.pt" if isinstance(self._source, str | Path) else None
-        if path is None or not path.is_file():
-            return None
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state = saved_state(self._source)
         return state if state.get("method") == type(self).__name__ else None
 
     def _rows(self, groups: Sequence[Group]) -> tuple[list[TrainingRow], int]:
-        rows = group_by_start(groups, train_prefix=self.train_prefix)
+        credit, strength = self._context.credit, self._context.pairing.strength
+        if self.train_prefix and credit != "tail":
+            raise ConfigError(
+                f"train_prefix gives the kept prefix loss, and with credit {credit!r} only sampled steps have any: "
+                "leave one of the two out."
+            )
+        rows = group_by_start(groups, train_prefix=self.train_prefix, credit=credit, strength=strength)
         total = sum(len(group.trajectories) for group in groups)
         check_token_ids(self.policy.model, (row.ids for row in rows))
         limit = self._limit() or math.inf
@@ -274,11 +291,11 @@ class Online(Training):
         """One step of the optimizer on these rows."""
         optimizer.zero_grad()
         totals: dict[str, float] = {}
-        tokens = sum(len(row.tokens) for row in rows)
+        counted = sum(len(row.tokens) if self.aggregate == "token" else len(row.sizes) for row in rows)
         own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         with scoring(self.policy.model) as scorer:
-            for members, batch, out in self._batches(scorer, own):
-                loss, metrics = self._loss(members, batch, out, tokens if self.aggregate == "token" else len(rows))
+            for members, _, out in self._batches(scorer, own):
+                loss, metrics = self._loss(members, out, counted)
                 if not math.isfinite(loss.item()):
                     raise DataError(
                         f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
@@ -288,39 +305,28 @@ class Online(Training):
                 error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
                 totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()} | {"ratio_error": error}
         if self.accelerator.num_processes > 1:
-            totals = self._add_up(totals)
+            totals = add_up(self.accelerator, self._parameters(), totals)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
         totals["grad_norm"] = norm.item()
         optimizer.step()
         return totals
 
-    def _add_up(self, totals: dict[str, float]) -> dict[str, float]:
-        """Gradients and metrics of all processes."""
-        for parameter in self._parameters():
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.accelerator.reduce(own, "sum")
-        every: list[dict[str, float]] = gather_object([totals])
-        keys = next(each for each in every if each)  # a process without rows has none
-        added = {key: sum(each.get(key, 0.0) for each in every) for key in keys}
-        return added | {"ratio_error": max(each.get("ratio_error", 0.0) for each in every)}
-
-    def _loss(
-        self, rows: Sequence[TrainingRow], batch: PackedBatch, out: Scores, counted: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, rows: Sequence[TrainingRow], out: Scores, counted: int) -> tuple[Tensor, dict[str, float]]:
         """Mean of the tokens' losses, and its metrics: parts of means, so that batches add up.
 
         Args:
-            counted: what counts alike in the mean: the tokens of the step, or its sequences.
+            counted: what counts alike in the mean: tokens, or completions (steps where these have credit).
         """
         assert out.entropy is not None
-        sizes = torch.tensor(batch.sizes, device=out.logps.device)
+        sizes = torch.tensor([size for row in rows for size in row.sizes], device=out.logps.device)
+        owners = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         weight = torch.full_like(out.logps, 1 / counted)
         if self.aggregate == "sequence":
-            weight = weight / sizes.repeat_interleave(sizes)
+            weight = weight / sizes[owners]
         old, advantages = joined(rows, "old", out.logps), joined(rows, "advantages", out.logps)
         log_ratio = of_token = out.logps - old
         if self.ratio_of == "sequence":
-            log_ratio = batch.sum(log_ratio).repeat_interleave(sizes)
+            log_ratio = log_ratio.new_zeros(len(sizes)).index_add(0, owners, log_ratio)[owners]
         high = self.clip if self.clip_high is None else self.clip_high
         per_token, held = policy_loss(log_ratio, advantages, self.clip, high)
         metrics = {

@@ -141,6 +141,12 @@ def save_policy(
             torch.save(state, partial / "training.pt")
 
 
+def saved_state(source: Any) -> dict[str, Any]:
+    """The state of training beside a model; empty where there is none."""
+    path = Path(source) / "training.pt" if isinstance(source, str | Path) else None
+    return torch.load(path, weights_only=True) if path is not None and path.is_file() else {}
+
+
 def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Weights that share their memory share it afterwards too, so that tied ones are written once."""
     made: dict[tuple[int, tuple[int, ...], tuple[int, ...]], torch.Tensor] = {}

@@ -30,7 +30,8 @@ class PPO(Online):
     Huang et al. 2022, "The 37 implementation details of PPO".
 
     With `monte_carlo` the critic's target at a place from which several trajectories were sampled is their mean score
-    in place of the return: the values of the search teach it, for every trajectory that passes there.
+    in place of the return: the values of the search teach it, for every trajectory that passes there. With step credit
+    the advantages are those of the steps; the critic's target is the value behind the step that a token is in.
     """
 
     kl_in: Literal["loss", "reward"] = "reward"
@@ -122,6 +123,20 @@ class PPO(Online):
         if self.whiten:
             for row, advantages in zip(rows, whiten([row.advantages for row in rows]), strict=True):
                 row.advantages = advantages
+
+    def _set_step_advantages(self, rows: Sequence[TrainingRow]) -> None:
+        super()._set_step_advantages(rows)
+        self._begin_at_mean(rows)
+        self._set_values(rows)
+        for row in rows:
+            values = torch.tensor([step.value for step in row.steps])
+            row.returns = values.repeat_interleave(torch.tensor(row.sizes))
+        if self.monte_carlo:
+            _teach_search_values(rows)
+
+    @property
+    def _scales_steps(self) -> bool:
+        return self.whiten
 
     def _extra_loss(self, rows: Sequence[TrainingRow], out: Scores, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         values = self._critic(out)

@@ -19,7 +19,8 @@ class RLOO(Online):
 
     A_i = R_i - mean of R_j, j not i; R is less beta times log pi/ref of the completion where `kl_in` is "reward". The
     ratio is of the whole completion and is clipped as in PPO; in the first step of an update it is 1, and the gradient
-    is A_i grad log pi(y_i). Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 8, which has no ratio.
+    is A_i grad log pi(y_i). Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 8, which has no ratio. With step
+    credit the steps take the place of completions.
     """
 
     kl_in: Literal["loss", "reward"] = "reward"

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gpo.errors import DataError
-from gpo.types import Group, Start, StartKey
+from gpo.methods.losses import scaled
+from gpo.preferences.credit import StepTree, grow
+from gpo.types import Credit, Group, Start, StartKey, Trajectory
+
+
+class StepCredit(NamedTuple):
+    """What a sampled step is worth, by all rollouts that took it."""
+
+    size: int  # tokens
+    advantage: float  # its value less that of the prefix before it
+    value: float  # success probability behind it
 
 
 @dataclass(eq=False)
@@ -23,6 +34,7 @@ class TrainingRow:
     group: int  # rows of the same start have the same number
     start: Start
     old: Tensor | None  # (T,) behaviour log-probabilities, nats
+    steps: tuple[StepCredit, ...] = ()  # the tokens, step by step; empty where the score is credit for all of them
     reference: Tensor | None = None  # (T,)
     advantages: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T,)
     values: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T,) of the critic, before each token
@@ -32,13 +44,26 @@ class TrainingRow:
     def ids(self) -> tuple[int, ...]:
         return self.context + self.tokens
 
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each action: of each step that has credit of its own, else of the completion."""
+        return [step.size for step in self.steps] or [len(self.tokens)]
 
-def group_by_start(groups: Sequence[Group], *, train_prefix: bool) -> list[TrainingRow]:
+
+def group_by_start(
+    groups: Sequence[Group], *, train_prefix: bool = False, credit: Credit = "tail", strength: float = 0.0
+) -> list[TrainingRow]:
     """The rows of all graded, non-empty trajectories; a prefix that is trained on has no behaviour log-probabilities.
+
+    With `step` credit a row ends with the first step behind its start: what is behind that carries no loss.
+
+    Args:
+        strength: rollouts that a prefix's own value counts as in the value of what follows it.
 
     Raises:
         DataError: a start without a prompt, so that nothing predicts its first token.
     """
+    trees = {} if credit == "tail" else grow(groups)
     numbers: dict[StartKey, int] = {}
     rows = []
     for group in groups:
@@ -53,8 +78,36 @@ def group_by_start(groups: Sequence[Group], *, train_prefix: bool) -> list[Train
             if trajectory.score.value is None or not ids:
                 continue
             old = None if trained or logps is None else torch.tensor(logps)
-            rows.append(TrainingRow(context, trained + ids, trajectory.score.value, number, start, old))
+            row = TrainingRow(context, trained + ids, trajectory.score.value, number, start, old)
+            if credit != "tail":
+                row.steps = _steps(trajectory, trees[start.problem_id, start.prompt_ids], strength)
+            if credit == "step":
+                row.steps = row.steps[:1]
+                row.tokens = row.tokens[: row.steps[0].size]
+                row.old = None if row.old is None else row.old[: row.steps[0].size]
+            rows.append(row)
     return rows
+
+
+def _steps(trajectory: Trajectory, tree: StepTree, strength: float) -> tuple[StepCredit, ...]:
+    """The sampled steps; one that the start lies within has the tokens behind the start."""
+    kept = len(trajectory.start.prefix_ids)
+    values = [node.value(strength) for node in tree.path(trajectory)]
+    return tuple(
+        StepCredit(end - max(begin, kept), after - before, after)
+        for (begin, end), (before, after) in zip(pairwise(trajectory.boundaries), pairwise(values), strict=True)
+        if end > kept
+    )
+
+
+def set_step_advantages(rows: Sequence[TrainingRow], penalties: Sequence[Tensor], *, scale: bool) -> None:
+    """Give every token the advantage of its step, less the penalties (T,) of the row's tokens in that step."""
+    of_steps = [part.sum() for row, each in zip(rows, penalties, strict=True) for part in torch.split(each, row.sizes)]
+    advantages = torch.tensor([step.advantage for row in rows for step in row.steps]) - torch.stack(of_steps)
+    sizes = torch.tensor([size for row in rows for size in row.sizes])
+    of_tokens = (scaled(advantages) if scale else advantages).repeat_interleave(sizes)
+    for row, values in zip(rows, torch.split(of_tokens, [len(row.tokens) for row in rows]), strict=True):
+        row.advantages = values
 
 
 def joined(rows: Sequence[TrainingRow], name: str, like: Tensor) -> Tensor:
