@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpo.errors import DataError
 from gpo.methods.losses import scaled
-from gpo.preferences.credit import StepTree, grow
+from gpo.preferences.credit import StepTree, grow, values_along
 from gpo.types import Credit, Group, Start, StartKey, Trajectory
 
 
@@ -90,14 +90,10 @@ def group_by_start(
 
 
 def _steps(trajectory: Trajectory, tree: StepTree, strength: float) -> tuple[StepCredit, ...]:
-    """The sampled steps; one that the start lies within has the tokens behind the start."""
-    kept = len(trajectory.start.prefix_ids)
-    values = [node.value(strength) for node in tree.path(trajectory)]
-    return tuple(
-        StepCredit(end - max(begin, kept), after - before, after)
-        for (begin, end), (before, after) in zip(pairwise(trajectory.boundaries), pairwise(values), strict=True)
-        if end > kept
-    )
+    """The sampled steps; one that the start lies within begins there."""
+    values = values_along(tree.path(trajectory), strength)
+    ends = [end for end in values if end >= len(trajectory.start.prefix_ids)]
+    return tuple(StepCredit(end - begin, values[end] - values[begin], values[end]) for begin, end in pairwise(ends))
 
 
 def set_step_advantages(rows: Sequence[TrainingRow], penalties: Sequence[Tensor], *, scale: bool) -> None:
