@@ -1,6 +1,7 @@
 """Training steps on prefix trees beside TRL's padded rows, on the same data in the same process.
 
     python benchmarks/training.py [--model PATH] [--device cpu] [--threads 2] [--repeats 3] [--questions 16] [--bf16]
+        [--updates]
 
 The embedded reasoner samples, and three workloads are made of it. `steps`: pairs of two different next steps behind
 one prefix. `tails`: pairs of two different whole tails behind one prefix. `groups`: 8 rollouts behind each prompt and
@@ -10,6 +11,10 @@ prefix. A step of pairs is DPO's loss, forward, backward and AdamW; one of group
   with either attention. Pairs are batched by length, as this project orders them.
 - `tree`: as many sequences a step, neighbours in the order of their tokens.
 - `tree, TRL's batches`: the same sequences in each step as TRL has. What is shared is a pair's or a group's own prefix.
+
+With `--updates` whole updates of DPO are compared instead, on the pairs of the first two workloads: `DPO.update` beside
+TRL's DPOTrainer as it comes (reference model beside the policy, rows shuffled), from the model in memory to the end of
+one epoch, 16 pairs a step. Then `held` and the limit are not stated.
 
 The limit is 6 FLOP for each parameter and token that is distinct in its step, as `tree` has them, at the measured speed
 of one matrix product of such a shape. `computed` counts what goes through the model, padding included. `held` is the
@@ -24,6 +29,7 @@ import argparse
 import copy
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,22 +38,27 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from engine import best, keep_freed_memory
 from gpo.config.presets import model_path
 from gpo.engines.hf import HFEngine
+from gpo.methods.dpo import DPO
+from gpo.methods.offline import pair_collator, pair_row
+from gpo.methods.policy import quiet
 from gpo.methods.scoring import scoring
 from gpo.methods.trainers import order_by_length
 from gpo.methods.tree import Scored, pack
 from gpo.rollout.prompting import render
 from gpo.rollout.segmenters import Newline
 from gpo.tasks.generated import Generated
-from gpo.types import Request
+from gpo.types import Pair, Request
 
 ROLLOUTS = 8
 BUDGET = 8192  # computed tokens of one packed batch
@@ -245,6 +256,63 @@ def compare(model: Any, workload: Workload, repeats: int, bf16: bool, clock: Clo
         print(f"  {name:22}{counts}{statistics.median(ratios):8.2f}  ({spread})", flush=True)
 
 
+class OnTokens(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer on rows that are token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        pass
+
+
+def update_by_trl(model: Any, tokenizer: Any, pairs: list[Pair], bf16: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        config = DPOConfig(
+            output_dir=directory, per_device_train_batch_size=STEP_SEQUENCES // 2, num_train_epochs=1, bf16=bf16,
+            learning_rate=1e-5, beta=BETA, max_length=None, use_cpu=model.device.type == "cpu", save_strategy="no",
+            activation_checkpointing=False, gradient_checkpointing=None, report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = OnTokens(
+            model=model,
+            ref_model=copy.deepcopy(model),
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([pair_row(pair, "prompt") for pair in pairs]),
+            data_collator=pair_collator(tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def update_by_gpo(model: Any, tokenizer: Any, pairs: list[Pair], bf16: bool) -> None:
+    settings = {"batch_size": STEP_SEQUENCES // 2, "learning_rate": 1e-5, "beta": BETA, "bf16": bf16}
+    DPO(model, tokenizer, **settings).update(pairs)
+
+
+def compare_updates(model: Any, tokenizer: Any, workload: Workload, repeats: int, bf16: bool, clock: Clock) -> None:
+    pairs = [
+        Pair(f"{i}", tuple(context), (), tuple(a), tuple(b), "", "", "", "")
+        for i, ((context, a), (_, b)) in enumerate(workload.runs)
+    ]
+    seconds: dict[str, list[float]] = {"DPO.update": [], "TRL's DPOTrainer": []}
+    for _ in range(repeats):
+        for name, update in zip(seconds, (update_by_gpo, update_by_trl), strict=True):
+            own = copy.deepcopy(model)
+            synchronise(model.device)
+            began = clock()
+            with quiet():
+                update(own, tokenizer, pairs, bf16)
+            synchronise(model.device)
+            seconds[name].append(clock() - began)
+    ours, theirs = seconds.values()
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    print(f"\n{workload.name}: {len(pairs)} pairs")
+    for name, taken in seconds.items():
+        print(f"  {name:22}{len(pairs) / statistics.median(taken):8.1f} pairs/s")
+    print(f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="reasoner", help="directory, hub id or name; it samples the data too")
@@ -256,6 +324,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--only", choices=("steps", "tails", "groups"))
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--updates", action="store_true", help="whole updates of DPO beside TRL's")
     options = parser.parse_args()
     if options.cpu_time and (options.threads > 1 or options.device != "cpu"):
         parser.error("--cpu-time needs --device cpu and --threads 1: other threads' time would be added")
@@ -267,7 +336,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(options.device)
     print(f"{options.model} on {options.device}, {options.threads} threads, {'bf16' if options.bf16 else 'float32'}")
     for workload in workloads:
-        if options.only in (None, workload.name):
+        if options.updates and workload.name != "groups" and options.only in (None, workload.name):
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            compare_updates(model, tokenizer, workload, options.repeats, options.bf16, clock)
+        elif not options.updates and options.only in (None, workload.name):
             compare(model, workload, options.repeats, options.bf16, clock)
 
 
