@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_online import METHODS, group, run
 from tiny_policy import EOS, make_model, make_pairs, make_tokenizer
+from trl.trainer.utils import add_fused_lm_head
 
 from gpo.methods.dpo import DPO
 from gpo.methods.kto import KTO
@@ -14,6 +15,7 @@ from gpo.methods.offline import Offline
 from gpo.methods.online import Online
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
+from gpo.methods.trainers import OnTokenIds, PairTrainer, ReferenceFreeTrainer, UnpairedTrainer
 from gpo.types import Pair
 
 
@@ -50,3 +52,29 @@ def test_a_prefix_of_a_group_is_computed_once_online(kind: type[Online]) -> None
     rows = [((i, 5, EOS), float(i % 2)) for i in range(3, 19)]
     run(kind, model, [group((1, 2), tuple(range(40)), *rows)])
     assert passes == [128]  # 42 + 16 * 2 distinct tokens, in whole tiles of 64; as rows they are 16 * 44
+
+
+@pytest.mark.parametrize(
+    ("kind", "trainer"), [(DPO, PairTrainer), (KTO, UnpairedTrainer), (ORPO, ReferenceFreeTrainer)]
+)
+def test_padded_rows_are_scored_as_by_trls_own_head(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Offline], trainer: type[OnTokenIds]
+) -> None:
+    ours = trainer._score_rows
+    compared = 0
+
+    def both(self: Any, **inputs: Any) -> Any:
+        nonlocal compared
+        out = ours(self, **inputs)
+        plain = make_model()
+        add_fused_lm_head(plain, outputs=("log_probs", "entropy"))
+        plain.load_state_dict(self.model.state_dict())
+        theirs = plain(**inputs, fused_lm_head=True)
+        torch.testing.assert_close(out.log_probs, theirs.log_probs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out.entropy, theirs.entropy, atol=1e-5, rtol=1e-5)
+        compared += 1
+        return out
+
+    monkeypatch.setattr(trainer, "_score_rows", both)
+    kind(make_model(), make_tokenizer(), batch_size=4, learning_rate=1e-3).update(make_pairs(6))
+    assert compared >= 2
