@@ -254,6 +254,15 @@ def test_a_model_is_left_with_the_attention_that_it_had() -> None:
         scorer(batch)
 
 
+def test_a_model_is_tried_once() -> None:
+    model, passes = make_model(), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(3):
+        with scoring.scoring(model) as scorer:
+            assert scorer.shares
+    assert len(passes) == 3  # as it is, with its head cut off, and as a tree
+
+
 def test_a_window_that_attention_is_not_told_of_means_padded_rows() -> None:
     model = make_model()
     model.config.sliding_window = 8
