@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the main job into runs/demo
 # make test   set up .venv, check the code and run all tests
 # make check  the checks alone
+# make coverage   the tests again, and which lines they reach
 # make docs   the docs site into site/
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,14 +14,17 @@ export GPO_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: demo test check docs setup
+.PHONY: demo test check coverage docs setup
 
 demo: $(SETUP)
 	$(BIN)/gpo run runs/demo $(if $(GPO_DATA),--data "$(GPO_DATA)")
 
 test: check
+	$(BIN)/python -m pytest
+
+coverage: $(SETUP)
 	$(BIN)/python -m pytest --cov --cov-report=
-	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 12
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 check: $(SETUP)
 	$(BIN)/ruff check .

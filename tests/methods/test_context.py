@@ -25,7 +25,11 @@ from gpo.types import ModelRef, Pair, RoundContext
 
 OFFLINE, ONLINE = (DPO, KTO, SimPO, ORPO), (PPO, GRPO, RLOO)
 METHODS: tuple[type[Training], ...] = (*OFFLINE, *ONLINE)
-FAST: dict[str, Any] = {"learning_rate": 1e-2, "batch_size": 4}
+
+
+def fast(kind: type[Training], **more: Any) -> dict[str, Any]:
+    """Settings under which weights move, a few sequences at a time."""
+    return {"learning_rate": 1e-2, **({"batch_size": 4} if kind in OFFLINE else {"max_tokens": 64}), **more}
 
 
 def data(kind: type[Training]) -> Any:
@@ -52,11 +56,11 @@ def test_each_says_what_it_trains_on(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_the_model_of_the_round_is_trained_where_the_method_has_none(kind: Any, start: Path) -> None:
-    method = kind(**FAST)
+    method = kind(**fast(kind))
     with pytest.raises(ConfigError, match=f"No model to train: give {kind.__name__}"):
         method.update(data(kind))
     method.update(data(kind), RoundContext(model=ModelRef(start, "start")))
-    own = kind(start, **FAST)
+    own = kind(start, **fast(kind))
     own.update(data(kind))
     assert same(state(method.policy.model), state(own.policy.model))
     assert not same(state(method.policy.model), state(make_model()))
@@ -65,7 +69,7 @@ def test_the_model_of_the_round_is_trained_where_the_method_has_none(kind: Any, 
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_model_in_memory_of_a_round_is_not_written_to(kind: Any) -> None:
     model = make_model()
-    method = kind(**FAST)
+    method = kind(**fast(kind))
     method.update(data(kind), RoundContext(model=ModelRef(model, "m", tokenizer=make_tokenizer())))
     assert same(state(model), state(make_model()))
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -82,7 +86,7 @@ def test_a_reference_in_memory_is_not_written_to() -> None:
 @pytest.mark.parametrize("kind", [DPO, PPO])
 def test_another_model_of_a_round_is_begun_with_and_the_same_is_gone_on_with(kind: Any, start: Path) -> None:
     first, other = (RoundContext(model=ModelRef(source, "m")) for source in (start, str(start)))
-    twice, anew, once = kind(**FAST), kind(**FAST), kind(**FAST)
+    twice, anew, once = kind(**fast(kind)), kind(**fast(kind)), kind(**fast(kind))
     for method, contexts in ((twice, (first, first)), (anew, (first, other)), (once, (first,))):
         for context in contexts:
             method.update(data(kind), context)
@@ -94,7 +98,7 @@ def test_another_model_of_a_round_is_begun_with_and_the_same_is_gone_on_with(kin
 @pytest.mark.parametrize("kind", METHODS)
 def test_random_numbers_and_rows_are_those_of_the_round(kind: Any, start: Path, tmp_path: Path) -> None:
     """Two updates of one method have the batches of rounds 1 and 2 of two methods."""
-    settings = {"learning_rate": 1e-10, "batch_size": 2, "epochs": 2}  # the weights hardly move
+    settings = fast(kind, learning_rate=1e-10, epochs=2)  # the weights hardly move
     one = kind(start, **settings)
     for _ in range(2):
         one.update(data(kind), RoundContext(metrics_path=tmp_path / "one.jsonl"))
@@ -114,10 +118,10 @@ def test_a_training_that_is_done_again_replaces_its_rows_and_later_ones(kind: An
         for number in (1, 2, 3)
     ]
     for context in contexts:
-        kind(**FAST).update(data(kind), context)
+        kind(**fast(kind)).update(data(kind), context)
     whole = (tmp_path / "training.jsonl").read_bytes()
     (tmp_path / "training.jsonl").write_bytes(whole + b'{"update": 7, "lo')
-    kind(**FAST).update(data(kind), contexts[1])
+    kind(**fast(kind)).update(data(kind), contexts[1])
     assert whole.startswith((tmp_path / "training.jsonl").read_bytes())
     assert {row["update"] for row in rows(tmp_path / "training.jsonl")} == {0, 1}
 
@@ -131,7 +135,7 @@ def test_without_data_the_update_is_skipped_and_recorded(
 
     file = tmp_path / "training.jsonl"
     context = RoundContext(ModelRef(start, "s"), sampled={"reward": 1.0}, metrics_path=file, on_step=on_step)
-    method = kind(**FAST)
+    method = kind(**fast(kind))
     metrics = method.update([], context)
     assert (metrics["skipped"], metrics["steps"]) == (1.0, 0.0)
     assert metrics["pairs" if kind in OFFLINE else "rows"] == 0.0
@@ -174,7 +178,7 @@ def test_a_reference_is_that_of_the_start_although_the_first_update_was_skipped(
 @pytest.mark.parametrize("kind", METHODS)
 def test_adapters_are_merged_after_the_last_round_only(kind: Any, start: Path, tmp_path: Path) -> None:
     for last in (False, True):
-        method = kind(lora=2, merge=True, **FAST)
+        method = kind(lora=2, merge=True, **fast(kind))
         method.update(data(kind), RoundContext(ModelRef(start, "s"), last=last))
         method.save(tmp_path / f"{last}")
         assert (tmp_path / f"{last}" / "adapter_config.json").exists() == (not last)
@@ -202,7 +206,7 @@ def test_an_unknown_loss_is_an_error_that_lists_those_of_trl() -> None:
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_trl_takes_every_loss_that_is_listed(loss_type: str) -> None:
     pairs: list[Pair] = make_pairs(4)
-    metrics = DPO(make_model(), make_tokenizer(), loss_type=loss_type, **FAST).update(pairs)
+    metrics = DPO(make_model(), make_tokenizer(), loss_type=loss_type, **fast(DPO)).update(pairs)
     assert metrics["steps"] == 1
 
 

@@ -285,7 +285,7 @@ def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="No causal language model and tokenizer at"):
+    with pytest.raises(EngineError, match="No causal language model in"):
         _ = DPO(tmp_path / "nothing").policy
     with pytest.raises(ConfigError, match="needs its tokenizer"):
         _ = DPO(make_model()).policy
