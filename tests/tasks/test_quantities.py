@@ -75,7 +75,8 @@ def circles(value: Fraction) -> list[str]:
 
 
 def verdict(reference: str, answer: str) -> str:
-    return score_math(reference, f"Therefore \\boxed{{{answer}}}", seconds=60.0).verdict
+    score = score_math(reference, f"Therefore \\boxed{{{answer}}}", seconds=60.0)
+    return score.reason or score.verdict
 
 
 @settings(max_examples=300, deadline=None)

@@ -314,5 +314,7 @@ class Resources:
                     self._begin()
                     self._begun = True
                 yield
+                # All that was asked for is written; what a kill left of a chunk that nobody went on with is, too.
+                (self.files.path / "journal.jsonl").unlink(missing_ok=True)
             finally:
                 self._holding = False

@@ -117,12 +117,23 @@ class Workers:
         self._size = size
 
     def compare(self, reference: str, answer: str) -> Comparison:
-        """Whether `answer`, text with LaTeX in `$`, equals the LaTeX `reference`. Waits for an idle process."""
+        """Whether `answer`, text with LaTeX in `$`, equals the LaTeX `reference`. Waits for an idle process.
+
+        A process that did not begin, or had other work before, may have died of that: a new one is asked then.
+        """
+        found, innocent = self._compare(reference, answer)
+        return self._compare(reference, answer)[0] if innocent else found
+
+    def _compare(self, reference: str, answer: str) -> tuple[Comparison, bool]:
+        """The verdict, and whether it failed for another reason than this pair, as far as can be told."""
         worker = self._idle.get()
         try:
             if worker is None:
                 worker = _Worker(self.seconds)
-            return worker.compare(reference, answer)
+            fresh = worker.alive and worker.jobs == 0
+            found = worker.compare(reference, answer)
+            timed_out = (found.reason or "").startswith("TimeoutError")
+            return found, found.verdict == "failed" and not worker.alive and not fresh and not timed_out
         finally:
             if worker is not None and (not worker.alive or worker.jobs >= JOBS_PER_WORKER):
                 worker.close()
