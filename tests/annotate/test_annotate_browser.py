@@ -163,6 +163,7 @@ def test_the_page_fits_a_phone_and_has_a_name_for_every_control(browser: Any, se
 def test_a_long_step_is_scrolled_by_the_keyboard(page: Any, server: Server) -> None:
     page.set_viewport_size({"width": 320, "height": 900})
     join(page, server)
+    page.locator(".step .text[tabindex]").first.wait_for()
     assert page.locator(".step .text[tabindex]").count() == 1
     box = page.locator(".step .text[tabindex]")
     box.evaluate("box => { box.addEventListener('scroll', () => box.classList.add('moved')) }")

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from functools import lru_cache
 from queue import LifoQueue
 from threading import Timer
@@ -67,6 +68,7 @@ class _Worker:
     def compare(self, reference: str, answer: str) -> Comparison:
         """The verdict; `failed` and no longer alive if the process died over it or took too long."""
         self.jobs += 1
+        began = time.monotonic()
         if self.alive:
             try:
                 print(json.dumps({"reference": reference, "answer": answer}), file=self._stdin, flush=True)
@@ -74,15 +76,20 @@ class _Worker:
                 self.alive = False
         verdict, _, reason = (self._reply(self.seconds + GRACE_SECONDS) if self.alive else "").partition(" ")
         self.alive = verdict in get_args(Verdict)
-        return Comparison(cast(Verdict, verdict), reason or None) if self.alive else self._death()
+        if self.alive:
+            return Comparison(cast(Verdict, verdict), reason or None)
+        return self._death(time.monotonic() - began)
 
-    def _death(self) -> Comparison:
-        """What a process that answers no more has died of."""
+    def _death(self, seconds: float) -> Comparison:
+        """What a process that answers no more, for so long now, has died of."""
         try:
             code = self._process.wait(GRACE_SECONDS if GRACE_SECONDS > 0 else None)
         except subprocess.TimeoutExpired:
             return Comparison("failed", "ChildProcessError: the grading process closed its output")
-        if code in (-signal.SIGALRM, -signal.SIGKILL):
+        # Somebody else may have killed it, and long ago.
+        if code == -signal.SIGALRM or (
+            code == -signal.SIGKILL and seconds > 0.9 * (self.seconds + min(0, GRACE_SECONDS))
+        ):
             return Comparison("failed", f"TimeoutError: no verdict within {self.seconds:g} s")
         return Comparison("failed", f"ChildProcessError: the grading process ended with code {code}")
 
