@@ -1,6 +1,6 @@
 """Whole tails against single steps: what a model gains from the same samples, by credit and learning rate.
 
-    python benchmarks/credit.py DIRECTORY [--seeds 0] [--results FILE]
+    python benchmarks/credit.py DIRECTORY [--seeds 0] [--rates 1e-4,3e-4,1e-3] [--results FILE]
 
 For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings of the demo). Then
 each cell (seed, arm, credit, learning rate) trains DPO on that arm's pairs, about as many optimizer steps in each, and
@@ -33,7 +33,6 @@ from gpo.types import ModelRef, Pair, RoundContext
 
 PAIRS = 1700  # trained in each cell, over its epochs
 CELLS = [("gpo", "tail"), ("gpo", "step"), ("gpo", "tree"), ("plain", "tree"), ("plain", "tail")]
-RATES = (1e-4, 3e-4, 1e-3)
 
 
 def pairs_of(run: Run, arm: str, credit: str, seed: int) -> list[Pair]:
@@ -66,13 +65,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rates", default="1e-4,3e-4,1e-3")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/credit.jsonl"))
     chosen = parser.parse_args()
     keep_freed_memory()
     lines = chosen.results.read_text(encoding="utf-8").split("\n") if chosen.results.exists() else []
     done = {tuple(json.loads(line)["cell"]) for line in lines if line}
     model = ModelRef(model_path("reasoner"), "reasoner")
-    for seed, rate, (arm, credit) in product(map(int, chosen.seeds.split(",")), RATES, CELLS):
+    seeds, rates = map(int, chosen.seeds.split(",")), map(float, chosen.rates.split(","))
+    for seed, rate, (arm, credit) in product(seeds, rates, CELLS):
         if (seed, arm, credit, rate) in done:
             continue
         run = Run(chosen.directory / str(seed), resolve({"seed": str(seed), "arms": "plain,gpo"}))
