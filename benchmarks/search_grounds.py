@@ -1,6 +1,7 @@
 """Makes the grounds on which `search.py` ranks the critical-step searches: trajectories with values at each boundary.
 
     python benchmarks/search_grounds.py near_exact|human|marked [--rollouts N] [--out benchmarks/results]
+    python benchmarks/search_grounds.py prose --model qwen-coder_DIRECTORY
 
 near_exact: right and wrong trajectories of the embedded reasoner for each of its nine sub-tasks, as many of each as
 `GROUNDS` says: fewer where they take long.
@@ -8,11 +9,13 @@ human: traces of a larger model in BIG-Bench-Mistake, whose first mistake people
 tokenised as it is, steps joined by newlines.
 marked: many more of these traces, valued by the reader, which is the reasoner trained on to go on from solutions that
 others began, for `search_human.py`.
+prose: right and wrong solutions of Qwen2.5-Coder-0.5B-Instruct to short questions of GSM8K's training split that it
+solves sometimes, one a question, in bfloat16 at temperature 0.7.
 
-At least N rollouts (512; 16 for traces) pass every boundary but the last: those that start there, and those from before
-it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and how they ended. A
-ground is one file with a trajectory a line; everything follows from the seed and the reasoner's weights. A command that
-was killed goes on where it was.
+At least N rollouts (512; 16 for traces, 32 for prose) pass every boundary but the last: those that start there, and
+those from before it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and
+how they ended. A ground is one file with a trajectory a line; everything follows from the seed and the weights (but for
+rounding where they are bfloat16). A command that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from gpo.rollout.sampler import Sampler, request_seed
 from gpo.storage.chunks import Chunks
 from gpo.storage.codec import from_json, to_json
 from gpo.tasks.generated import Generated
+from gpo.tasks.gsm8k import GSM8K
 from gpo.types import Completion, Problem, Request, Trajectory
 
 WEIGHTS = Path(model_path("reasoner"))
@@ -50,6 +54,9 @@ MAX_TOKENS = 900  # of a response
 ROOM = 32  # tokens in which a rollout may be longer than a trace
 QUESTIONS = 4  # questions for each trajectory of a kind, 4 samples each
 CHUNK = 4  # trajectories valued between two writes
+PROSE_QUESTIONS, PROSE_SAMPLES = 400, 8  # questions that are tried at most, and solutions sampled of each
+PROSE_LINES = 2  # of the published solution, at most: longer ones are nearly never solved
+PROSE_TOKENS, PROSE_TEMPERATURE = 200, 0.7
 Row = tuple[Problem, Trajectory, int | None]
 
 
@@ -126,6 +133,36 @@ def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, l
     return task, traces
 
 
+def prose(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, list[Row]]:
+    """`each` right and as many wrong solutions, in turn, of questions that had both in `PROSE_SAMPLES` samples."""
+    task = GSM8K(examples=str(Path(__file__).parent / "prose_examples.jsonl"))
+    short = [p for p in task.problems("train") if p.metadata["solution"].count("\n") <= PROSE_LINES]
+    problems = [replace(p, metadata={"subtask": subtask}) for p in Random(seed).sample(short, PROSE_QUESTIONS)]
+    sampler = Sampler(
+        engine,
+        task,
+        {p.id: p for p in problems},
+        temperature=PROSE_TEMPERATURE,
+        max_tokens=PROSE_TOKENS,
+        seed=seed,
+        stream="ground",
+        logprobs=True,
+    )
+    rows: list[Row] = []
+    for begin in range(0, len(problems), 16):
+        starts = [question_start(problem, task, engine.tokenizer) for problem in problems[begin : begin + 16]]
+        for group in sampler(starts, PROSE_SAMPLES):
+            wanted = len(rows) % 2 == 0  # right and wrong in turn
+            ended = [t for t in group.trajectories if t.completion.finish_reason == "stop" and len(t.step_ends) > 1]
+            found = [t for t in ended if t.score.right == wanted]
+            if len({t.score.right for t in ended}) == 2:
+                rows.append((sampler.problems[found[0].start.problem_id], found[0], None))
+            if len(rows) == 2 * each:
+                return task, rows
+        print(f"prose: {begin + 16} questions, {len(rows)} solutions", flush=True)
+    return task, rows
+
+
 class Tally:
     """Rollouts of one trajectory so far."""
 
@@ -182,7 +219,7 @@ class Tally:
         )
 
 
-def value(engine: HFEngine, task: Task, rows: Sequence[Row], n: int, seed: int) -> list[Valued]:
+def value(engine: HFEngine, task: Task, rows: Sequence[Row], n: int, seed: int, plan: Ground) -> list[Valued]:
     """At least n rollouts through every boundary but the last."""
     tallies = [Tally(engine, task, row) for row in rows]
     again = 0
@@ -190,9 +227,11 @@ def value(engine: HFEngine, task: Task, rows: Sequence[Row], n: int, seed: int) 
         requests = []
         for tally, boundary, more in asks:
             start = tally.trajectory.prefix(boundary)
-            room = min(MAX_TOKENS - len(start.prefix_ids), engine.context_length - len(start.token_ids))
+            room = min(plan.max_tokens - len(start.prefix_ids), engine.context_length - len(start.token_ids))
             requests.append(Request(start.token_ids, more, room, request_seed(seed, "values", start.token_ids, again)))
-        for (tally, boundary, _), completions in zip(asks, engine.generate(requests), strict=True):
+        for (tally, boundary, _), completions in zip(
+            asks, engine.generate(requests, temperature=plan.temperature), strict=True
+        ):
             tally.take(boundary, completions)
         again += 1
     return [tally.valued() for tally in tallies]
@@ -210,6 +249,10 @@ class Ground:
     rollouts: int
     outcomes: int  # that are told apart: right and wrong, or one
     plan: tuple[tuple[str, int], ...]  # sub-tasks in order, and how many of each outcome there are then
+    max_tokens: int = MAX_TOKENS
+    temperature: float = 1.0
+    dtype: str = "auto"
+    chunk: int = CHUNK
 
 
 GROUNDS = {
@@ -252,16 +295,17 @@ GROUNDS = {
             ("dyck_languages", 100),
         ),
     ),
+    "prose": Ground("", prose, 32, 2, (("gsm8k", 20),), PROSE_TOKENS, PROSE_TEMPERATURE, "bfloat16", 1),
 }
 
 
-def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) -> list[Valued]:
+def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0, model: str = "") -> list[Valued]:
     """The ground, from where it was left; compressed once it is whole."""
     packed = folder / f"search_{ground}.jsonl.gz"
     if packed.exists():
         return load(packed)
     plan = GROUNDS[ground]
-    engine = HFEngine(model_path(plan.model))
+    engine = HFEngine(model_path(model or plan.model), dtype=plan.dtype)
     file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
     for subtask, each in plan.plan:
@@ -270,8 +314,8 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0) 
         task, rows = plan.rows(engine, subtask, each, seed)
         known = {row.trajectory.id for row in done}
         rows = [row for row in rows if row[1].id not in known]
-        for begin in range(0, len(rows), CHUNK):
-            new = value(engine, task, rows[begin : begin + CHUNK], rollouts or plan.rollouts, seed)
+        for begin in range(0, len(rows), plan.chunk):
+            new = value(engine, task, rows[begin : begin + plan.chunk], rollouts or plan.rollouts, seed, plan)
             file.append(new)
             done += new
             print(f"{ground}: {subtask}, {len(rows) - begin - len(new)} more, {len(done)} in all", flush=True)
@@ -290,10 +334,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("ground", choices=list(GROUNDS))
     parser.add_argument("--rollouts", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="", help="the directory of the model, for prose")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = make(options.ground, options.out, options.rollouts, options.seed)
+    rows = make(options.ground, options.out, options.rollouts, options.seed, options.model)
     print(f"{len(rows)} trajectories, {sum(sum(row.started) for row in rows):,} rollouts")
 
 

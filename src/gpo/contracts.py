@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -58,6 +58,15 @@ class ComparingTask(Task, Protocol):
     """A task that can tell whether two answers of responses say the same, so that a majority counts them as one."""
 
     def same(self, a: str, b: str) -> bool: ...
+
+
+@runtime_checkable
+class MergingTask(Task, Protocol):
+    """A task that can tell which steps say the same in other words, so that step credit shares what follows them."""
+
+    def meaning(self, step: str) -> Hashable:
+        """What the step says: two ways to go on from one prefix are one if these are equal."""
+        ...
 
 
 @runtime_checkable

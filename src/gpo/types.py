@@ -7,7 +7,7 @@ of the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -245,6 +245,7 @@ class RoundContext:
     temperature: float = 1.0  # at which the rollouts were sampled
     pairing: PairSettings = field(default_factory=PairSettings)  # how the pairs were made
     credit: Credit = "tail"
+    meaning: Callable[[str], Hashable] | None = None  # of a step's text; steps that mean the same share their credit
     sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written

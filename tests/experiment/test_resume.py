@@ -13,7 +13,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
 from gpo.types import Stage
-from toy import toy_config
+from toy import ToyTask, toy_config
 
 
 def test_pairs_of_another_credit_are_built_anew(tmp_path: Path) -> None:
@@ -23,6 +23,18 @@ def test_pairs_of_another_credit_are_built_anew(tmp_path: Path) -> None:
     assert steps
     assert {pair.chosen_ids for pair in tails} != {pair.chosen_ids for pair in steps}
     assert all("certainty" in pair.provenance for pair in steps)
+
+
+class OneMeaning(ToyTask):
+    """All steps say the same."""
+
+    def meaning(self, step: str) -> str:
+        return "anything"
+
+
+def test_a_run_merges_the_steps_that_its_task_takes_for_one(tmp_path: Path) -> None:
+    assert Run(tmp_path / "apart", toy_config(credit="tree")).build("gpo")
+    assert not Run(tmp_path / "one", toy_config(credit="tree", task=OneMeaning())).build("gpo")
 
 
 def test_a_journal_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:

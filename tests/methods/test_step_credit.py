@@ -192,3 +192,14 @@ def test_the_credit_of_tails_is_that_of_no_credit(kind: type[Online]) -> None:
 def test_a_trained_prefix_and_step_credit_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="leave one of the two out"):
         run(GRPO, make_model(), groups(), context("tree"), train_prefix=True)
+
+
+def test_steps_that_mean_the_same_have_one_advantage() -> None:
+    """C and D say the same: behind A there is one way to go on, right three times of four."""
+    method = RLOO(make_model(), make_tokenizer())
+    tokenizer = method.policy.tokenizer
+    same = {tokenizer.decode(C): "on", tokenizer.decode(D): "on"}
+    method._begin(context("tree", meaning=lambda step: same.get(step, step)))
+    rows, _ = method._rows(groups())
+    alike = {row.steps[-1].value for row in rows if row.tokens in (C, D) or row.tokens == A + C}
+    assert alike == {3 / 4}

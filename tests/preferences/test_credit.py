@@ -1,5 +1,6 @@
 """Step credit on toy processes, whose values are known."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from gpo.preferences.credit import StepTree, grow, preferences, probability_of_more, values_along
+from gpo.preferences.credit import (
+    StepTree,
+    as_meant,
+    as_written,
+    grow,
+    preferences,
+    probability_of_more,
+    values_along,
+)
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import CHOICE_A, ChainEngine, ChainTask, random_process
@@ -181,3 +190,42 @@ def test_a_prefix_that_no_rollout_passed_is_worth_what_the_one_before_it_is() ->
     [tree] = grow([Group(start, rollouts)]).values()
     for strength in (0.0, 2.0):
         assert list(values_along(tree.path(rollouts[0]), strength).values()) == pytest.approx([0.5, 0.5, 0.5, 1.0])
+
+
+LETTERS = {1: "a = ", 2: "so ", 3: "3", 4: "4", 5: "\n"}
+
+
+class Letters:
+    eos_token_id = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return "".join(LETTERS.get(token, "") for token in token_ids)
+
+
+def test_steps_that_mean_the_same_share_their_credit() -> None:
+    """Planted: without merging each wording has its own single rollout."""
+    start = Start("p", (9,))
+    responses = [((1, 3, 5), 1.0), ((2, 3, 5), 0.0), ((1, 4, 5), 0.0)]
+    trajectories = [
+        Trajectory(str(i), start, Completion((*ids, 4, 0), "", "stop"), Score(right, "right"), (3, 5))
+        for i, (ids, right) in enumerate(responses)
+    ]
+
+    def number(step: str) -> Hashable:
+        return step.strip()[-1]
+
+    [apart] = grow([Group(start, tuple(trajectories))]).values()
+    [merged] = grow([Group(start, tuple(trajectories))], as_meant(number, Letters())).values()
+    assert (len(apart.root.children), len(merged.root.children)) == (3, 2)
+    first, second = (merged.advantages(trajectory, 0.0) for trajectory in trajectories[:2])
+    assert first[0] == second[0] == pytest.approx(1 / 2 - 1 / 3)
+    assert apart.advantages(trajectories[0], 0.0)[0] == pytest.approx(1 - 1 / 3)
+
+
+def test_a_step_that_ends_the_response_is_not_one_that_goes_on() -> None:
+    wording = as_meant(lambda step: step, Letters())
+    assert wording((3, 0)) != wording((3,))
+    assert as_meant(None, Letters()) is as_written

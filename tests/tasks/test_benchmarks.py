@@ -67,3 +67,20 @@ def test_a_question_with_a_line_separator_is_one_row() -> None:
     assert len(problems) + len(task.problems("dev")) == 7473
     assert [p.id for p in problems if "\u2028" in p.question + p.metadata["solution"]] == ["gsm8k/train/2381"]
     assert problems[2381].question in task.prompt(problems[2381])[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Tom has 3 * 4 = 12 pens.", "3 boxes of 4 pens are 12 pens.", True),
+        ("He pays 1,200 dollars.", "10 * 120 = 1200.0", True),
+        ("He has 12 pens.", "#### 12", False),
+        ("So 10-4 is left.", "That is 4", True),
+        ("So 3 - 7 = -4.", "That is 4.", False),
+        ("Let us think.", "let us  think.", True),
+        ("Let us think.", "", False),
+    ],
+)
+def test_a_step_of_gsm8k_means_what_it_works_out(one: str, other: str, same: bool) -> None:
+    task = gpo.make("task", "gsm8k")
+    assert (task.meaning(one) == task.meaning(other)) is same

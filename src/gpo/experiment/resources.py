@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
-from gpo.contracts import Engine, Estimator, Method, Task
+from gpo.contracts import Engine, Estimator, MergingTask, Method, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance
 from gpo.rollout.journal import Journal
@@ -164,6 +164,11 @@ class Resources:
     def task(self) -> Task:
         task: Task = made("task", self.config.task)
         return task
+
+    @property
+    def meaning(self) -> Callable[[str], Hashable] | None:
+        """Which steps are one for credit; None: those of equal tokens."""
+        return self.task.meaning if isinstance(self.task, MergingTask) else None
 
     @cached_property
     def model(self) -> ModelRef:

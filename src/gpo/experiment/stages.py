@@ -26,6 +26,7 @@ from gpo.experiment.budget import (
     to_search,
 )
 from gpo.experiment.resources import Resources
+from gpo.preferences.credit import as_meant
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.preferences.step_pairs import build_step_pairs
@@ -221,6 +222,7 @@ def build(work: Resources, state: RoundState) -> None:
                     stop_ids=engine.stop_ids,
                     starts_only=work.config.credit == "step",
                     settings=pairing,
+                    wording=as_meant(work.meaning, engine.tokenizer),
                     seed=seed,
                     provenance=origin,
                 )

@@ -66,6 +66,7 @@ def train_round(
         temperature=work.config.temperature,
         pairing=work.config.pairs,
         credit=work.config.credit,
+        meaning=work.meaning,
         sampled=round_metrics(work, state),
         work_dir=files.arm(arm) / "unfinished",
         metrics_path=files.arm(arm) / "training.jsonl",

@@ -33,6 +33,7 @@ from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
 from gpo.methods.tree import PackedBatch, pack
 from gpo.methods.update_checkpoint import UpdateCheckpoint
+from gpo.preferences.credit import as_meant
 from gpo.types import Group, RoundContext
 
 DEFAULT = RoundContext()
@@ -243,7 +244,8 @@ class Online(Training):
                 f"train_prefix gives the kept prefix loss, and with credit {credit!r} only sampled steps have any: "
                 "leave one of the two out."
             )
-        rows = group_by_start(groups, train_prefix=self.train_prefix, credit=credit, strength=strength)
+        wording = as_meant(self._context.meaning, self.policy.tokenizer)
+        rows = group_by_start(groups, train_prefix=self.train_prefix, credit=credit, strength=strength, wording=wording)
         total = sum(len(group.trajectories) for group in groups)
         check_token_ids(self.policy.model, (row.ids for row in rows))
         limit = self._limit() or math.inf

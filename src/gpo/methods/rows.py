@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpo.errors import DataError
 from gpo.methods.losses import scaled
-from gpo.preferences.credit import StepTree, grow, values_along
+from gpo.preferences.credit import StepTree, Wording, as_written, grow, values_along
 from gpo.types import Credit, Group, Start, StartKey, Trajectory
 
 
@@ -51,7 +51,12 @@ class TrainingRow:
 
 
 def group_by_start(
-    groups: Sequence[Group], *, train_prefix: bool = False, credit: Credit = "tail", strength: float = 0.0
+    groups: Sequence[Group],
+    *,
+    train_prefix: bool = False,
+    credit: Credit = "tail",
+    strength: float = 0.0,
+    wording: Wording = as_written,
 ) -> list[TrainingRow]:
     """The rows of all graded, non-empty trajectories; a prefix that is trained on has no behaviour log-probabilities.
 
@@ -59,11 +64,12 @@ def group_by_start(
 
     Args:
         strength: rollouts that a prefix's own value counts as in the value of what follows it.
+        wording: which steps are one for credit.
 
     Raises:
         DataError: a start without a prompt, so that nothing predicts its first token.
     """
-    trees = {} if credit == "tail" else grow(groups)
+    trees = {} if credit == "tail" else grow(groups, wording)
     numbers: dict[StartKey, int] = {}
     rows = []
     for group in groups:

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 
 from scipy.stats import beta as beta_distribution
 
+from gpo.contracts import Tokenizer
 from gpo.types import Group, Trajectory
 
 Wording = Callable[[tuple[int, ...]], Hashable]  # what of a step's tokens tells it from others
@@ -32,6 +34,22 @@ Wording = Callable[[tuple[int, ...]], Hashable]  # what of a step's tokens tells
 def as_written(step: tuple[int, ...]) -> Hashable:
     """Steps are one if their tokens are."""
     return step
+
+
+def as_meant(meaning: Callable[[str], Hashable] | None, tokenizer: Tokenizer) -> Wording:
+    """Steps are one if they mean the same, and both end the response or neither does; without `meaning`, `as_written`.
+
+    What ends a response is a special token, which has no text.
+    """
+    if meaning is None:
+        return as_written
+
+    @cache
+    def wording(step: tuple[int, ...]) -> Hashable:
+        ends = not tokenizer.decode(step[-1:], skip_special_tokens=True)
+        return ends, meaning(tokenizer.decode(step, skip_special_tokens=True))
+
+    return wording
 
 
 @dataclass(eq=False)

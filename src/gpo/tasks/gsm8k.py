@@ -15,12 +15,14 @@ Source: Cobbe et al. 2021, arXiv 2110.14168; github.com/openai/grade-school-math
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 from gpo.errors import DataError
 from gpo.tasks.data import Hub, Row, conversation, hold_out, load_rows, worked_examples
-from gpo.tasks.grading import compare, extract, parse_number
+from gpo.tasks.grading import candidates, compare, extract, parse_number
 from gpo.types import Message, Problem, Score, Split
 
 INSTRUCTION = 'Think step by step, one step on each line. End with the line "#### NUMBER".'
@@ -51,6 +53,16 @@ class GSM8K:
 
     def score(self, problem: Problem, text: str) -> Score:
         return compare(parse_number(problem.answer, True), extract(text, parse_number))
+
+    def meaning(self, step: str) -> Hashable:
+        """The last number of the step, which is what it has worked out; of a step without one, its words.
+
+        An answer is another step than the calculation that it repeats.
+        """
+        numbers = re.findall(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?", step)
+        if not numbers:
+            return " ".join(step.lower().split())
+        return any(candidates(step)), Fraction(numbers[-1].replace(",", ""))
 
     def _examples(self, problem: Problem) -> tuple[tuple[str, str], ...]:
         given = worked_examples(self.examples)
