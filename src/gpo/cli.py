@@ -41,6 +41,10 @@ COMMANDS = {
 PROGRAMS = {
     "agreement": ("gpo.annotate.agree:main", "how often people chose the step that the search chose"),
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
+    "compare": (
+        "gpo.suites.command:main",
+        "a suite of runs, and what their arms differ by",
+    ),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
     "report": ("gpo.report.command:main", "everything that a run found as one HTML file, and plots"),
     "traces": (

@@ -52,12 +52,24 @@ def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunC
     changed = [each for each in differences(describe(before), describe(config)) if not each.startswith(TRAINED)]
     if changed:
         raise ConfigError(f"The samples of {source} were made with other settings: {'; '.join(changed[:3])}.")
+    copy_samples(source, target, config)
+    return config
+
+
+def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
+    """The samples of a run of one round, and its questions and answers before training where these are the same, for
+    another run whose settings sample the same.
+
+    Samples that the other run has already stay.
+    """
+    files, stored = RunDirectory(source), resolve({}, RunDirectory(source).config())
+    if RunDirectory(target).rollouts.read():
+        return
     work = Resources(target, replace(config, launch=None))
     with work.held():
-        for path in _samples(files, list(config.arms), same_questions=_questions(before) == _questions(config)):
+        for path in _samples(files, list(config.arms), same_questions=_questions(stored) == _questions(config)):
             with replacing(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
-    return config
 
 
 def _questions(config: RunConfig) -> tuple[object, ...]:

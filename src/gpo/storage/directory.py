@@ -202,6 +202,14 @@ class RunDirectory:
             spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
         return spent
 
+    def seconds_of(self, arm: str) -> dict[str, float]:
+        """Time spent in each stage for an arm, the rollouts of all arms included."""
+        spent: dict[str, float] = {}
+        for event in self._events():
+            if event["arm"] is None or event["arm"].partition(" ")[0] == arm:  # "gpo 2" is its second round
+                spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
+        return spent
+
     def tokens_per_second(self, arm: str) -> float | None:
         """Speed of what an arm has sampled to train on, the rollouts of all arms included; None if nothing was timed.
 

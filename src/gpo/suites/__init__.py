@@ -1,0 +1,1 @@
+"""Suites: many runs that belong together, compared: `gpo compare`."""

@@ -1,0 +1,169 @@
+"""`gpo compare`: a suite of runs, and what its arms differ by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpo.config.help import entries
+from gpo.config.options import resolve, split
+from gpo.config.run import RunConfig
+from gpo.errors import ConfigError, unknown
+from gpo.storage.chunks import Chunks
+from gpo.suites.suite import SHIPPED, Cell, Suite, read_suite
+
+if TYPE_CHECKING:
+    from gpo.suites.cells import SuiteRuns
+
+DEFAULT = "runs/compare"
+OPTIONS = {
+    "--quick": "one seed and small runs: the suite's options for it, no tuning",
+    "--plan": "say what would be run and what difference it could tell, and stop",
+    "--results FILE": "a results.jsonl from elsewhere; its cells are not run again",
+    "--page FILE": "write the page there too, such as docs/results.md",
+    "--data FOLDER": "where data sets are (also: the environment variable GPO_DATA)",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line of `gpo compare`; the exit code."""
+    names, options = split(arguments)
+    if "help" in options or not names:
+        print(usage())
+        return 0 if "help" in options else 2
+    for name in options:
+        if name not in ("quick", "plan", "results", "page", "data"):
+            raise unknown("option", f"--{name}", [entry.partition(" ")[0] for entry in OPTIONS])
+    if len(names) > 2:
+        raise ConfigError(f"gpo compare takes a suite and a directory, got {len(names)} names: {' '.join(names)}.")
+    if (data := options.get("data")) is not None:
+        import os
+
+        if not Path(data).is_dir():
+            raise ConfigError(f"--data {data}: there is no such folder.")
+        os.environ["GPO_DATA"] = str(Path(data).resolve())
+    suite = read_suite(names[0])
+    if "quick" in options:
+        suite = suite.shortened()
+    check(suite)
+    folder = Path(names[1] if len(names) > 1 else f"{DEFAULT}/{suite.name}")
+    if "plan" in options:
+        print(plan(suite))
+        return 0
+    compare(suite, folder, options)
+    return 0
+
+
+def check(suite: Suite) -> None:
+    """Raises: ConfigError if a cell could not be started; the message names it. Nothing has run by then."""
+    cells = [*suite.tuning_cells(), *(Cell(r, m, suite.seeds[0]) for r, m in product(suite.regimes, suite.methods))]
+    for cell in cells:
+        try:
+            resolve(suite.options(cell))
+        except ConfigError as error:
+            raise ConfigError(f"In {cell.name} of the suite {suite.name}: {error}") from error
+
+
+def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
+    """Run what is missing, then write and show the page."""
+    from rich.console import Console
+
+    from gpo.report.progress import ProgressDisplay, rich_table
+    from gpo.suites.cells import Outcome, SuiteRuns
+    from gpo.suites.page import difference_rows, verdict, write_page
+    from gpo.suites.table import contrasts
+
+    console = Console()
+    known = []
+    if (results := options.get("results")) is not None:
+        if not Path(results).is_file():
+            raise ConfigError(f"--results {results}: there is no such file.")
+        known = Chunks(Path(results), Outcome).read()
+    page = Path(options["page"]) if "page" in options else None
+    with ProgressDisplay(console) as display:
+        runs = SuiteRuns(
+            suite,
+            folder,
+            known=known,
+            on_cell=lambda cell, left: _announce(console, display, cell, left),
+            on_progress=display,
+        )
+        runs.run(list(suite.tuning_cells()))
+        for seed in suite.seeds:  # a whole table of one seed first
+            runs.run(test_cells(suite, runs, seed))
+            write_page(suite, runs.outcomes(), folder, page)
+    found = contrasts(suite, runs.outcomes())
+    console.print()
+    console.print(rich_table(*difference_rows(found)))
+    for line in verdict(found):
+        console.print(line, highlight=False)
+    console.print(
+        f"\nEverything is in {folder}: table.md, results.jsonl, differences.png, costs.png",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _announce(console: object, display: object, cell: Cell, left: int) -> None:
+    from rich.console import Console
+
+    from gpo.report.progress import ProgressDisplay
+
+    assert isinstance(console, Console)
+    assert isinstance(display, ProgressDisplay)
+    display.stages.clear()  # each run has stages of the same names
+    console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True)
+
+
+def test_cells(suite: Suite, runs: SuiteRuns, seed: int) -> list[Cell]:
+    """The cells of a seed: arms that chose the same settings are one run."""
+    from gpo.suites.table import chosen
+
+    best = chosen(suite, runs.outcomes())
+    cells = []
+    for regime, method in product(suite.regimes, suite.methods):
+        if not suite.tuning:
+            cells.append(Cell(regime, method, seed))
+            continue
+        arms: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for arm in resolve(suite.options(Cell(regime, method, seed))).arms:
+            arms.setdefault(best[regime, method, arm], []).append(arm)
+        cells += [Cell(regime, method, seed, "test", tuned, tuple(names)) for tuned, names in arms.items()]
+    return cells
+
+
+def plan(suite: Suite) -> str:
+    """What a suite would run, and what difference it could tell."""
+    from gpo.suites.table import detectable
+
+    tuning = list(suite.tuning_cells())
+    rows = [(regime, method) for regime in suite.regimes for method in suite.methods]
+    first: RunConfig = resolve(suite.options(Cell(*rows[0], suite.seeds[0])))
+    questions = first.test_problems
+    lines = [
+        f"{suite.title}",
+        f"  rows        {len(rows)}: {len(suite.methods)} methods in {len(suite.regimes)} regimes",
+        f"  arms        {', '.join(first.arms)}",
+        f"  seeds       {', '.join(map(str, suite.seeds))}",
+        f"  tuning      {len(tuning)} runs on development questions",
+        f"  test        {len(rows) * len(suite.seeds)} runs, more where arms choose different settings",
+    ]
+    if questions is not None:
+        told = 100 * detectable(questions, first.test_samples, len(suite.seeds))
+        asked = f"{questions} questions, {first.test_samples} samples each"
+        lines.append(f"  tells       {told:.1f} points four times of five, with {asked}")
+    return "\n".join(lines)
+
+
+def usage() -> str:
+    """What `gpo compare --help` says."""
+    shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+    text = (
+        "Usage: gpo compare SUITE [DIRECTORY] [--OPTION VALUE]...\n\n"
+        "Runs of several methods, regimes and seeds, and what their arms differ by.\n"
+        f"SUITE is a TOML file (docs/compare.md), or one that ships with GPO: {shipped}.\n"
+        f"The same command goes on where it was left. DIRECTORY is {DEFAULT}/SUITE if none\nis given.\n"
+    )
+    return "\n".join([text, "Options:", *entries(OPTIONS)])

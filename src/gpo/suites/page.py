@@ -1,0 +1,187 @@
+"""The tables and plots of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from gpo.report.clean import one_line
+from gpo.report.plots import COLORS, MARKERS, save
+from gpo.report.results import NAME, percent
+from gpo.storage.files import write_text
+from gpo.suites.cells import Outcome
+from gpo.suites.suite import Suite
+from gpo.suites.table import Contrast, Standing, contrasts, detectable, standings
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def difference_rows(found: Sequence[Contrast]) -> Table:
+    """Header and rows: paired differences of accuracy in points."""
+    header = ["regime", "method", "arms", "difference", "seeds", "questions"]
+    rows = [
+        [
+            one_line(each.regime, NAME),
+            one_line(each.method, NAME),
+            f"{each.arm} - {each.other}",
+            percent(each.difference, signed=True),
+            str(each.seeds),
+            str(each.difference.n),
+        ]
+        for each in found
+    ]
+    return header, rows
+
+
+def standing_rows(found: Sequence[Standing]) -> Table:
+    """Header and rows: accuracy and what it took."""
+    header = ["regime", "method", "arm", "accuracy", "sampled", "trained", "FLOPs", "seconds", "tuned"]
+    rows = [
+        [
+            one_line(each.regime, NAME),
+            one_line(each.method, NAME),
+            one_line(each.arm, NAME),
+            f"{100 * each.accuracy:.1f}",
+            f"{each.sampled_tokens:,.0f}",
+            "-" if each.trained_tokens is None else f"{each.trained_tokens:,.0f}",
+            "-" if each.flops is None else f"{each.flops:.2e}",
+            f"{each.seconds:.0f}",
+            ", ".join(f"{name} {value}" for name, value in each.tuned),
+        ]
+        for each in found
+    ]
+    return header, rows
+
+
+def strata_rows(found: Sequence[Contrast]) -> Table:
+    """Header and rows: the differences among questions by how often the model solved them before training."""
+    names = list(found[0].strata) if found else []
+    rows = []
+    for each in found:
+        cells = [f"{percent(each.strata[name], signed=True)} (n={each.strata[name].n})" for name in names]
+        rows.append(
+            [f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}", f"{each.arm} - {each.other}", *cells]
+        )
+    return ["row", "arms", *names], rows
+
+
+def verdict(found: Sequence[Contrast]) -> list[str]:
+    """One sentence for each pair of arms: in how many rows the first is ahead, and surely."""
+    lines = []
+    for pair in dict.fromkeys((each.arm, each.other) for each in found):
+        ours = [each.difference for each in found if (each.arm, each.other) == pair]
+        ahead = sum(each.estimate > 0 for each in ours)
+        surely, behind = sum(each.lower > 0 for each in ours), sum(each.upper < 0 for each in ours)
+        lines.append(
+            f"{pair[0]} is ahead of {pair[1]} in {ahead} of {len(ours)} rows, in {surely} with an interval clear of 0; "
+            f"behind with one clear of 0 in {behind}."
+        )
+    return lines
+
+
+def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
+    """The page of a suite; it says only what finished cells say."""
+    tested = [row for row in outcomes if row.cell.phase == "test"]
+    found = contrasts(suite, tested)
+    parts = [f"# {suite.title}", ""]
+    if not tested:
+        return "\n".join([*parts, "No cell is finished yet.", ""])
+    seeds = sorted({row.cell.seed for row in tested})
+    questions, samples = max(len(row.questions) for row in tested), max(row.samples for row in tested)
+    told = detectable(questions, samples, len(seeds))
+    parts += [
+        f"Written by `gpo compare {suite.name}` from {len(tested)} finished cells; seeds {', '.join(map(str, seeds))}. "
+        f"Arms are trained on equally many sampled tokens and compared on the same {questions} questions, {samples} "
+        "samples each. Differences are paired; intervals are 95%, by a bootstrap over seeds and questions. A "
+        f"difference of {100 * told:.1f} points would be told from 0 four times of five.",
+        "",
+        *[f"- {line}" for line in verdict(found)],
+        "",
+        "## Differences in points",
+        "",
+        _table(difference_rows(found)),
+        "",
+        "## Accuracy and cost",
+        "",
+        "Means over seeds. FLOPs are 2 for each parameter and sampled token and 6 for each trained one; seconds are of "
+        "sampling and training, on whatever machine it was.",
+        "",
+        _table(standing_rows(standings(suite, tested))),
+        "",
+        "## By how often the question was solved before training",
+        "",
+        "Never; up to a quarter; up to three quarters; nearly always; always, of the samples of all seeds.",
+        "",
+        _table(strata_rows(found)),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    header, rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines)
+
+
+def difference_figure(found: Sequence[Contrast]) -> Figure:
+    """Every difference with its interval, a row for each regime and method."""
+    rows = list(dict.fromkeys((each.regime, each.method) for each in found))
+    pairs = list(dict.fromkeys((each.arm, each.other) for each in found))
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(rows) * (len(pairs) + 0.6)), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for i, pair in enumerate(pairs):
+        ours = [each for each in found if (each.arm, each.other) == pair]
+        places = [rows.index((each.regime, each.method)) + (i - (len(pairs) - 1) / 2) * 0.3 for each in ours]
+        values = [100 * each.difference.estimate for each in ours]
+        errors = [
+            [max(0.0, 100 * (each.difference.estimate - each.difference.lower)) for each in ours],
+            [max(0.0, 100 * (each.difference.upper - each.difference.estimate)) for each in ours],
+        ]
+        label, color = f"{pair[0]} - {pair[1]}", COLORS[(i + 1) % len(COLORS)]
+        axes.errorbar(values, places, xerr=errors, fmt=MARKERS[i], ms=5, capsize=2, color=color, label=label)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(range(len(rows)), [f"{regime}: {method}" for regime, method in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("difference of accuracy in points, 95% interval over seeds and questions")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / figure.get_size_inches()[1]), ncols=len(pairs))
+    return figure
+
+
+def cost_figure(found: Sequence[Standing]) -> Figure:
+    """Accuracy against sampled tokens, FLOPs and seconds; a line from the model before training to each arm."""
+    figure = Figure(figsize=(11, 4), dpi=130, layout="constrained")
+    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != "base"]
+    base = {(each.regime, each.method): each.accuracy for each in found if each.arm == "base"}
+    costs = (("sampled tokens", "sampled_tokens"), ("FLOPs of sampling and training", "flops"), ("seconds", "seconds"))
+    for axes, (label, name) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
+        for i, arm in enumerate(arms):
+            points = [(getattr(each, name), each) for each in found if each.arm == arm and getattr(each, name)]
+            color = COLORS[i % len(COLORS)]
+            for x, each in points:
+                axes.plot(
+                    [0, x], [100 * base[each.regime, each.method], 100 * each.accuracy], color=color, lw=0.5, alpha=0.5
+                )
+            values = [100 * each.accuracy for _, each in points]
+            axes.plot([x for x, _ in points], values, MARKERS[i % len(MARKERS)], ms=6, color=color, label=arm)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy in %")
+    figure.axes[0].legend()
+    return figure
+
+
+def write_page(suite: Suite, outcomes: Sequence[Outcome], folder: Path, page: Path | None = None) -> None:
+    """`table.md` and the plots into `folder`; the page to `page` too."""
+    text = markdown(suite, outcomes)
+    write_text(folder / "table.md", text)
+    if page is not None:
+        write_text(page, text)
+    tested = [row for row in outcomes if row.cell.phase == "test"]
+    if found := contrasts(suite, tested):
+        save(difference_figure(found), folder / "differences.png")
+        save(cost_figure(standings(suite, tested)), folder / "costs.png")

@@ -1,0 +1,192 @@
+"""A suite file: which runs are compared, as options of `gpo run`.
+
+    title = "What resets are worth to two methods"
+    seeds = [0, 1, 2]
+
+    [run]                           # options of every run
+    arms = "plain,random,gpo"
+
+    [methods.dpo]                   # one row of the table each, in every regime
+    [methods.kto]
+    method = "kto"
+
+    [regimes.bbh]                   # what is trained on and asked
+    task = "reasoner"
+
+    [tuning]                        # tried on development questions, each with each; every arm takes its best
+    "method.learning_rate" = [1e-4, 3e-4]
+
+    [quick]                         # options of `--quick`, which takes the first seed and no tuning
+    problems = 24
+
+Names are those of `gpo run --help`; a dotted name may be a table too (`[run.pairs]`, `most = 400`). A method takes the
+name of its section where it has no `method` and its name is one of a method.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from gpo.config.registry import METHODS
+from gpo.errors import ConfigError, unknown
+
+Options = dict[str, str]  # of `gpo run`, without the dashes
+Phase = Literal["tuning", "test"]
+SECTIONS = ("title", "seeds", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
+RESERVED = ("seed", "test_split", "trust")
+SHIPPED = Path(__file__).parent / "files"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite: all its arms are sampled, and those in `arms` trained and asked."""
+
+    regime: str
+    method: str
+    seed: int
+    phase: Phase = "test"
+    tuned: tuple[tuple[str, str], ...] = ()  # settings that were tried or chosen
+    arms: tuple[str, ...] = ()  # empty: all of the run
+
+    @property
+    def name(self) -> str:
+        """Where it is below the directory of the suite."""
+        settings = "".join(f",{key}={value}" for key, value in self.tuned)
+        parts = (self.phase, self.regime, self.method, f"{self.seed}{settings}")
+        return "/".join(re.sub(r"[^\w.,=+-]", "_", part.lower()) for part in parts)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite file says."""
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    methods: Mapping[str, Options]
+    regimes: Mapping[str, Options]
+    run: Options = field(default_factory=dict)
+    tuning: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tuning_seeds: tuple[int, ...] = ()
+    quick: Options = field(default_factory=dict)
+
+    def options(self, cell: Cell) -> Options:
+        """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
+        options = {**self.run, **self.regimes[cell.regime], **self.methods[cell.method], **dict(cell.tuned)}
+        return {**options, "seed": str(cell.seed), "test_split": "dev" if cell.phase == "tuning" else "test"}
+
+    def shortened(self) -> Suite:
+        """The suite with the options of `quick`, one seed, and no tuning."""
+        parts = {"methods": dict(self.methods), "regimes": dict(self.regimes)}
+        return Suite(
+            name=f"{self.name}-quick",
+            title=f"{self.title} (quick form)",
+            seeds=self.seeds[:1],
+            methods={name: {**options, **self.quick} for name, options in parts["methods"].items()},
+            regimes=parts["regimes"],
+            run=self.run,
+        )
+
+    def tuning_cells(self) -> Iterator[Cell]:
+        """Every combination of the settings that are tuned, on development questions."""
+        if not self.tuning:
+            return
+        grid = [tuple(zip(self.tuning, values, strict=True)) for values in product(*self.tuning.values())]
+        for regime, method, tuned, seed in product(self.regimes, self.methods, grid, self.tuning_seeds):
+            yield Cell(regime, method, seed, "tuning", tuned)
+
+
+def read_suite(source: str) -> Suite:
+    """A suite file, or one that ships with the package by its name.
+
+    Raises:
+        ConfigError: there is no such suite, or it says something that is not understood.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file() and "/" not in source:
+        path = SHIPPED / f"{source}.toml"
+    if not path.is_file():
+        raise unknown("suite", source, [file.stem for file in SHIPPED.glob("*.toml")])
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"Cannot read the suite {path}: {error}.") from error
+    for name in data:
+        if name not in SECTIONS:
+            raise unknown(f"part of the suite {path}", name, SECTIONS)
+    seeds = _seeds(data.get("seeds", [0]), path)
+    methods = {name: _options(rows, f"methods.{name}", path) for name, rows in _table(data, "methods", path).items()}
+    for name, options in methods.items():
+        if name in METHODS:
+            options.setdefault("method", name)
+    suite = Suite(
+        name=path.stem,
+        title=str(data.get("title", path.stem)),
+        seeds=seeds,
+        methods=methods,
+        regimes={name: _options(rows, f"regimes.{name}", path) for name, rows in _table(data, "regimes", path).items()}
+        or {"run": {}},
+        run=_options(data.get("run", {}), "run", path),
+        tuning={name: _values(values, name, path) for name, values in _flat(data.get("tuning", {})).items()},
+        tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),
+        quick=_options(data.get("quick", {}), "quick", path),
+    )
+    if not suite.methods:
+        raise ConfigError(f"The suite {path} has no methods. Give at least one, such as [methods.dpo].")
+    names = [cell.name for cell in (Cell(r, m, 0) for r in suite.regimes for m in suite.methods)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two methods or regimes of the suite {path} would share a directory. Rename one.")
+    return suite
+
+
+def _table(data: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    table = data.get(name, {})
+    if not isinstance(table, dict) or not all(isinstance(rows, dict) for rows in table.values()):
+        raise ConfigError(f"{path}: {name} must be tables of options, such as [{name}.NAME].")
+    return table
+
+
+def _options(rows: Any, where: str, path: Path) -> Options:
+    if not isinstance(rows, dict):
+        raise ConfigError(f"{path}: {where} must be a table of options, got {rows!r}.")
+    options = {name: _text(value) for name, value in _flat(rows).items()}
+    for name in RESERVED:
+        if name in options:
+            raise ConfigError(f"{path}: {where} sets {name}, which the suite itself does. Leave it out.")
+    return options
+
+
+def _flat(rows: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Tables within tables as dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in rows.items():
+        inner = _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+        found |= inner
+    return found
+
+
+def _text(value: Any) -> str:
+    """As it would be typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _values(values: Any, name: str, path: Path) -> tuple[str, ...]:
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{path}: tuning.{name} must be a list of values to try, got {values!r}.")
+    return tuple(map(_text, values))
+
+
+def _seeds(values: Any, path: Path) -> tuple[int, ...]:
+    whole = isinstance(values, Sequence) and all(type(value) is int and value >= 0 for value in values)
+    if not whole or not values or len(set(values)) < len(values):
+        raise ConfigError(f"{path}: seeds must be a list of different whole numbers from 0, got {values!r}.")
+    return tuple(values)

@@ -1,0 +1,160 @@
+"""Suites of toy runs: every cell once, tuned on development questions, resumed, and compared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpo.cli import main
+from gpo.errors import ConfigError, GPOError
+from gpo.experiment.run import Run
+from gpo.suites.cells import ArmOutcome, Outcome, SuiteRuns, flops, parameters
+from gpo.suites.command import test_cells as cells_of
+from gpo.suites.page import markdown
+from gpo.suites.suite import Cell, Suite, read_suite
+from gpo.suites.table import chosen, contrasts, detectable, hierarchical
+
+TOY = """
+seeds = [0, 1]
+
+[run]
+task = "toy:ToyTask"
+"task.size" = 2
+engine = "chain"
+rollouts = 4
+locate_per_problem = 2
+reset_rollouts = 2
+test_samples = 4
+test_problems = 2
+"arms.gpo" = "monte_carlo"
+"arms.gpo.rollouts" = 2
+budget = 6
+
+[methods.toy]
+method = "toy:ToyMethod"
+[methods.weak]
+method = "toy:ToyMethod"
+"method.strength" = 1.0
+"""
+
+
+def toy_suite(tmp_path: Path, more: str = "") -> Suite:
+    path = tmp_path / "toy.toml"
+    path.write_text(TOY + more)
+    return read_suite(str(path))
+
+
+def test_a_suite_is_run_once_and_its_table_comes_from_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_suite(tmp_path)
+    command = ["compare", str(tmp_path / "toy.toml"), str(tmp_path / "out"), "--page", str(tmp_path / "page.md")]
+    assert main(command) == 0
+    kept = (tmp_path / "out/results.jsonl").read_bytes()
+    assert len(kept.splitlines()) == 4
+    said = capsys.readouterr().out
+    assert "gpo is ahead of plain in" in said
+    page = (tmp_path / "page.md").read_text()
+    assert page == (tmp_path / "out/table.md").read_text()
+    assert "| run | toy | gpo - plain |" in page
+    for name in ("differences.png", "costs.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 5000
+    assert main(command) == 0
+    assert (tmp_path / "out/results.jsonl").read_bytes() == kept
+
+    # Elsewhere, from the kept outcomes alone.
+    elsewhere = [*command[:2], str(tmp_path / "other"), "--results", str(tmp_path / "out/results.jsonl")]
+    assert main(elsewhere) == 0
+    assert (tmp_path / "other/table.md").read_text() == page
+    assert not (tmp_path / "other/test").exists()
+
+
+def test_methods_of_one_seed_share_what_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = toy_suite(tmp_path)
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run([Cell("run", "toy", 0)])
+    monkeypatch.setattr(Run, "rollout", lambda *_: pytest.fail("sampled again"))
+    runs.run([Cell("run", "weak", 0)])
+    first, second = (tmp_path / f"out/test/run/{method}/0/rollouts.jsonl" for method in ("toy", "weak"))
+    assert first.read_bytes() == second.read_bytes()
+    events = (tmp_path / "out/test/run/weak/0/events.jsonl").read_text().splitlines()
+    assert not any(json.loads(event)["tokens"] for event in events if json.loads(event)["stage"] == "rollout")
+
+
+def test_an_arm_takes_the_setting_that_did_best_on_development_questions(tmp_path: Path) -> None:
+    suite = toy_suite(tmp_path, '[tuning]\n"method.strength" = [0.5, 3.0]\n')
+    runs = SuiteRuns(suite, tmp_path / "out")
+    assert not chosen(suite, runs.outcomes())
+    runs.run(list(suite.tuning_cells()))
+    best = chosen(suite, runs.outcomes())
+    for arm in ("plain", "random", "gpo"):
+        tried = {
+            row.cell.tuned: np.mean([x for x in row.arms[arm].right if x is not None])
+            for row in runs.outcomes()
+            if row.cell.method == "toy"
+        }
+        assert tried[best["run", "toy", arm]] == max(tried.values())
+    assert all(row.options["test_split"] == "dev" for row in runs.outcomes())
+    cells = [cell for cell in cells_of(suite, runs, 0) if cell.method == "toy"]
+    assert sorted(arm for cell in cells for arm in cell.arms) == ["gpo", "plain", "random"]
+    assert len({cell.tuned for cell in cells}) == len(cells)
+
+
+def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = toy_suite(tmp_path)
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run([Cell("run", "toy", 0)])
+
+    def broken(*_: object) -> None:
+        raise ConfigError("No.")
+
+    monkeypatch.setattr(Run, "train", broken)
+    with pytest.raises(GPOError, match=r"In test/run/weak/0 of the suite toy: No\."):
+        runs.run([Cell("run", "weak", 0)])
+    assert [row.cell.method for row in SuiteRuns(suite, tmp_path / "out").outcomes()] == ["toy"]
+
+
+def outcome(seed: int, gpo: list[float | None], plain: list[float | None]) -> Outcome:
+    rights = {"plain": plain, "gpo": gpo}
+    arms = tuple(ArmOutcome(name, tuple(right), 100, 50, {"train": 1.0}) for name, right in rights.items())
+    base = tuple(0.5 for _ in gpo)
+    options = {"arms": "plain,gpo"}
+    return Outcome("s", Cell("r", "m", seed), options, tuple(map(str, range(len(gpo)))), 4, base, arms, 10, "0")
+
+
+SUITE = Suite("s", "S", (0, 1), {"m": {}}, {"r": {}}, {"arms": "plain,gpo"})
+
+
+def test_a_contrast_pairs_questions_and_averages_seeds() -> None:
+    rows = [outcome(0, [1, 1, 0, None], [0, 1, 0, 1]), outcome(1, [1, 0, 0, 1], [0, 0, 0, 1])]
+    [found] = contrasts(SUITE, rows)
+    assert (found.arm, found.other, found.seeds) == ("gpo", "plain", 2)
+    assert found.difference.estimate == pytest.approx(2 / 7)
+    assert found.strata["sometimes"].n == 4
+    assert found.strata["never"].n == 0
+    page = markdown(SUITE, rows)
+    assert "gpo is ahead of plain in 1 of 1 rows" in page
+    assert flops(rows[0], rows[0].arms["gpo"]) == 10 * (2 * 100 + 6 * 50)
+
+
+def test_the_interval_over_seeds_and_questions_covers_at_about_its_level() -> None:
+    """Planted: without the widening of seeds, three of them cover far less."""
+    rng = np.random.default_rng(0)
+    hits, trials = 0, 150
+    for trial in range(trials):
+        table = 0.1 + rng.normal(0, 0.3, (1, 60)) + rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.4, (5, 60))
+        found = hierarchical(table, seed=trial)
+        hits += found.lower <= 0.1 <= found.upper
+    assert 0.88 <= hits / trials <= 1.0
+
+
+def test_more_seeds_and_questions_tell_smaller_differences() -> None:
+    assert detectable(360, 4, 5) < detectable(360, 4, 3) < detectable(90, 4, 3) < detectable(90, 4, 1)
+
+
+def test_parameters_are_counted_in_the_files_of_a_model(tmp_path: Path) -> None:
+    from gpo.config.presets import model_path
+
+    assert parameters(tmp_path) is None
+    assert 500_000 < (parameters(Path(model_path("reasoner"))) or 0) < 3_000_000
