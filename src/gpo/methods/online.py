@@ -1,7 +1,8 @@
 """What the online methods (PPO, GRPO, RLOO) share: groups of rollouts in, a few steps of policy gradient.
 
-Only sampled tokens carry loss; a prefix is context unless `train_prefix`. The behaviour log-probabilities are the
-engine's, and where it gave none the policy as it is before the update stands in.
+Only sampled tokens carry loss; a prefix is context unless `train_prefix`. Ratios are to the policy as it is before the
+update. Where the engine's log-probabilities are others (shorter types, quantized weights, another kernel) a truncated
+importance weight stands in front of the loss; where it gave none, its policy is taken to be the one before the update.
 
 Each process that accelerate has launched takes its part of the rows of every step, and their gradients are added up:
 the weights are those of one process, up to rounding. All are given the same groups.
@@ -16,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from random import Random
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -25,10 +25,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gpo.errors import ConfigError, DataError, unknown
+from gpo.methods import rows as of_rows
 from gpo.methods.losses import kl_estimate, policy_loss
 from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy, saved_state
 from gpo.methods.processes import add_up
-from gpo.methods.rows import TrainingRow, group_by_start, joined, set_step_advantages
+from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_step_advantages
 from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
 from gpo.methods.tree import PackedBatch, pack
@@ -56,6 +57,7 @@ class Online(Training):
     max_tokens: int = 8192  # in memory at once; what trajectories share counts once
     clip: float = 0.2  # of the ratio, downwards
     clip_high: float | None = None  # upwards; None: the same
+    importance_cap: float | None = 2.0  # of policy / sampler, the weight of what it sampled; None: they are one policy
     beta: float = 0.0  # weight of the KL to the reference
     kl_in: Literal["loss", "reward"] = "loss"
     unbiased_kl: bool = True  # in the loss, weighed by the token's ratio, which makes its gradient that of the KL
@@ -68,7 +70,7 @@ class Online(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("minibatches", "max_tokens", "clip", "clip_high")
+        self._positive("minibatches", "max_tokens", "clip", "clip_high", "importance_cap")
         if not self.beta >= 0:
             raise ConfigError(f"beta must be at least 0, got {self.beta}.")
         for name, known in (("kl_in", ("loss", "reward")), ("aggregate", ("token", "sequence"))):
@@ -120,8 +122,9 @@ class Online(Training):
 
         Returns:
             reward, reset_share, rows, rows_left_out (failed grade, empty or too long), loss_tokens (that carry loss),
-            steps, ratio_error (largest |ratio - 1| of the first step), and means over steps of loss, entropy, kl
-            (behaviour || policy), kl_reference (policy || reference, where beta is not 0), clip_fraction and grad_norm.
+            steps, ratio_error (largest |policy / sampler - 1| of the first step), and means over steps of loss,
+            entropy, kl (policy before || policy), kl_reference (policy || reference, where beta is not 0),
+            clip_fraction, importance_capped (share that has the largest weight) and grad_norm.
             Entropy and both KLs are in nats per token. Where there is nothing to learn (no row, or all advantages 0):
             skipped (1), rows, rows_left_out, steps (0), and reward and reset_share if there is a row.
 
@@ -198,7 +201,7 @@ class Online(Training):
             data = [(row.ids, row.reward, row.group, row.steps) for row in rows]
             checkpoint = UpdateCheckpoint(work_dir, self._fingerprint(data))
             steps = checkpoint.load(self._parameters(), optimizer)
-        parts = list(self._parts(rows))
+        parts = of_rows.minibatches(rows, self.epochs, self.minibatches, f"{self.seed}/{self.updates}")
         for part in parts[len(steps) :]:
             steps.append(self._step(optimizer, part))
             due = len(steps) % self.save_steps == 0 or len(steps) == len(parts)
@@ -263,8 +266,12 @@ class Online(Training):
             yield [rows[i] for i in batch.sequences], batch, out
 
     def _look_up(self, rows: Sequence[TrainingRow]) -> None:
-        """Log-probabilities that the engine did not give, and those of the reference."""
-        self._set_logps(self.policy.model, "old", [row for row in rows if row.old is None])
+        """Log-probabilities of the policy before the update, and those of the reference."""
+        for row in rows:
+            row.old = row.sampled if self.importance_cap is None else None
+        # The forward pass of an only step tells them too.
+        if self.epochs * self.minibatches > 1 or (self.beta > 0 and self.kl_in == "reward"):
+            self._set_logps(self.policy.model, "old", [row for row in rows if row.old is None])
         if self.frozen is not None:
             self._set_logps(self.frozen, "reference", rows)
 
@@ -277,17 +284,10 @@ class Online(Training):
 
     def _kl_penalty(self, row: TrainingRow) -> Tensor:
         """(T,) what the KL takes from the reward of each token."""
-        assert row.old is not None
         if row.reference is None or self.kl_in == "loss":
-            return torch.zeros_like(row.old)
+            return torch.zeros(len(row.tokens))
+        assert row.old is not None
         return self.beta * (row.old - row.reference)
-
-    def _parts(self, rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
-        random = Random(f"{self.seed}/{self.updates}")
-        count = min(self.minibatches, len(rows))
-        for _ in range(self.epochs):
-            order = random.sample(rows, len(rows))
-            yield from (order[i::count] for i in range(count))
 
     def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One step of the optimizer on these rows."""
@@ -320,28 +320,27 @@ class Online(Training):
             counted: what counts alike in the mean: tokens, or completions (steps where these have credit).
         """
         assert out.entropy is not None
-        sizes = torch.tensor([size for row in rows for size in row.sizes], device=out.logps.device)
-        owners = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        weight = torch.full_like(out.logps, 1 / counted)
-        if self.aggregate == "sequence":
-            weight = weight / sizes[owners]
-        old, advantages = joined(rows, "old", out.logps), joined(rows, "advantages", out.logps)
-        log_ratio = of_token = out.logps - old
-        if self.ratio_of == "sequence":
-            log_ratio = log_ratio.new_zeros(len(sizes)).index_add(0, owners, log_ratio)[owners]
+        now = out.logps.detach()
+        weight = of_rows.weights_in_mean(rows, now, counted, self.aggregate)
+        old = known_or(rows, "old", now)
+        of_token, advantages = out.logps - old, joined(rows, "advantages", now)
+        log_ratio, log_weight = of_rows.log_ratios(rows, out.logps, old, self.ratio_of)
+        importance = log_weight.exp().clamp(max=self.importance_cap or math.inf)
         high = self.clip if self.clip_high is None else self.clip_high
         per_token, held = policy_loss(log_ratio, advantages, self.clip, high)
+        per_token = importance * per_token
         metrics = {
             "entropy": (out.entropy * weight).sum().item(),
             "clip_fraction": (held * weight).sum().item(),
-            "kl": (kl_estimate(old, out.logps.detach()) * weight).sum().item(),
-            "ratio_error": (log_ratio.detach().exp() - 1).abs().max().item(),
+            "importance_capped": ((log_weight.exp() > importance) * weight).sum().item(),
+            "kl": (kl_estimate(old, now) * weight).sum().item(),
+            "ratio_error": ((log_ratio.detach() + log_weight).exp() - 1).abs().max().item(),
         }
         if rows[0].reference is not None:
             kl = kl_estimate(out.logps, joined(rows, "reference", out.logps))
             metrics["kl_reference"] = (kl.detach() * weight).sum().item()
             if self.kl_in == "loss":
-                per_token = per_token + self.beta * (of_token.exp() * kl if self.unbiased_kl else kl)
+                per_token = per_token + self.beta * (importance * of_token.exp() * kl if self.unbiased_kl else kl)
         extra, more = self._extra_loss(rows, out, weight)
         loss = (per_token * weight).sum() + extra
         return loss, {"loss": loss.item(), **metrics, **more}

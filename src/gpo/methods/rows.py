@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from random import Random
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ class TrainingRow:
     reward: float
     group: int  # rows of the same start have the same number
     start: Start
-    old: Tensor | None  # (T,) behaviour log-probabilities, nats
+    sampled: Tensor | None  # (T,) log-probabilities that the engine told, nats
     steps: tuple[StepCredit, ...] = ()  # the tokens, step by step; empty where the score is credit for all of them
+    old: Tensor | None = None  # (T,) of the policy before the update; None: as it is in its first step
     reference: Tensor | None = None  # (T,)
     advantages: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T,)
     values: Tensor = field(default_factory=lambda: torch.zeros(0))  # (T,) of the critic, before each token
@@ -58,7 +60,7 @@ def group_by_start(
     strength: float = 0.0,
     wording: Wording = as_written,
 ) -> list[TrainingRow]:
-    """The rows of all graded, non-empty trajectories; a prefix that is trained on has no behaviour log-probabilities.
+    """The rows of all graded, non-empty trajectories; the engine told nothing of a prefix that is trained on.
 
     With `step` credit a row ends with the first step behind its start: what is behind that carries no loss.
 
@@ -83,14 +85,14 @@ def group_by_start(
             ids, logps = trajectory.completion.token_ids, trajectory.completion.logprobs
             if trajectory.score.value is None or not ids:
                 continue
-            old = None if trained or logps is None else torch.tensor(logps)
-            row = TrainingRow(context, trained + ids, trajectory.score.value, number, start, old)
+            told = None if trained or logps is None else torch.tensor(logps)
+            row = TrainingRow(context, trained + ids, trajectory.score.value, number, start, told)
             if credit != "tail":
                 row.steps = _steps(trajectory, trees[start.problem_id, start.prompt_ids], strength)
             if credit == "step":
                 row.steps = row.steps[:1]
                 row.tokens = row.tokens[: row.steps[0].size]
-                row.old = None if row.old is None else row.old[: row.steps[0].size]
+                row.sampled = None if row.sampled is None else row.sampled[: row.steps[0].size]
             rows.append(row)
     return rows
 
@@ -100,6 +102,13 @@ def _steps(trajectory: Trajectory, tree: StepTree, strength: float) -> tuple[Ste
     values = values_along(tree.path(trajectory), strength)
     ends = [end for end in values if end >= len(trajectory.start.prefix_ids)]
     return tuple(StepCredit(end - begin, values[end] - values[begin], values[end]) for begin, end in pairwise(ends))
+
+
+def minibatches(rows: Sequence[TrainingRow], epochs: int, count: int, seed: str) -> list[list[TrainingRow]]:
+    """The rows of each step: `count` steps of an epoch, or one for each row."""
+    random, count = Random(seed), min(count, len(rows))
+    orders = [random.sample(rows, len(rows)) for _ in range(epochs)]
+    return [order[i::count] for order in orders for i in range(count)]
 
 
 def set_step_advantages(rows: Sequence[TrainingRow], penalties: Sequence[Tensor], *, scale: bool) -> None:
@@ -115,6 +124,40 @@ def set_step_advantages(rows: Sequence[TrainingRow], penalties: Sequence[Tensor]
 def joined(rows: Sequence[TrainingRow], name: str, like: Tensor) -> Tensor:
     """(S,) a field of all rows, one after the other, on the device and of the type of `like`."""
     return torch.cat([getattr(row, name) for row in rows]).to(like)
+
+
+def known_or(rows: Sequence[TrainingRow], name: str, stand_in: Tensor) -> Tensor:
+    """(S,) as `joined`; rows that do not have the field take their part of `stand_in` (S,)."""
+    parts = torch.split(stand_in, [len(row.tokens) for row in rows])
+    own = [getattr(row, name) for row in rows]
+    return torch.cat([part if known is None else known.to(part) for known, part in zip(own, parts, strict=True)])
+
+
+def log_ratios(
+    rows: Sequence[TrainingRow], logps: Tensor, old: Tensor, ratio_of: Literal["token", "sequence"]
+) -> tuple[Tensor, Tensor]:
+    """(S,) log of policy / policy before the update, and of that / the sampler: of each token, or of its action."""
+    found = (logps - old, old - known_or(rows, "sampled", old))
+    if ratio_of == "token":
+        return found
+    sizes, owners = _actions(rows, logps.device)
+    ratio, weight = (each.new_zeros(len(sizes)).index_add(0, owners, each)[owners] for each in found)
+    return ratio, weight
+
+
+def weights_in_mean(
+    rows: Sequence[TrainingRow], like: Tensor, counted: int, aggregate: Literal["token", "sequence"]
+) -> Tensor:
+    """(S,) of each token in a mean over `counted` tokens, or over as many actions whose tokens count alike."""
+    sizes, owners = _actions(rows, like.device)
+    weights = torch.full_like(like, 1 / counted)
+    return weights / sizes[owners] if aggregate == "sequence" else weights
+
+
+def _actions(rows: Sequence[TrainingRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(A,) tokens of each action of all rows, and (S,) the action that each token is of."""
+    sizes = torch.tensor([size for row in rows for size in row.sizes], device=device)
+    return sizes, torch.arange(len(sizes), device=device).repeat_interleave(sizes)
 
 
 def by_group(rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
