@@ -3,6 +3,7 @@
 # make check  the checks alone
 # make coverage   the tests again, and which lines they reach
 # make docs   the docs site into site/
+# make real-model   a small pretrained model for the tests of real models, once, into a cache folder
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -14,7 +15,11 @@ export GPO_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: demo test check coverage docs setup
+# A folder of a model of one's own, or where `make real-model` puts one.
+export GPO_CACHE ?= $(HOME)/.cache/gpo
+REAL_MODEL := $(or $(GPO_REAL_MODEL),$(GPO_CACHE)/models/smollm2)
+
+.PHONY: demo test check coverage docs setup real-model
 
 demo: $(SETUP)
 	$(BIN)/gpo run runs/demo $(if $(GPO_DATA),--data "$(GPO_DATA)")
@@ -33,6 +38,15 @@ check: $(SETUP)
 
 docs: $(SETUP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+real-model: $(REAL_MODEL)/config.json
+
+# What reads GGUF files is in a folder of its own: the project does not need it.
+$(REAL_MODEL)/config.json: | $(SETUP)
+	@test -x ../shared/models/real-model || { echo "What makes the model, ../shared/models/real-model, is not there. \
+	Get it with: huggingface-cli download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir $(REAL_MODEL)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$(GPO_CACHE)/gguf" gguf==0.19.0
+	PYTHONPATH="$(GPO_CACHE)/gguf" $(BIN)/python ../shared/models/real-model smollm2 "$(REAL_MODEL)"
 
 setup: $(SETUP)
 

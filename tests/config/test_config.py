@@ -12,6 +12,7 @@ from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.rollout.segmenters import Newline
+from gpo.toy import ChainEngine
 from gpo.types import ModelRef
 from toy import ToyMethod
 
@@ -178,6 +179,26 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
     assert method(method="ppo", model="another")["learning_rate"] is None
     assert method() == method(method="dpo")
     assert method(model="reader") == method()
+
+
+def test_another_model_is_trained_by_adapters_in_small_batches_and_cut_at_sentences() -> None:
+    def of(**options: str) -> dict[str, Any]:
+        return describe(resolve({"model": "org/name", **options}))
+
+    dpo, grpo = of()["method"], of(method="grpo")["method"]
+    assert (dpo["lora"], dpo["gradient_checkpointing"]) == (16, True)
+    assert dpo["batch_size"] * dpo["gradient_accumulation"] == describe(RunConfig())["method"]["batch_size"]
+    assert (grpo["lora"], grpo["gradient_checkpointing"]) == (16, True)
+    assert of()["segmenter"]["sentence_tokens"] == 30
+    assert of(segmenter="sentence")["segmenter"]["name"] == "sentence"
+    assert of(**{"method.lora": "none", "method.batch_size": "16"})["method"]["lora"] is None
+    assert describe(RunConfig())["method"]["lora"] is None
+    assert describe(RunConfig())["segmenter"]["sentence_tokens"] is None
+    embedded = describe(resolve({"model": "reasoner"}, of()))
+    assert (embedded["method"]["lora"], embedded["method"]["batch_size"]) == (None, 16)
+    assert embedded["segmenter"] == describe(RunConfig())["segmenter"]
+    in_memory = describe(RunConfig(engine=ChainEngine()))
+    assert in_memory["method"]["lora"] is None
 
 
 def test_python_and_the_command_line_have_the_same_defaults() -> None:

@@ -185,6 +185,7 @@ LETTER_OPTIONS = {
     "max_tokens": "6",
     "rounds": "3",
     "method.epochs": "2",
+    "method.lora": "none",
     "method.minibatches": "2",
     "method.learning_rate": "1e-2",
 }

@@ -55,6 +55,28 @@ def cut(segmenter, *texts: str, eos: bool = False) -> tuple[int, ...]:
     return segmenter(tuple(range(len(texts) + eos)), tokenizer)
 
 
+def test_a_long_line_is_cut_at_sentences_if_asked() -> None:
+    line = ("One", " two", ".", " Mr", ".", " X", " has", " 3", ".", "5", ".", " So", " it", " is", ".\n", "End", ".")
+    assert cut(Newline(), *line) == (15, 17)
+    assert cut(Newline(sentence_tokens=3), *line) == (3, 11, 15, 17)  # "Mr." is too short, and 3.5 is one number
+    assert cut(Newline(sentence_tokens=30), *line) == (15, 17)
+    assert cut(Newline(sentence_tokens=1), "A", ".", "\n", "B", eos=True) == (3, 5)
+
+
+def test_steps_of_a_prefix_are_those_of_the_whole() -> None:
+    texts = ("a", " b", ".", " c", ".", " d", " e", ".", "\n", "f", " g", ".", " h")
+    for size in (1, 2, 3, 4):
+        segmenter = Newline(sentence_tokens=size)
+        ends = cut(segmenter, *texts)
+        for end in ends:
+            assert cut(segmenter, *texts[:end]) == ends[: ends.index(end) + 1]
+
+
+def test_a_sentence_of_no_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sentence_tokens=0; expected at least 1"):
+        Newline(sentence_tokens=0)
+
+
 def test_newline_cuts_after_the_token_that_holds_the_newline() -> None:
     assert cut(Newline(), "a", "\n", "b", ".\n", "c") == (2, 4, 5)
     assert cut(Newline(), "a", "b\nc", "d") == (2, 3)

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from gpo.config.components import Spec, setting_types
 from gpo.config.options import SHORT, presets_of
-from gpo.config.presets import REASONER
+from gpo.config.presets import OTHERS, REASONER, SEGMENTS
 from gpo.config.registry import REGISTRIES
 from gpo.config.run import COMPONENTS, RunConfig
 from gpo.types import PairSettings
@@ -63,9 +63,10 @@ def component_lines(kind: str, name: str) -> list[str]:
     lines = [f"Settings of {kind} {name}:", *settings(component, f"--{kind}.")]
     if known := presets_of(component):
         lines += entry(f"--{kind}.preset", f"all of them at once: {', '.join(known)}")
-    if kind == "method" and name in REASONER:
-        tuned = ", ".join(f"{key} {value}" for key, value in REASONER[name].items())
-        lines += textwrap.wrap(f"With a model that ships with GPO, unless told otherwise: {tuned}.", WIDTH)
+    for model, presets in (("a model that ships with GPO", REASONER), ("another model", {**OTHERS, **SEGMENTS})):
+        if kind in ("method", "segmenter") and name in presets:
+            tuned = ", ".join(f"{key} {value}" for key, value in presets[name].items())
+            lines += textwrap.wrap(f"With {model}, unless told otherwise: {tuned}.", WIDTH)
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpo.config.components import Spec, setting_types
-from gpo.config.presets import REASONER
+from gpo.config.presets import OTHERS, REASONER, SEGMENTS
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, COMPONENTS, RunConfig
 from gpo.errors import ConfigError, unknown
@@ -161,10 +161,13 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_presets(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings for another model: what the shipped one's preset has set is open again."""
-    preset = REASONER.get(stored["method"]["name"], {})
-    method = {key: value for key, value in stored["method"].items() if key not in preset or value != preset[key]}
-    return {**stored, "method": method, "piece_seconds": None}
+    """Stored settings for another model: what a preset has set for the one before is open again."""
+    left = {}
+    for kind, presets in (("method", (REASONER, OTHERS)), ("segmenter", (SEGMENTS,))):
+        known = [preset.get(stored[kind]["name"], {}) for preset in presets]
+        tuned = [(key, value) for preset in known for key, value in preset.items()]
+        left[kind] = {key: value for key, value in stored[kind].items() if (key, value) not in tuned}
+    return {**stored, **left, "piece_seconds": None}
 
 
 def _long(name: str) -> str:

@@ -1,7 +1,7 @@
-"""The models that ship with the package, and the settings that were found for them on development questions.
+"""What a run takes wherever nothing else was said: for the models that ship with the package, and for all others.
 
-A million parameters take larger steps than the defaults (docs/lab-notes.md). This is the one place that knows it: a
-run of a shipped model takes what stands here wherever nothing else was said.
+A million parameters take larger steps than the defaults (docs/lab-notes.md). Half a billion do not fit a laptop with
+all weights in training, and write several sentences in a line. This is the one place that knows it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ REASONER: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name
     **{method: {"learning_rate": 3e-4} for method in ("kto", "simpo", "orpo")},
     **dict.fromkeys(("ppo", "grpo", "rloo"), _ONLINE),
 }
+_FITTING = {"lora": 16, "gradient_checkpointing": True}
+_IN_PARTS = {**_FITTING, "batch_size": 2, "gradient_accumulation": 8}  # steps of 16 pairs, two of them in memory
+OTHERS: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name, for a model that does not ship with GPO
+    **dict.fromkeys(("dpo", "simpo", "orpo"), _IN_PARTS),
+    "kto": {**_FITTING, "batch_size": 4, "gradient_accumulation": 4},  # its reference point is of a batch
+    **dict.fromkeys(("ppo", "grpo", "rloo"), _FITTING),
+}
+SEGMENTS: Mapping[str, Mapping[str, Any]] = {"newline": {"sentence_tokens": 30}}  # of segmenters by name, likewise
 PIECE_SECONDS = 30.0  # of a run of another model; what is sampled with a shipped one is written in whole chunks
 
 # Of a file of traces by its name: what the published BBH questions begin with and the rows of BIG-Bench-Mistake lack.

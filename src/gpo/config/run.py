@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from gpo.config.components import Spec, describe_component
 from gpo.config.models import resolve_model
-from gpo.config.presets import EMBEDDED, PIECE_SECONDS, REASONER, SHIPPED
+from gpo.config.presets import EMBEDDED, OTHERS, PIECE_SECONDS, REASONER, SEGMENTS, SHIPPED
 from gpo.contracts import Engine, Estimator, Method, Task
 from gpo.errors import ConfigError
 from gpo.rollout.segmenters import Segmenter
@@ -97,17 +97,18 @@ class RunConfig:
                 raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
 
     def _name_components(self) -> None:
-        """A name becomes a `Spec`; a method has the settings of a shipped model where nothing else is said."""
+        """A name becomes a `Spec`; method and segmenter have what suits the model where nothing else is said."""
         for kind in COMPONENTS:
             if isinstance(getattr(self, kind), str):
                 object.__setattr__(self, kind, Spec(kind, getattr(self, kind)))
         arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
         object.__setattr__(self, "arms", arms)
-        hf = isinstance(self.engine, Spec) and self.engine.name == "hf"
-        shipped = hf and resolve_model(self).name in SHIPPED
-        if isinstance(self.method, Spec):
-            preset = REASONER.get(self.method.name, {}) if shipped else {}
-            object.__setattr__(self, "method", replace(self.method, preset=preset))
+        by_name = isinstance(self.engine, Spec)
+        shipped = by_name and self.engine.name == "hf" and resolve_model(self).name in SHIPPED
+        tuned, cut = (REASONER, {}) if shipped else (OTHERS, SEGMENTS) if by_name else ({}, {})
+        for kind, presets in (("method", tuned), ("segmenter", cut)):
+            if isinstance(spec := getattr(self, kind), Spec):
+                object.__setattr__(self, kind, replace(spec, preset=presets.get(spec.name, {})))
         if self.piece_seconds is None:
             object.__setattr__(self, "piece_seconds", 0.0 if shipped else PIECE_SECONDS)
 

@@ -16,7 +16,7 @@ from gpo.engines.branching import DecodeBatch, follow_prompt, unfollowed
 from gpo.engines.draw import NextToken
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.loading import check_vocabulary, load_model, load_tokenizer, vocabulary_of
+from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
 from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.teacher_forcing import teacher_forced
@@ -48,6 +48,7 @@ class HFEngine:
     max_rows: int = 256  # sequences decoded at once
     max_batch_tokens: int = 1 << 18  # positions of all rows of a batch; those that wait to join keep their own tokens
     kernel: str = "auto"  # "library" decodes with the model's forward pass even where there is a faster one
+    _end_of_turn: int | None = field(default=None, init=False, repr=False, compare=False)
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)  # None: closed
 
@@ -68,7 +69,7 @@ class HFEngine:
             tokenizer = load_tokenizer(str(ref.source), ref.revision)
         elif tokenizer is None:
             raise ConfigError("A loaded model comes without a tokenizer. Give tokenizer= as well.")
-        self.tokenizer = tokenizer
+        self.tokenizer, self._end_of_turn = tokenizer, end_of_turn(tokenizer)
         self._take(ref)
 
     def load(self, model: ModelRef) -> None:
@@ -111,10 +112,11 @@ class HFEngine:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """End-of-sequence tokens of the generation configuration and of the tokenizer."""
+        """End-of-sequence tokens of the generation configuration and of the tokenizer, and the template's end of turn."""
         configured = getattr(getattr(self._network(), "generation_config", None), "eos_token_id", None)
         several = configured if isinstance(configured, list) else [configured]
-        return frozenset(stop for stop in (*several, self.tokenizer.eos_token_id) if stop is not None)
+        ends = (*several, self.tokenizer.eos_token_id, self._end_of_turn)
+        return frozenset(stop for stop in ends if stop is not None)
 
     @property
     def repeatable(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from gpo.engines.adapters import merge, without_wrapper
 from gpo.errors import EngineError
@@ -32,6 +33,29 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
             f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give tokenizer=."
         ) from error
     return tokenizer
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that ends the model's turn in a conversation; None without a template or such a token.
+
+    That of the template may be no end of sequence: base models of several families have the template of their chat
+    models, whose turns end with a token of its own, and would write the user's next turn.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    said = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    try:
+        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    except (TypeError, ValueError, TemplateError):
+        return None
+    behind: list[int] = []  # special tokens since the last other one; white space is none
+    for token in reversed(ids):
+        if token in tokenizer.all_special_ids or tokenizer.convert_ids_to_tokens(token) in tokenizer.get_added_vocab():
+            behind.append(token)
+        elif tokenizer.decode([token]).strip():
+            break
+    return behind[-1] if behind else None
 
 
 def load_model(source: str, revision: str | None, *, device: str, dtype: str, attention: str | None) -> Any:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from gpo.errors import ConfigError
 
+SENTENCE = re.compile(r"""[.!?]['")\]]*(?=\s)|\n""")
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
 
 
@@ -89,9 +90,13 @@ class _Limits:
 
 @dataclass(frozen=True)
 class _TextSegmenter(_Limits):
-    """A step ends where a match of `separator` ends."""
+    """A step ends where a match of `separator` ends, if `_ends_step` says so."""
 
     separator: ClassVar[re.Pattern[str]]
+
+    def _ends_step(self, match: re.Match[str], tokens: int) -> bool:
+        """Whether a match ends the step, which has that many tokens then."""
+        return True
 
     def __call__(
         self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
@@ -102,12 +107,14 @@ class _TextSegmenter(_Limits):
         text = "".join(texts)
         character_ends = list(accumulate(map(len, texts)))
         ends: list[int] = []
-        begin = 0
+        begin = first = 0  # of the step: character, token
         for match in self.separator.finditer(text):
             if match.end() <= begin:  # inside the last token of the step before
                 continue
             token = bisect_right(character_ends, match.end() - 1)
-            end = character_ends[token]
+            if not self._ends_step(match, token + 1 - first):
+                continue
+            end, first = character_ends[token], token + 1
             if not text[begin:end].isspace():
                 ends.append(token + 1)
             elif ends:  # a blank piece joins the step before it, or at the start of the response the one after it
@@ -120,9 +127,21 @@ class _TextSegmenter(_Limits):
 
 @dataclass(frozen=True)
 class Newline(_TextSegmenter):
-    r"""A step is a line. Source: GPO, section 5 (steps end at "\n")."""
+    r"""A step is a line, or a long enough part of one that ends with a sentence.
 
-    separator: ClassVar[re.Pattern[str]] = re.compile(r"\n")
+    Whether a step ends depends on it and on the character behind it only. Source: GPO, section 5 (steps end at "\n").
+    """
+
+    separator: ClassVar[re.Pattern[str]] = SENTENCE
+    sentence_tokens: int | None = None  # a sentence ends a step of at least as many tokens; None: only a line does
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sentence_tokens is not None and self.sentence_tokens < 1:
+            raise ConfigError(f"Newline got sentence_tokens={self.sentence_tokens}; expected at least 1, or none.")
+
+    def _ends_step(self, match: re.Match[str], tokens: int) -> bool:
+        return match.group() == "\n" or (self.sentence_tokens is not None and tokens >= self.sentence_tokens)
 
 
 @dataclass(frozen=True)
@@ -141,7 +160,7 @@ class Authors(_TextSegmenter):
 class Sentence(_TextSegmenter):
     """A step ends at a newline, or after ".", "!" or "?" (and closing quotes or brackets) before a space."""
 
-    separator: ClassVar[re.Pattern[str]] = re.compile(r"""[.!?]['")\]]*(?=\s)|\n""")
+    separator: ClassVar[re.Pattern[str]] = SENTENCE
 
 
 @dataclass(frozen=True)
