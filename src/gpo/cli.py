@@ -79,6 +79,7 @@ OPTIONS = {
     "--arm NAME": "only this arm (locate to evaluate; evaluate also knows `base`)",
     "--COMPONENT NAME": "engine, method, segmenter or estimator, or module:Class of your own",
     "--COMPONENT.FIELD X": "a setting of a component, such as --estimator.rollouts 8 or --method.beta 0.1",
+    "--dry-run": "of gpo run: look at a prompt and some responses, say how long it takes, write nothing",
     "--trust": "run code that the config.json of somebody else's run names",
     "--verbose": "say more on what is done (also: GPO_LOG=info)",
     "--help": "after a command: its options, and the settings of the components named beside it",
@@ -247,23 +248,30 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
 
     from gpo.config.options import resolve
     from gpo.experiment.run import Run
+    from gpo.report.forecast import Forecast, dry_run
     from gpo.report.progress import ProgressDisplay, print_results
     from gpo.storage.directory import RunDirectory
 
     console = Console()
-    arm = options.pop("arm", None)
+    arm, dry = options.pop("arm", None), options.pop("dry-run", "false") != "false"
+    if dry and name != "run":
+        raise ConfigError(f"--dry-run goes with gpo run, not with gpo {name}.")
     if arm is not None and name in ("run", "rollout", "results"):
         raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
     check_trust(directory, options)
+    if dry:
+        dry_run(console, directory, options, stored)
+        return
     if (source := options.pop("samples", None)) is not None:
         from gpo.experiment.reuse import take_samples
 
         take_samples(Path(source), directory, options)
         stored = files.config()
     with ProgressDisplay(console) as display:
-        run = Run(directory, resolve(options, stored), on_progress=display)
+        run = Run(directory, resolve(options, stored))
+        run.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
         results = do(name, run, arm)
     if results is not None:
         print_results(console, results)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpo.engines.hf import HFEngine
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.prefixes import DecodeRow, shared_prompts
@@ -104,3 +105,8 @@ def test_what_changes_the_forward_pass_is_left_to_the_library(build: Any) -> Non
     rotated = deepcopy(model)
     rotated.config.rope_parameters["rope_type"] = "dynamic"
     assert not is_supported(rotated)
+
+
+def test_a_large_model_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch, build: Any, word_tokenizer: Any) -> None:
+    monkeypatch.setattr("gpo.engines.llama.LARGEST", 1000)
+    assert type(HFEngine(build("qwen2"), word_tokenizer).decoder()) is LibraryDecoder

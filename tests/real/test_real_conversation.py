@@ -15,7 +15,7 @@ from gpo.preferences.pairs import build_pairs
 from gpo.rollout.prompting import question_start, render
 from gpo.rollout.sampler import Sampler
 from gpo.tasks.question import Question
-from gpo.types import Request
+from gpo.types import Problem, Request, Score
 
 END_OF_TEXT, END_OF_TURN = 0, 2
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -24,7 +24,11 @@ SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, train
 def test_the_turn_of_the_assistant_is_open(engine: HFEngine) -> None:
     ids = render([{"role": "user", "content": "Hi?"}], engine.tokenizer)
     assert engine.tokenizer.decode(ids) == f"{SYSTEM}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
-    shots = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "?"}]
+    shots = [
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "?"},
+    ]
     text = engine.tokenizer.decode(render(shots, engine.tokenizer))  # type: ignore[arg-type]
     assert text.count("<|im_start|>assistant\n") == 2
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -51,7 +55,7 @@ def test_a_response_ends_with_its_turn_and_not_with_the_text(engine: HFEngine) -
 
 
 def base_model(smollm2: Path) -> Any:
-    """The tokenizer as base models have it: the end of sequence is that of the text, the template is there all the same."""
+    """The tokenizer as base models have it: the end of sequence is that of the text, and there is a template."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     tokenizer.eos_token = "<|endoftext|>"
     assert tokenizer.eos_token_id == END_OF_TEXT
@@ -90,18 +94,18 @@ def test_the_end_of_turn_is_read_off_the_template(smollm2: Path, template: str |
     assert end_of_turn(tokenizer) == expected
 
 
+class Contains(Question):
+    """A task that takes an answer for right wherever it stands."""
+
+    def score(self, problem: Problem, text: str) -> Score:
+        right = problem.answer in text
+        return Score(float(right), "right" if right else "wrong", text)
+
+
 def test_pairs_have_the_end_of_turn_as_a_token_and_not_in_their_text(engine: HFEngine) -> None:
-    task = Question("What is the capital of Australia? Answer with one word.", "Canberra", instruction="")
+    task = Contains("What is the capital of Australia? Answer with one word.", "Canberra", instruction="")
     [problem] = task.problems("train")
-
-    class Contains(Question):
-        def score(self, problem: Any, text: str) -> Any:
-            from gpo.types import Score
-
-            right = "Canberra" in text
-            return Score(float(right), "right" if right else "wrong", text)
-
-    sampler = Sampler(engine, Contains(task.question, task.answer), {problem.id: problem}, max_tokens=12, seed=3)
+    sampler = Sampler(engine, task, {problem.id: problem}, max_tokens=12, seed=3)
     groups = sampler([question_start(problem, task, engine.tokenizer)], 16)
     pairs = build_pairs(groups, engine.tokenizer, stop_ids=engine.stop_ids)
     assert pairs

@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from gpo.rollout.segmenters import Authors, BlankLine, FixedTokens, Newline, Segmenter, Sentence
 
-SEGMENTERS = [Newline(), Authors(), Sentence(), BlankLine(), FixedTokens(), Newline(sentence_tokens=30), Newline(min_step_tokens=8, max_steps=12)]
+SEGMENTERS = [
+    Newline(),
+    Authors(),
+    Sentence(),
+    BlankLine(),
+    FixedTokens(),
+    Newline(sentence_tokens=30),
+    Newline(min_step_tokens=8, max_steps=12),
+]
 # As Qwen cuts text: punctuation takes the newlines after it along, so that ".\n\n" can be one token.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

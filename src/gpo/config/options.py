@@ -26,13 +26,8 @@ RENAMED: tuple[
     ({"name": "adaptive", "critic": None}, {"critic": "none"}),
 )
 NO_VALUE = ("help", "version")
-FLAGS = (
-    *NO_VALUE,
-    "plan",
-    "quick",
-    "reuse",
-    "watch",
-)  # stand for themselves; settings of components that are true or false do too
+# Stand for themselves; settings of components that are true or false do too.
+FLAGS = (*NO_VALUE, "dry-run", "plan", "quick", "reuse", "watch")
 SHORT = {"estimator": "arms.gpo"}
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
     "pairs_per_start": "per_start",

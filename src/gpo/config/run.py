@@ -103,9 +103,9 @@ class RunConfig:
                 object.__setattr__(self, kind, Spec(kind, getattr(self, kind)))
         arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
         object.__setattr__(self, "arms", arms)
-        by_name = isinstance(self.engine, Spec)
-        shipped = by_name and self.engine.name == "hf" and resolve_model(self).name in SHIPPED
-        tuned, cut = (REASONER, {}) if shipped else (OTHERS, SEGMENTS) if by_name else ({}, {})
+        engine = self.engine.name if isinstance(self.engine, Spec) else None  # None: made in Python, with its model
+        shipped = engine == "hf" and resolve_model(self).name in SHIPPED
+        tuned, cut = (REASONER, {}) if shipped else ({}, {}) if engine is None else (OTHERS, SEGMENTS)
         for kind, presets in (("method", tuned), ("segmenter", cut)):
             if isinstance(spec := getattr(self, kind), Spec):
                 object.__setattr__(self, kind, replace(spec, preset=presets.get(spec.name, {})))

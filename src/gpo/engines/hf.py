@@ -112,7 +112,7 @@ class HFEngine:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """End-of-sequence tokens of the generation configuration and of the tokenizer, and the template's end of turn."""
+        """End-of-sequence tokens of generation configuration and tokenizer, and the end of turn of its template."""
         configured = getattr(getattr(self._network(), "generation_config", None), "eos_token_id", None)
         several = configured if isinstance(configured, list) else [configured]
         ends = (*several, self.tokenizer.eos_token_id, self._end_of_turn)

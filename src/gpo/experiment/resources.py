@@ -130,13 +130,14 @@ class Resources:
             for arm in self.config.arms:
                 self.files.pairs(arm).unlink(missing_ok=True)
         if not self.files.rollouts.read():
-            chosen = self._choose_problems()
+            chosen = self.choose_problems()
             self.engine()
             self.files.write_problems(chosen)
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
 
-    def _choose_problems(self) -> dict[Split, list[Problem]]:
+    def choose_problems(self) -> dict[Split, list[Problem]]:
+        """The training and test problems that a run with these settings has; nothing is written."""
         wanted: list[tuple[Split, Split, int | None]] = [
             ("train", "train", self.config.problems),
             ("test", self.config.test_split, self.config.test_problems),
@@ -295,6 +296,8 @@ class Resources:
         """
         began = time.monotonic()
         self._partial = Partial(stage, label, done, total, unit, 0, 0.0, size)
+        if self.on_progress is not None and self.config.piece_seconds and total:
+            self.on_progress(self._partial)  # it may be long until there is more to tell
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpo.errors import ConfigError
 from gpo.experiment import stages, training
+from gpo.experiment.plan import foretell
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.report.results import Results, summarize, write_results
@@ -100,6 +101,10 @@ class Run(Resources):
             write_plots(self.files, results)
             report(1, 1, "report", 0)
         return results
+
+    def foretell(self, length: float) -> dict[str, int]:
+        """Tokens that the run samples at most, by what they are for, if responses have a mean length of that many."""
+        return foretell(self.config, len(self.problems("train")), len(self.problems("test")), length)
 
     def _advance(self, arm: str, number: int, last: Stage) -> RoundState:
         """Do what is left of a round up to a stage.

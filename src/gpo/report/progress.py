@@ -100,7 +100,8 @@ class ProgressDisplay:
         if not self.console.is_terminal:
             if amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
                 stage.printed, stage.finished = now, amount if done >= total else ""
-                more = f" + {short(progress.tokens)} tokens" if isinstance(progress, Partial) else ""
+                partial = isinstance(progress, Partial) and progress.tokens
+                more = f" + {short(progress.tokens)} tokens" if partial else ""
                 line = f"{name}: {amount}{more} {speed} {left}".rstrip()
                 self.console.print(line, highlight=False, markup=False)
             return

@@ -1,0 +1,110 @@
+"""How long a run will take, said once its first rollouts are there, or before it starts (`--dry-run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from gpo.config.run import RunConfig, describe
+from gpo.errors import ConfigError
+from gpo.experiment.plan import Look, look_ahead
+from gpo.report.clean import visible
+from gpo.report.progress import clock, rich_table, short
+from gpo.rollout.segmenters import pieces
+from gpo.storage.directory import Partial, Progress
+from gpo.types import Stage
+
+SHOWN = ("lora", "learning_rate", "batch_size", "gradient_accumulation", "epochs", "beta", "max_tokens", "bf16")
+
+
+@dataclass
+class Forecast:
+    """Hands on what a run tells of its progress, and says once how long sampling will take in all."""
+
+    show: Callable[[Progress], None]
+    console: Console
+    planned: Callable[[float], Mapping[str, int]]  # tokens by what they are for, given those of a response
+    rollouts: int  # of a question
+    _told: bool = field(default=False, init=False)
+
+    def __call__(self, progress: Progress) -> None:
+        self.show(progress)
+        if self._told or progress.stage != Stage.ROLLOUT:
+            return
+        if not isinstance(progress, Partial):
+            self._told = True  # as fast as a model that ships with the package, or gone on with
+        elif progress.expected and progress.seconds:
+            self._told = True
+            planned = self.planned(progress.expected / progress.piece / self.rollouts)
+            line = in_words(planned, progress.tokens / progress.seconds)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def dry_run(console: Console, directory: Path, options: dict[str, str], stored: dict[str, Any] | None) -> None:
+    """Show what a run would ask and take; nothing is written.
+
+    Raises:
+        ConfigError: it would take what another one has sampled.
+    """
+    from gpo.config.options import resolve
+    from gpo.experiment.run import Run
+
+    if "samples" in options:
+        raise ConfigError("--dry-run says how long sampling takes, and --samples takes what is sampled already.")
+    run = Run(directory, resolve(options, stored))
+    with console.status("The model is loaded and sampled from"):
+        seen = look_ahead(run)
+    print_look(console, run.config, seen, run.engine().tokenizer)
+
+
+def in_words(planned: Mapping[str, int], speed: float) -> str:
+    """Such as `Sampling takes up to 1.2 h in all at 18 tok/s (77k tokens: first rollouts 12k, ...).`"""
+    parts = ", ".join(f"{name} {short(tokens)}" for name, tokens in planned.items())
+    tokens = sum(planned.values())
+    took = f"Sampling takes up to {clock(tokens / speed)} in all at {short(speed)} tok/s"
+    return f"{took} ({short(tokens)} tokens: {parts}); training comes on top."
+
+
+def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) -> None:
+    """What a run would ask, get and take."""
+
+    def say(text: str) -> None:
+        console.print(Text(visible(text)), soft_wrap=True)
+
+    say(f"The first of {len(look.problems['train'])} training questions, as the model is given it:\n\n{look.prompt}\n")
+    trajectories = [trajectory for group in look.groups for trajectory in group.trajectories]
+    if trajectories:
+        first = trajectories[0]
+        ids = first.response_ids
+        say(f"One of its responses ({first.score.verdict}: {first.score.answer}), step by step:\n")
+        for number, (begin, end) in enumerate(pairwise(first.boundaries), 1):
+            say(f"{number:>3}  {''.join(pieces(ids[begin:end], tokenizer)).rstrip()}")
+        count, right = len(trajectories), sum(trajectory.score.right for trajectory in trajectories)
+        steps = sum(len(trajectory.step_ends) for trajectory in trajectories) / count
+        say(
+            f"\n{count} responses to {len(look.groups)} questions: {right} right, {look.ungradable} without an answer, "
+            f"{look.truncated} cut off at {config.max_tokens} tokens; {look.tokens / count:.0f} tokens and {steps:.1f} "
+            f"steps each, {look.speed:.1f} tok/s."
+        )
+    described = describe(config)
+    for kind in ("method", "segmenter"):
+        settings = {key: value for key, value in described[kind].items() if key in SHOWN or kind == "segmenter"}
+        name = settings.pop("name", described[kind]["name"])
+        say(f"{kind} {name}: {', '.join(f'{key} {_worded(key, value)}' for key, value in settings.items())}")
+    planned = {**look.planned, "in all": sum(look.planned.values())}
+    rows = [[name, short(tokens), clock(tokens / look.speed)] for name, tokens in planned.items()]
+    console.print()
+    console.print(rich_table(["sampling", "tokens", "time"], rows))
+    say("\nTraining comes on top. Nothing was written; without --dry-run the run starts.")
+
+
+def _worded(key: str, value: Any) -> str:
+    if value is None:
+        return "1e-6 of all weights, 1e-5 of adapters" if key == "learning_rate" else "none"
+    return f"{value}".lower() if isinstance(value, bool) else f"{value}"
