@@ -1,6 +1,7 @@
 """Make the pictures of the pages in docs/images: python docs/screenshots.py RUN [AFTER].
 
-RUN is a searched run directory, AFTER a later one on the same questions to compare with it. Needs Playwright and
+RUN is a searched run directory, AFTER a later one on the same questions to compare with it. With --trajectory NAME
+there is one picture of that name, of the first trajectory that was searched. Needs Playwright and
 Chromium (its path as GPO_CHROMIUM if it is not found).
 """
 
@@ -86,6 +87,15 @@ def take_report(browser: Browser, address: str) -> None:
         shoot(page, "report-diagnosis", page.locator("header"), page.locator("article:visible table").first)
 
 
+def take_trajectory(browser: Browser, address: str, name: str) -> None:
+    with window(browser) as page:
+        page.goto(f"{address}#trajectories")
+        item = page.locator(".trajectory:visible").first
+        page.goto(f"{address}#{item.get_attribute('id')}")
+        page.evaluate("document.activeElement.blur()")
+        shoot(page, name, item, item)
+
+
 def take_annotate(browser: Browser, run: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,13 +120,16 @@ def take_annotate(browser: Browser, run: Path) -> None:
         server.wait()
 
 
-def main(run: str, after: str | None = None) -> None:
+def main(run: str, after: str | None = None, name: str | None = None) -> None:
     path = os.environ.get("GPO_CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         copy = Path(folder) / Path(run).resolve().name  # annotations are no part of the run
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model", "*.sqlite*"))
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        if after == "--trajectory" and name is not None:
+            take_trajectory(browser, write_report(copy).as_uri(), name)
+            return
         take_report(browser, write_report(copy).as_uri())
         if after is not None:
             compared = write_report(Path(after), Path(folder) / "compared.html", copy)

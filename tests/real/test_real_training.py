@@ -41,7 +41,7 @@ def test_dpo_trains_adapters_on_pairs_of_the_model_and_the_engine_samples_with_t
     engine: HFEngine, smollm2: Path, tmp_path: Path
 ) -> None:
     pairs = build_pairs([sample(engine, tmp_path)], engine.tokenizer, stop_ids=engine.stop_ids)[:2]
-    method = DPO(str(smollm2), lora=4, learning_rate=2e-3, epochs=3, batch_size=2, gradient_checkpointing=True)
+    method = DPO(str(smollm2), lora=4, learning_rate=2e-3, epochs=2, batch_size=2, warmup=0.0)
     metrics = method.update(pairs, RoundContext(metrics_path=tmp_path / "training.jsonl"))
     steps = rows(tmp_path / "training.jsonl")
     assert metrics["pairs"] == 2
@@ -58,7 +58,7 @@ def test_dpo_trains_adapters_on_pairs_of_the_model_and_the_engine_samples_with_t
 
 
 def test_the_policy_of_grpo_is_the_sampler_in_float32(engine: HFEngine, smollm2: Path, tmp_path: Path) -> None:
-    method = GRPO(str(smollm2), lora=4, learning_rate=1e-3, epochs=2, gradient_checkpointing=True)
+    method = GRPO(str(smollm2), lora=4, learning_rate=1e-3, epochs=2)
     metrics = method.update([sample(engine, tmp_path)], RoundContext())
     assert metrics["steps"] == 2
     assert metrics["kl"] > 0
