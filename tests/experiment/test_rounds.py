@@ -271,7 +271,8 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
     from gpo.config.options import resolve
 
     options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
-    options |= {"method": "dpo", "method.batch_size": "4", "rounds": "2", "arms": "gpo"}
+    options |= {"method": "dpo", "method.batch_size": "4", "method.gradient_accumulation": "1"}
+    options |= {"rounds": "2", "arms": "gpo"}
     run = Run(tmp_path, resolve({**options, "model": str(letters)}))
     run.train("gpo")
     rows = training_rows(run.files.arm("gpo") / "training.jsonl")
@@ -289,7 +290,8 @@ def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_
     from gpo.config.options import resolve
 
     options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
-    options |= {"method": "dpo", "method.batch_size": "4", "rounds": "2", "arms": "gpo"}
+    options |= {"method": "dpo", "method.batch_size": "4", "method.gradient_accumulation": "1"}
+    options |= {"rounds": "2", "arms": "gpo"}
     config = resolve({**options, "model": str(letters)})
 
     def kill(progress: Progress) -> None:
