@@ -17,6 +17,7 @@ from gpo.engines.draw import NextToken
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
+from gpo.engines.packing import pack
 from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.teacher_forcing import teacher_forced
@@ -88,6 +89,9 @@ class HFEngine:
         if isinstance(loaded, str | Path):
             where, self._loaded = str(loaded), None  # makes room
             loaded = load_model(where, ref.revision, device=self.device, dtype=self.dtype, attention=self.attention)
+            fused = self.kernel == "auto" and is_supported(loaded)
+            if not fused and forkable_layers(loaded) is not None:
+                pack(loaded)
         check_vocabulary(self.tokenizer, loaded)
         self._ref, self._loaded = ref, loaded
 
