@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from gpo.engines import loading
 from gpo.engines.contract import check_engine
 from gpo.engines.hf import HFEngine
 from gpo.engines.packing import PackedLinear, pack, packs
@@ -96,3 +97,19 @@ def test_types_without_a_product_stay(build: Any) -> None:
     model = deepcopy(build("llama")).to(torch.float64)
     pack(model)
     assert packed(model) == []
+
+
+@pytest.mark.parametrize(
+    ("fast", "largest", "dtype"),
+    [(True, 0, torch.bfloat16), (True, 10**9, torch.float32), (False, 0, torch.float32)],
+)
+def test_large_models_are_sampled_in_bfloat16_where_the_cpu_multiplies_it(
+    fast: bool, largest: int, dtype: torch.dtype, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(loading, "LARGEST", largest)
+    engine = HFEngine(saved / "llama", device="cpu")
+    assert {parameter.dtype for parameter in engine.decoder().model.parameters()} == {dtype}
+    assert engine.repeatable == (dtype == torch.float32)
+    exact = HFEngine(saved / "llama", device="cpu", dtype="float32")
+    assert exact.repeatable

@@ -44,7 +44,7 @@ class HFEngine:
     model: Any = None  # to begin with: directory, hub id, ModelRef, or a loaded model, which is never written to
     tokenizer: Any = None  # object, directory or hub id; None: the model's own, which a loaded model does not have
     device: str = "auto"  # "auto" is CUDA where there is one; a loaded model stays where it is
-    dtype: str = "auto"  # of loaded weights; "auto" is float32 on CPU and what the checkpoint has elsewhere
+    dtype: str = "auto"  # of loaded weights; on a CPU "auto" is float32 up to 200 M parameters (see docs/engines.md)
     attention: str | None = None  # transformers' attn_implementation; None is its default
     max_rows: int = 256  # sequences decoded at once
     max_batch_tokens: int = 1 << 18  # positions of all rows of a batch; those that wait to join keep their own tokens

@@ -9,6 +9,7 @@ import torch
 from jinja2 import TemplateError
 
 from gpo.engines.adapters import merge, without_wrapper
+from gpo.engines.llama import LARGEST
 from gpo.errors import EngineError
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line, load_checked
@@ -65,15 +66,26 @@ def load_model(source: str, revision: str | None, *, device: str, dtype: str, at
         EngineError: there is none, its weights are not whole, or the device cannot be used.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = "float32" if dtype == "auto" and chosen == "cpu" else dtype
     settings: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    model = load_checked(source, revision=revision, dtype=dtype, **settings)
+    model = None
+    if dtype == "auto" and chosen == "cpu":
+        if multiplies_bfloat16():
+            model = load_checked(source, revision=revision, dtype="bfloat16", **settings)
+        if model is None or model.num_parameters() <= LARGEST:
+            model, dtype = None, "float32"
+    if model is None:
+        model = load_checked(source, revision=revision, dtype=dtype, **settings)
     try:
         model = model.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise EngineError(f"Cannot use device {chosen!r} ({first_line(error)}). Use 'cpu', or 'auto'.") from error
     merge(model)
     return without_wrapper(model)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16, so that they are faster than those of float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def check_vocabulary(tokenizer: Any, model: Any) -> None:
