@@ -23,7 +23,8 @@ from gpo.evaluation.evaluation import (
 )
 from gpo.experiment.run import Run
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import locked, read_json, write_json
+from gpo.storage.files import read_json, write_json
+from gpo.storage.lock import locked
 from gpo.toy import ChainEngine, ChainTask, random_process
 from gpo.types import Problem, Split
 from toy import toy_config

@@ -10,6 +10,7 @@ from gpo.errors import DataError
 from gpo.report.progress import print_results
 from gpo.report.results import accuracy_rows, markdown, percent, summarize, token_rows
 from gpo.statistics import Interval
+from gpo.storage.chunks import Chunks
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import read_json, write_json, write_text
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict
@@ -120,7 +121,7 @@ def test_a_question_that_is_lost_or_there_twice_is_never_paired_with_another(fil
     with pytest.raises(DataError, match=r"gpo\.jsonl:1: problem 'y1' where 'x1' .* Delete this line and all after it"):
         summarize(files)
     answers.path.unlink()
-    answers.append([group("x1", "right", "right"), group("x1", "wrong", "wrong")])
+    Chunks(answers.path, Group).append([group("x1", "right", "right"), group("x1", "wrong", "wrong")])
     with pytest.raises(DataError, match=r"gpo\.jsonl:2: problem 'x1' where 'y1' of problems\.jsonl was expected"):
         summarize(files)
 
@@ -142,8 +143,9 @@ def test_accuracy_is_the_share_right_and_partial_scores_have_a_line_of_their_own
     half = group("x1", "wrong", "right")
     scores = (Score(0.5, "wrong"), Score(1.0, "right"))
     trajectories = tuple(replace(t, score=score) for t, score in zip(half.trajectories, scores, strict=True))
-    files.evaluation("gpo").path.unlink()
-    files.evaluation("gpo").append([replace(half, trajectories=trajectories)])
+    path = files.evaluation("gpo").path
+    path.unlink()
+    Chunks(path, Group).append([replace(half, trajectories=trajectories)])
     base, trained = summarize(files).models
     assert trained.overall.estimate == 0.5
     assert trained.mean_score is not None

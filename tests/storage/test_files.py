@@ -1,19 +1,16 @@
 import errno
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 
 import pytest
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import DataError
 from gpo.storage.files import (
     append,
     append_row,
     holds_rows,
-    locked,
     read_json,
     read_rows,
     replacing,
@@ -66,23 +63,6 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
 
 
-def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    script = (
-        f"from gpo.storage.files import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
-    )
-    with locked(tmp_path):
-        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert other.returncode == 1
-        assert "Another process works in" in other.stderr
-    with locked(tmp_path):
-        pass
-
-
-def test_the_lock_error_is_a_config_error(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(ConfigError), locked(tmp_path):
-        pass
-
-
 @pytest.mark.parametrize("dangling", [False, True])
 def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path, dangling: bool) -> None:
     target, link = tmp_path / "target", tmp_path / "file.json"
@@ -107,16 +87,6 @@ def test_a_link_in_place_of_the_unfinished_file_is_not_followed(tmp_path: Path) 
     (tmp_path / "link").symlink_to(kept)
     with pytest.raises(DataError, match="link is a symbolic link"), replacing(tmp_path / "link") as partial:
         partial.mkdir()
-
-
-@pytest.mark.parametrize("folder", ["arms", "arms/gpo", "arms/gpo/rounds/2", "evaluation", ".lock"])
-def test_a_directory_whose_folders_lead_elsewhere_is_not_worked_in(tmp_path: Path, folder: str) -> None:
-    elsewhere, link = tmp_path / "elsewhere", tmp_path / "run" / folder
-    elsewhere.mkdir()
-    link.parent.mkdir(parents=True)
-    link.symlink_to(elsewhere)
-    with pytest.raises(DataError, match=rf"run/{folder} is a symbolic link"), locked(tmp_path / "run"):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.directory import Progress, RunDirectory, answers_of
-from gpo.storage.files import locked, write_json, write_text
+from gpo.storage.files import write_json, write_text
+from gpo.storage.lock import locked
 from gpo.types import Group, ModelRef, Problem, Split
 
 COMPONENTS = ("task", "engine")

@@ -18,7 +18,8 @@ from gpo.config.run import differences
 from gpo.errors import ConfigError, DataError, MissingDependency, unknown
 from gpo.evaluation.evaluation import model_names
 from gpo.evaluation.scoreboard import markdown_table
-from gpo.storage.files import locked, read_json, write_json, write_text
+from gpo.storage.files import read_json, write_json, write_text
+from gpo.storage.lock import locked
 
 TASKS = ("bbh", "gsm8k", "hendrycks_math", "mmlu", "mmlu_pro", "aime24", "aime25")
 HARNESSES = ("lm-eval",)

@@ -27,7 +27,8 @@ from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
 from gpo.storage.directory import Partial, Progress, RunDirectory
-from gpo.storage.files import locked, write_json
+from gpo.storage.files import remove, write_json
+from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, ModelRef, Problem, Split, Stage, tokens_of
 
@@ -67,7 +68,7 @@ class Resources:
         self._engine: tuple[Path | None, Engine] | None = None
         self._journal: Journal | None = None
         self._partial: Partial | None = None
-        self._holding = False
+        self._holding: Callable[[], None] | None = None  # held; complains once the directory is gone
         self._begun = False
         self._spent: dict[tuple[str, int], int] = {}
         stored = self._stored()
@@ -125,10 +126,10 @@ class Resources:
             return
         # What was begun with other settings is not gone on with.
         for name in ("journal.jsonl", "pieces.json"):
-            (self.files.path / name).unlink(missing_ok=True)
+            remove(self.files.path / name)
         if any(each.startswith("credit ") for each in changed):
             for arm in self.config.arms:
-                self.files.pairs(arm).unlink(missing_ok=True)
+                remove(self.files.pairs(arm))
         if not self.files.rollouts.read():
             chosen = self.choose_problems()
             self.engine()
@@ -301,6 +302,8 @@ class Resources:
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
+            if self._holding is not None:
+                self._holding()
             self.files.log(progress)
             if self._journal is not None:
                 self._journal.clear()  # what it holds is written
@@ -312,17 +315,18 @@ class Resources:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the run directory; a stage that calls another holds it already."""
-        if self._holding:
+        if self._holding is not None:
             yield
             return
-        with locked(self.files.path):
-            self._holding = True
+        with locked(self.files.path) as check:
+            self._holding = check
             try:
                 if not self._begun:
                     self._begin()
                     self._begun = True
                 yield
                 # All that was asked for is written; what a kill left of a chunk that nobody went on with is, too.
-                (self.files.path / "journal.jsonl").unlink(missing_ok=True)
+                remove(self.files.path / "journal.jsonl")
+                check()
             finally:
-                self._holding = False
+                self._holding = None

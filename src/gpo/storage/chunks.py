@@ -45,6 +45,8 @@ class Chunks(Generic[T]):
         """
         if not rows:
             raise ValueError("A chunk has at least one row.")
+        if self._end and not self.path.exists():
+            raise DataError(f"{self.path} was removed while it was written. Put it back, or start anew.")
         self._load()
         refuse_link(self.path)
         data = [to_json(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The one way to write: whole files beside their place and renamed, lines appended, a directory held by one process.
+"""The one way to write: whole files beside their place and renamed, lines appended.
 
 Nothing is written through a symbolic link: a run directory may come from somebody else, and its links lead anywhere.
 """
@@ -6,7 +6,6 @@ Nothing is written through a symbolic link: a run directory may come from somebo
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import DataError
 from gpo.storage.codec import to_json
 
 # Below a run or evaluation directory.
@@ -24,6 +23,7 @@ FOLDERS = (
     *("evaluation", "plots", "harness", "harness/*"),
 )
 FULL = "Nothing that was finished is lost. Make room, then give the same command again."
+BROKEN = "The disk or the way to it fails. Once it works, give the same command again: what was finished is kept."
 ADVICE = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
@@ -35,6 +35,8 @@ ADVICE = {
     errno.ENOTDIR: "A file stands where a folder is needed. Move it away, or choose another directory.",
     errno.EISDIR: "A folder stands where a file is needed. Move it away, or choose another directory.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOENT: "Its folder was removed while it was written. Put it back, or start anew.",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), BROKEN),
 }
 
 
@@ -136,7 +138,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     with told(path):
         refuse_link(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _remove(partial)
         try:
             yield partial
@@ -160,7 +162,7 @@ def append(path: Path, content: bytes) -> None:
     """
     with told(path):
         refuse_link(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         try:
@@ -199,11 +201,21 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in ADVICE:
+        place = str(path if error.filename is None else error.filename)
+        named = place.startswith(str(path))
+        # What is missing somewhere else is missed by whoever makes the content.
+        if error.errno not in ADVICE or (error.errno == errno.ENOENT and not (named or path.is_relative_to(place))):
             raise
-        named = error.filename is None or str(error.filename).startswith(str(path))
         other = "" if named else f" ({error.filename})"
         raise DataError(f"{path} cannot be written: {error.strerror}{other}. {ADVICE[error.errno]}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each of which is still there after a loss of power."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def refuse_link(path: Path) -> None:
@@ -222,6 +234,16 @@ def refuse_linked_folders(directory: Path) -> None:
             refuse_link(folder)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, if it is there.
+
+    Raises:
+        DataError: it cannot be removed; the message names it.
+    """
+    with told(path):
+        _remove(path)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -235,27 +257,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory for this process. The system lets go of it when the process dies, however it dies.
-
-    Raises:
-        ConfigError: another process holds it.
-        DataError: it cannot be written, or a folder in it is a symbolic link.
-    """
-    lock = directory / ".lock"
-    with told(lock):
-        directory.mkdir(parents=True, exist_ok=True)
-        refuse_link(lock)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"Another process works in {directory}. Wait for it to end, or choose another run directory."
-            ) from None
-        refuse_linked_folders(directory)
-        yield

@@ -1,0 +1,114 @@
+"""A directory held by one process at a time, on file systems with locks and on those without."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+
+from gpo.errors import ConfigError, DataError
+from gpo.storage.files import make_folder, refuse_link, refuse_linked_folders, told
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SETTLED = 0.2  # seconds in which two that take over the same name see each other
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[Callable[[], None]]:
+    """Hold a directory for this process. The system lets go of it when the process dies, however it dies.
+
+    Gives a function that raises DataError once the directory is no longer there, or is another one.
+
+    Raises:
+        ConfigError: another process holds it.
+        DataError: it cannot be written, or a folder in it is a symbolic link.
+    """
+    lock = directory / ".lock"
+    with told(lock):
+        make_folder(directory)
+        refuse_link(lock)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "r+"), _lock(descriptor, directory):
+        refuse_linked_folders(directory)
+        yield partial(_check, descriptor, lock)
+
+
+def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"Another process works in {directory}. Wait for it to end, or choose another run directory."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return _named(directory)
+    return nullcontext()
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Hold a directory of a file system without locks by a file that says who does.
+
+    Raises:
+        ConfigError: somebody else does who may be alive.
+    """
+    path = directory / ".held"
+    own = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "began": time.time_ns()})
+    if path.exists() and _is_dead(path):
+        path.unlink(missing_ok=True)
+    if not _write_new(path, own):
+        raise ConfigError(
+            f"Another process works in {directory}: {path} says so, since its file system has no locks. Wait for it "
+            "to end, or choose another run directory. If it is gone, delete that file."
+        )
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, text: str) -> bool:
+    """Whether the file was not there and holds this text now, and not that of another who did the same."""
+    with told(path):
+        refuse_link(path)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        time.sleep(SETTLED)
+        return path.read_text(encoding="utf-8") == text
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether who wrote its name there was of this machine, and is no more."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["host"] == socket.gethostname():
+            try:
+                os.kill(int(known["pid"]), 0)
+            except ProcessLookupError:
+                return True
+    return False
+
+
+def _check(descriptor: int, lock: Path) -> None:
+    try:
+        same = os.path.samestat(os.fstat(descriptor), lock.stat())
+    except OSError:
+        same = False
+    if not same:
+        raise DataError(
+            f"{lock.parent} was removed or moved while this process worked in it. Put it back where it was and give "
+            "the same command again; without it, the command starts anew."
+        )

@@ -1,0 +1,105 @@
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpo.errors import ConfigError, DataError
+from gpo.storage import lock
+from gpo.storage.lock import locked
+
+
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    script = (
+        f"from gpo.storage.lock import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): pass"
+    )
+    with locked(tmp_path):
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert "Another process works in" in other.stderr
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_error_is_a_config_error(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(ConfigError), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("folder", ["arms", "arms/gpo", "arms/gpo/rounds/2", "evaluation", ".lock"])
+def test_a_directory_whose_folders_lead_elsewhere_is_not_worked_in(tmp_path: Path, folder: str) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "run" / folder
+    elsewhere.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(DataError, match=rf"run/{folder} is a symbolic link"), locked(tmp_path / "run"):
+        pass
+
+
+def test_a_directory_that_was_removed_or_moved_is_missed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with locked(run) as check:
+        check()
+        run.rename(tmp_path / "elsewhere")
+        with pytest.raises(DataError, match=r"run was removed or moved while this process worked in it\. Put it back"):
+            check()
+        run.mkdir()
+        (run / ".lock").touch()
+        with pytest.raises(DataError, match="was removed or moved"):
+            check()
+        shutil.rmtree(run)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system as some network ones are."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(lock, "SETTLED", 0.0)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_file_says_who_works_there(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(ConfigError, match=r"Another process works in .*\.held says so, since its file system has no"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        assert json.loads((tmp_path / ".held").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".held").exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_who_died_is_told_from_who_may_live(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    held, here = tmp_path / ".held", socket.gethostname()
+    held.write_text(json.dumps({"host": here, "pid": ended.pid}))
+    with locked(tmp_path):
+        pass
+    for content in ({"host": "elsewhere", "pid": ended.pid}, {"host": here, "pid": os.getpid()}, []):
+        held.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match="If it is gone, delete that file"), locked(tmp_path):
+            pass
+        assert held.exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_two_that_take_over_at_once_see_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: (tmp_path / ".held").write_text("another"))
+    with pytest.raises(ConfigError, match="Another process works in"), locked(tmp_path):
+        pass
+    assert (tmp_path / ".held").read_text() == "another"
