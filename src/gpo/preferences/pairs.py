@@ -269,7 +269,7 @@ def read_pairs(path: Path) -> list[Pair]:
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             pairs.append(from_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{path}, line {number}: not a preference pair ({error!r}). Build the pairs again."
             raise DataError(message) from error
     return pairs

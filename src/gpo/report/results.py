@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpo.errors import DataError
 from gpo.report.clean import one_line
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
-from gpo.storage.files import lines_of, read_json, write_json, write_text
+from gpo.storage.files import read_json, read_rows, write_json, write_text
+from gpo.storage.rounds import sampled_by
 from gpo.types import Group, Verdict, tokens_of
 
 STAGES = ("rollout", "locate", "reset")
@@ -111,8 +113,9 @@ def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], 
     asked = sum(tokens_of(files.fresh(arm, number).read()) for number in numbers if number > 1)
     asked += sum(tokens_of(files.more(arm, number).read()) for number in numbers)
     spent = (tokens_of(first) + asked, sum(score.tokens for score in searched), sum(map(tokens_of, resets)))
-    pairs = [len(lines_of(path)) for number in numbers if (path := files.pairs(arm, number)).exists()]
-    trained = [(number, files.arm(arm, number) / "training.json") for number in numbers]
+    pairs = [len(read_rows(path)) for number in numbers if (path := files.pairs(arm, number)).exists()]
+    training = {number: _training(files, arm, number) for number in numbers}
+    _check_sampled(files, arm, training)
     return ArmResults(
         name=arm,
         estimator=estimator,
@@ -122,13 +125,28 @@ def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], 
         critical=sum(score.critical_step is not None for score in searched),
         reset_starts=sum(len({group.start.key for group in groups}) for groups in resets),
         pairs=sum(pairs) if pairs else None,
-        untrained=tuple(number for number, path in trained if path.exists() and _skipped(read_json(path))),
+        untrained=tuple(number for number, metrics in training.items() if metrics.get("skipped")),
         rounds=len(numbers),
     )
 
 
-def _skipped(metrics: Any) -> bool:
-    return isinstance(metrics, Mapping) and bool(metrics.get("skipped"))
+def _training(files: RunDirectory, arm: str, number: int) -> Mapping[str, Any]:
+    """The metrics of a round's training; empty before it."""
+    path = files.arm(arm, number) / "training.json"
+    metrics = read_json(path) if path.exists() else None
+    return metrics if isinstance(metrics, Mapping) else {}
+
+
+def _check_sampled(files: RunDirectory, arm: str, training: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raises: DataError if rounds hold something else now than when they were trained: a file was cut at a chunk."""
+    for number, metrics in training.items():
+        for name, found in sampled_by(files, arm, number).items():
+            if metrics.get(name, found) != found:
+                raise DataError(
+                    f"{files.arm(arm, number)}: the files of {arm!r} have {found} {name.replace('_', ' ')} up to round "
+                    f"{number}, and its model was trained when there were {metrics[name]}. Put the files back as they "
+                    "were, or start a new run."
+                )
 
 
 def _model(

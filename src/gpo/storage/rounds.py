@@ -60,3 +60,12 @@ class RoundState:
             Stage.RESET: tokens_of(self.resets.read()),
             Stage.MORE: tokens_of(self.more.read()),
         }
+
+
+def sampled_by(files: RunDirectory, arm: str, number: int) -> dict[str, int]:
+    """What training notes of the files of an arm's rounds up to this one: if one is cut off later, that is seen."""
+    states = [RoundState.of(files, arm, each) for each in range(1, number + 1)]
+    return {
+        "tokens_sampled": sum(sum(state.tokens().values()) for state in states),
+        "trajectories_searched": sum(len(state.scores.read()) for state in states),
+    }
