@@ -10,7 +10,7 @@ import gpo
 from gpo import cli
 from gpo.cli import main
 from gpo.config.options import split
-from gpo.errors import ConfigError
+from gpo.errors import ConfigError, EngineError
 from gpo.experiment.run import Run
 from toy import ToyMethod
 
@@ -139,10 +139,14 @@ def test_a_program_error_is_one_line_too_and_shown_on_demand(
     run = str(tmp_path / "run")
     code, err = fails(["train", run, *TOY, "--arm", "gpo"], capsys)
     assert code == 1
-    assert err == "gpo: no trajectories (ZeroDivisionError; GPO_DEBUG=1 shows where)\n"
+    assert err == (
+        "gpo: The method ToyMethod failed: ZeroDivisionError: no trajectories. What was finished is kept. "
+        "GPO_DEBUG=1 shows where.\n"
+    )
     monkeypatch.setenv("GPO_DEBUG", "1")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(EngineError) as told:
         main(["train", run, "--arm", "gpo"])
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
 
 
 def test_an_interrupted_command_says_how_to_go_on(

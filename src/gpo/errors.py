@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -32,3 +33,22 @@ def unknown(what: str, got: str, known: Iterable[str]) -> ConfigError:
     near = get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ConfigError(f"Unknown {what} {got!r}.{hint} Known: {', '.join(names)}.")
+
+
+@contextmanager
+def naming(component: str) -> Iterator[None]:
+    """Turn what a component raises into an error of ours that names it, such as "The engine Mine"; ours pass through.
+
+    Raises:
+        EngineError: it broke.
+    """
+    try:
+        yield
+    except GPOError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:500]
+        raise EngineError(
+            f"{component} failed: {type(error).__name__}{': ' * bool(what)}{what}. What was finished is kept. "
+            "GPO_DEBUG=1 shows where."
+        ) from error

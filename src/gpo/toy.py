@@ -42,6 +42,9 @@ class ChainTokenizer:
 
     eos_token_id: int | None = EOS
 
+    def __len__(self) -> int:
+        return len(VOCABULARY)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         unknown = sorted(set(text).difference(VOCABULARY))
         if unknown:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
-from gpo.errors import DataError, EngineError
+from gpo.errors import DataError, naming
 from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.budget import (
     expected_lengths,
@@ -30,11 +30,12 @@ from gpo.preferences.credit import as_meant
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.preferences.step_pairs import build_step_pairs
+from gpo.rollout.answers import check_scores
 from gpo.rollout.prompting import question_start
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
-from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, StepScores, Trajectory, tokens_of
+from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, tokens_of
 
 SEARCH_CHUNK = 32  # trajectories searched between two writes
 SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
@@ -126,8 +127,10 @@ def locate(work: Resources, state: RoundState) -> None:
             sampler = work.sampler(
                 Stage.LOCATE, "train", len(found), state.checkpoint, state.number, state.arm, limit=limit - spent
             )
-            new = estimator(batch, sampler, state.evidence())
-            _check_scores(new, batch, sampler.tokens)
+            name = f"The estimator {type(estimator).__name__}"
+            with naming(name):
+                new = estimator(batch, sampler, state.evidence())
+                check_scores(name, new, batch, sampler.tokens)
             state.scores.append(new)
             done, spent = len(found) + len(new), spent + sampler.tokens
             # In trajectories, of as many as the budget is expected to pay for.
@@ -252,15 +255,6 @@ def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> 
     if len(state.scores.read()) < len(scores):
         trajectories = {t.id: t for group in state.rollouts.read() for t in group.trajectories}
         state.scores.append([control.choose(score, trajectories[score.trajectory_id]) for score in scores])
-
-
-def _check_scores(scores: Sequence[StepScores], batch: Sequence[Trajectory], tokens: int) -> None:
-    told = sum(score.tokens for score in scores)
-    if [score.trajectory_id for score in scores] != [trajectory.id for trajectory in batch] or told != tokens:
-        raise EngineError(
-            f"The estimator gave {len(scores)} results with {told} tokens for {len(batch)} trajectories and {tokens} "
-            "sampled tokens. Expected one result for each trajectory, in order, and `StepScores.tokens` that add up."
-        )
 
 
 def _refuse_a_broken_grader(groups: Sequence[Group]) -> None:

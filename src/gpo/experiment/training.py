@@ -9,18 +9,19 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from math import isnan
+from math import isfinite, isnan
 from statistics import fmean
 from typing import Any
 
 from gpo.config.components import made, setting_types
 from gpo.contracts import Method
-from gpo.errors import ConfigError, EngineError
+from gpo.errors import ConfigError, EngineError, naming
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import locked, read_json, write_json, write_rows
-from gpo.storage.rounds import RoundState
+from gpo.storage.files import read_json, remove, write_json, write_rows
+from gpo.storage.lock import locked
+from gpo.storage.rounds import RoundState, sampled_by
 from gpo.types import Group, RoundContext, Stage, StepScores
 
 LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
@@ -47,7 +48,7 @@ def train(work: Resources, state: RoundState) -> None:
             )
         else:
             metrics = launch(work, state, work.config.launch)
-        (work.files.path / "journal.jsonl").unlink(missing_ok=True)  # of the model that was there before
+        remove(work.files.path / "journal.jsonl")  # of the model that was there before
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
 
@@ -73,17 +74,35 @@ def train_round(
         on_step=on_step,
     )
     method = method_of(work, number)
-    if method.trains_on == "pairs":
-        metrics = method.update(read_pairs(files.pairs(arm, number)), context)
-    else:
-        metrics = method.update(state.groups(search=work.config.reuse), context)
+    name, target = f"The method {type(method).__name__}", files.model(arm) if last else files.checkpoint(arm, number)
+    with naming(name):
+        if method.trains_on == "pairs":
+            metrics = method.update(read_pairs(files.pairs(arm, number)), context)
+        else:
+            metrics = method.update(state.groups(search=work.config.reuse), context)
+    _check_metrics(name, metrics)
     if _writes():
-        write_json(files.arm(arm, number) / "training.json", metrics)
-    method.save(files.model(arm) if last else files.checkpoint(arm, number))
+        write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)})
+    with naming(name):
+        method.save(target)
     if _writes():
+        if not target.exists():
+            raise EngineError(f"{name} saved nothing at {target}. Expected a checkpoint directory there.")
         # A later checkpoint stands for the earlier ones, which would fill the disk.
         shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+def _check_metrics(name: str, metrics: object) -> None:
+    """Raises: EngineError for what are no metrics, and for a loss that is no number: the model is not worth keeping."""
+    if not isinstance(metrics, dict):
+        raise EngineError(f"{name} gave {type(metrics).__name__} as its metrics. Expected numbers by name.")
+    wrong = [key for key, value in metrics.items() if "loss" in key and not isfinite(value)]
+    if wrong:
+        raise EngineError(
+            f"{name} ended with {wrong[0]} {metrics[wrong[0]]}. Its model is not kept; what was sampled is. "
+            "Lower the learning rate, then give the same command again."
+        )
 
 
 def method_of(work: Resources, number: int) -> Method:

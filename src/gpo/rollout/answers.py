@@ -1,4 +1,4 @@
-"""What an engine answers, checked before anything is made of it."""
+"""What an engine and an estimator answer, checked before anything is made of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import isnan
 from typing import Any, get_args
 
 from gpo.errors import EngineError
-from gpo.types import Completion, FinishReason, Request
+from gpo.types import Completion, FinishReason, Request, StepScores, Trajectory
 
 _MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
 _PADDING = 1024  # embeddings are padded to round numbers, and a model may sample what no token stands for
@@ -50,6 +50,28 @@ def check_logprobs(what: str, nats: Sequence[float], tokens: int) -> None:
     wrong = [value for value in nats if isnan(value) or value > _MOST_NATS]
     if wrong:
         raise EngineError(f"{what} with log-probability {wrong[0]}; expected nats of at most 0.")
+
+
+def check_scores(who: str, scores: Sequence[StepScores], batch: Sequence[Trajectory], tokens: int) -> None:
+    """Raises: EngineError if an estimator has not scored what it was given, or not said what it sampled."""
+    told = sum(score.tokens for score in scores)
+    if [score.trajectory_id for score in scores] != [trajectory.id for trajectory in batch] or told != tokens:
+        raise EngineError(
+            f"{who} gave {len(scores)} results with {told} tokens for {len(batch)} trajectories and {tokens} "
+            "sampled tokens. Expected one result for each trajectory, in order, and `StepScores.tokens` that add up."
+        )
+    for score, trajectory in zip(scores, batch, strict=True):
+        steps = len(trajectory.step_ends)
+        for name in ("values", "counts", "lower", "upper", "advantages"):
+            length, expected = len(getattr(score, name)), steps + (name != "advantages")
+            if length != expected:
+                raise EngineError(f"{who} gave {length} {name} for {steps} steps; expected {expected}.")
+        wrong = next((value for value in score.values if not (isnan(value) or 0 <= value <= 1)), None)
+        if wrong is not None:
+            raise EngineError(f"{who} gave the value {wrong}; expected a probability, or NaN where none is known.")
+        for name, most in (("critical_step", steps - 1), ("reset_boundary", steps)):
+            if (place := getattr(score, name)) is not None and not 0 <= place <= most:
+                raise EngineError(f"{who} gave {name} {place} for {steps} steps; expected 0 to {most}, or None.")
 
 
 def _size(tokenizer: Any) -> int | None:

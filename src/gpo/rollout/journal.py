@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from gpo.contracts import Engine
-from gpo.errors import DataError
+from gpo.errors import DataError, naming
+from gpo.rollout.answers import check_answers
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.files import append, read_json, refuse_link, write_json
+from gpo.storage.files import append, read_json, refuse_link, remove, told, write_json
 from gpo.types import Completion, ModelRef, Request
 
 
@@ -54,7 +55,9 @@ class Journal(Engine):
             piece, todo = todo[:count], todo[count:]
             began = time.monotonic()
             asked = [requests[i] for i in piece]
-            answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
+            with naming(f"The engine {type(self.engine).__name__}"):
+                answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
+                check_answers(asked, answers, self.engine.tokenizer)  # what cannot be is not kept
             took = max(time.monotonic() - began, 1e-6)
             if not probe:
                 self._write_size(self.seconds / took * sum(request.n for request in asked), keys[piece[0]])
@@ -67,7 +70,7 @@ class Journal(Engine):
 
     def clear(self) -> None:
         """What it holds is kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
         self._known = None
 
     def _key(self, request: Request, temperature: float, logprobs: bool) -> str:
@@ -99,7 +102,8 @@ class Journal(Engine):
                     break
                 whole += len(line) + 1
             if self.path.exists():
-                os.truncate(self.path, whole)  # what a kill left of a line is asked for again
+                with told(self.path):
+                    os.truncate(self.path, whole)  # what a kill left of a line is asked for again
         return self._known
 
     def _append(self, answers: dict[str, list[Completion]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from gpo.contracts import Engine, Task
-from gpo.errors import ConfigError, DataError, EngineError
+from gpo.errors import ConfigError, DataError, EngineError, naming
 from gpo.rollout.answers import check_answers, check_logprobs
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import Scorer, failure_kind
@@ -130,8 +130,9 @@ class Sampler:
         if not requests:
             return []
         wanted = self.logprobs or self.segmenter.needs_logprobs
-        answers = self.engine.generate(requests, temperature=self.temperature, logprobs=wanted)
-        check_answers(requests, answers, self.engine.tokenizer)
+        with naming(f"The engine {type(self.engine).__name__}"):
+            answers = self.engine.generate(requests, temperature=self.temperature, logprobs=wanted)
+            check_answers(requests, answers, self.engine.tokenizer)
         self.tokens += sum(len(completion.token_ids) for answer in answers for completion in answer)
         return self._with_logprobs(requests, answers) if self.segmenter.needs_logprobs else answers
 
@@ -145,7 +146,8 @@ class Sampler:
         if not bare:
             return [list(answer) for answer in answers]
         contexts, continuations = [context for context, _ in bare], [c.token_ids for _, c in bare]
-        found = self.engine.logprobs(contexts, continuations, temperature=self.temperature or 1.0)
+        with naming(f"The engine {type(self.engine).__name__}"):
+            found = self.engine.logprobs(contexts, continuations, temperature=self.temperature or 1.0)
         if len(found) != len(bare):
             raise EngineError(
                 f"The engine gave {len(found)} lists of log-probabilities; expected {len(bare)}, in order."
