@@ -54,6 +54,14 @@ class ParallelTask(Task, Protocol):
 
 
 @runtime_checkable
+class LimitedTask(Task, Protocol):
+    """A task that says how long the grading of one answer may take, in place of a minute; of no `ParallelTask`."""
+
+    @property
+    def score_seconds(self) -> float: ...
+
+
+@runtime_checkable
 class ComparingTask(Task, Protocol):
     """A task that can tell whether two answers of responses say the same, so that a majority counts them as one."""
 

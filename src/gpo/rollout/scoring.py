@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,11 +12,12 @@ from math import isfinite
 from numbers import Real
 from typing import Self, get_args
 
-from gpo.contracts import ParallelTask, Task
+from gpo.contracts import LimitedTask, ParallelTask, Task
 from gpo.types import Problem, Score, Verdict
 
 LOGGER = logging.getLogger("gpo.rollout")
 _LONGEST_REASON = 200  # characters
+LIMIT = 60.0  # seconds for an answer, where the task says nothing
 
 
 class Scorer:
@@ -42,8 +45,7 @@ class Scorer:
 def checked_score(task: Task, problem: Problem, text: str) -> Score:
     """The task's score, `failed` with its reason if there is none. What is no Exception (Ctrl-C) passes through."""
     try:
-        given: object = task.score(problem, text)
-        score = _checked(given)
+        score = _checked(within(limit_of(task), lambda: task.score(problem, text)))
     except Exception as error:  # a broken grader is an outcome of this rollout
         score = Score(None, "failed", reason=f"{type(error).__name__}: {error}")
     if score.verdict != "failed":
@@ -74,6 +76,47 @@ def _checked(given: object) -> Score:
     if not isinstance(given.value, Real) or not isfinite(given.value) or not 0 <= given.value <= 1:
         raise ValueError(f"the value of a Score must be a number from 0 to 1, got {given.value!r}")
     return Score(float(given.value), given.verdict, given.answer, given.reason)
+
+
+def limit_of(task: Task) -> float | None:
+    """Seconds that the grading of one answer may take; None where a task ends what hangs itself."""
+    if isinstance(task, ParallelTask):
+        return None
+    return task.score_seconds if isinstance(task, LimitedTask) else LIMIT
+
+
+class _Late(BaseException):
+    """No Exception, so that a grader that passes over those does not pass over this one."""
+
+
+def within(seconds: float | None, call: Callable[[], object]) -> object:
+    """What a call gives; it is broken off after so many seconds, and every second again until it gives in.
+
+    By a signal, which Python looks at between two steps of the interpreter and of a regular expression: one operation
+    in C that takes for ever (10**10**9) is not broken off. In threads other than the main one, and where somebody else
+    uses the alarm, there is no limit.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    free = threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    if seconds is None or not free:
+        return call()
+    before = signal.signal(signal.SIGALRM, _raise_late)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+        try:
+            return call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _Late:
+        raise TimeoutError(f"no verdict within {seconds:g} s") from None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def _raise_late(*_: object) -> None:
+    raise _Late
 
 
 _told: set[tuple[str, str]] = set()
