@@ -1,7 +1,5 @@
 import json
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -148,29 +146,6 @@ def test_a_run_of_a_version_without_rounds_goes_on(tmp_path: Path, monkeypatch: 
     assert Run(tmp_path).config.rounds == 1
     with pytest.raises(ConfigError, match="rounds was 1, now 2"):
         Run(tmp_path, toy_config(rounds=2))
-
-
-def work(directory: Path) -> None:
-    Run(directory, rounds_config()).train("gpo")
-
-
-def test_rounds_that_are_killed_at_any_moment_end_the_same(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # a kill costs no import
-    chance, kills, directory = random.Random(3), 0, tmp_path / "killed"
-    began = time.monotonic()
-    work(tmp_path / "timed")
-    duration = time.monotonic() - began
-    for _ in range(8):
-        process = fork.Process(target=work, args=(directory,))
-        process.start()
-        process.join(chance.uniform(0, 0.4 * duration))
-        if process.is_alive():
-            process.kill()
-            kills += 1
-        process.join()
-    work(directory)
-    assert contents(directory) == contents(tmp_path / "timed")
-    assert kills >= 3
 
 
 LETTER_OPTIONS = {

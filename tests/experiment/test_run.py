@@ -1,7 +1,5 @@
 import json
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from gpo.errors import ConfigError, DataError, EngineError
 from gpo.estimators.none import NoReset
 from gpo.experiment.run import Run
 from gpo.storage.directory import Progress, RunDirectory
-from gpo.storage.files import locked
+from gpo.storage.lock import locked
 from gpo.toy import ChainEngine, ChainTask
 from gpo.types import Evidence, Problem, Split, StepScores, Trajectory, tokens_of
 from toy import toy_config
@@ -91,37 +89,6 @@ def test_a_run_is_the_same_every_time(finished: Run, tmp_path: Path) -> None:
     other = Run(tmp_path / "again", toy_config())
     other.all()
     assert contents(other.files.path) == contents(finished.files.path)
-
-
-def work(directory: Path) -> None:
-    Run(directory, toy_config()).all()
-
-
-def test_a_run_that_is_killed_at_any_moment_ends_the_same(finished: Run, tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # a kill costs no import
-    timed = fork.Process(target=work, args=(tmp_path / "timed",))
-    began = time.monotonic()
-    timed.start()
-    timed.join()
-    duration = time.monotonic() - began
-    chance = random.Random(7)
-    kills = 0
-    for round_ in range(3):
-        directory = tmp_path / str(round_)
-        for _ in range(5):
-            process = fork.Process(target=work, args=(directory,))
-            process.start()
-            process.join(chance.uniform(0, 0.6 * duration))
-            if process.is_alive():
-                process.kill()
-                kills += 1
-            process.join()
-        process = fork.Process(target=work, args=(directory,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        assert contents(directory) == contents(finished.files.path)
-    assert kills >= 3
 
 
 def test_the_same_command_goes_on_after_a_kill(finished: Run, tmp_path: Path) -> None:
