@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -172,6 +173,20 @@ class StepScores:
     reset_boundary: int | None  # boundary to reset to; 0 is the question itself
     tokens: int  # tokens sampled for this trajectory's search
     rollouts: tuple[Group, ...] = ()  # the search's own rollouts, by prefix; nothing sampled is thrown away
+
+    def misfit(self, steps: int) -> str | None:
+        """What does not fit a trajectory of so many steps; None if all does."""
+        for name in ("values", "counts", "lower", "upper", "advantages"):
+            length, expected = len(getattr(self, name)), steps + (name != "advantages")
+            if length != expected:
+                return f"{length} {name} for {steps} steps; expected {expected}"
+        wrong = next((value for value in self.values if not (isnan(value) or 0 <= value <= 1)), None)
+        if wrong is not None:
+            return f"the value {wrong}; expected a probability, or NaN where none is known"
+        for name, most in (("critical_step", steps - 1), ("reset_boundary", steps)):
+            if (place := getattr(self, name)) is not None and not 0 <= place <= most:
+                return f"{name} {place} for {steps} steps; expected 0 to {most}, or None"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def test_a_search_of_an_unknown_trajectory_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.jsonl:2: trajectory 'other' is not in .*rollouts\.jsonl"):
         files.searched("gpo")
     files.scores("long").append([replace(score, values=(0.5, 0.5, 1.0), advantages=(0.0, 0.5))])
-    with pytest.raises(DataError, match=r"scores\.jsonl:1: 3 values for trajectory 'p1', which has 1 steps"):
+    with pytest.raises(DataError, match=r"scores\.jsonl:1: of trajectory 'p1': 3 values for 1 steps; expected 2"):
         files.searched("long")
 
 

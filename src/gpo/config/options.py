@@ -80,6 +80,16 @@ def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: an unknown name, or a text that is not of the setting's type.
     """
+    try:
+        return _resolve(options, stored)
+    except (AttributeError, KeyError, TypeError) as error:
+        if stored is None:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"The stored settings cannot be used ({what}). Put config.json back as it was.") from error
+
+
+def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> RunConfig:
     base = _defaults() if stored is None else with_defaults(stored)
     for name in options:
         if _long(name) != name and _long(name) in options:

@@ -196,7 +196,8 @@ class Reader:
         path = self.files.path
         if not groups:
             raise DataError(f"{path} has no trajectories yet. Sample some: gpo rollout {path}")
-        if missing := {group.start.problem_id for group in groups} - self.problems.keys():
+        starts = [start for group in groups for start in (group.start, *(t.start for t in group.trajectories))]
+        if missing := {start.problem_id for start in starts} - self.problems.keys():
             raise DataError(f"{path}: problem {min(missing)!r} of rollouts.jsonl is not in problems.jsonl.")
         return groups
 

@@ -80,6 +80,8 @@ def summarize(files: RunDirectory) -> Results:
         DataError: a file cannot be used, or its rows do not fit those of another.
     """
     config = files.config()
+    if missing := {"task", "budget", "test_samples"} - config.keys():
+        raise DataError(f"{files.path / 'config.json'} lacks {', '.join(sorted(missing))}. Put it back as it was.")
     arms, samples = list(config["arms"]), config["test_samples"]
     first = files.rollouts.read()
     problems = files.problems("test") or []
@@ -89,7 +91,7 @@ def summarize(files: RunDirectory) -> Results:
     subtasks: dict[str, list[int]] = {}
     for i, problem in enumerate(problems[:questions]):
         subtasks.setdefault(problem.subtask, []).append(i)
-    references = [name for name in (BASE, arms[0]) if name in evaluated]
+    references = [name for name in (BASE, *arms[:1]) if name in evaluated]
     sources = {str(problem.metadata.get("source", "")) for problem in problems}
     budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)
     return Results(

@@ -41,7 +41,8 @@ class StepTexts:
                 return spec.make().tokenizer
         from transformers import AutoTokenizer
 
-        name = engine.get("tokenizer") or model_path(model_name(config))
+        own = engine.get("tokenizer")
+        name = own if isinstance(own, str) and own else model_path(model_name(config))
         try:
             return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:

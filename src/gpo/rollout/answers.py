@@ -61,17 +61,8 @@ def check_scores(who: str, scores: Sequence[StepScores], batch: Sequence[Traject
             "sampled tokens. Expected one result for each trajectory, in order, and `StepScores.tokens` that add up."
         )
     for score, trajectory in zip(scores, batch, strict=True):
-        steps = len(trajectory.step_ends)
-        for name in ("values", "counts", "lower", "upper", "advantages"):
-            length, expected = len(getattr(score, name)), steps + (name != "advantages")
-            if length != expected:
-                raise EngineError(f"{who} gave {length} {name} for {steps} steps; expected {expected}.")
-        wrong = next((value for value in score.values if not (isnan(value) or 0 <= value <= 1)), None)
-        if wrong is not None:
-            raise EngineError(f"{who} gave the value {wrong}; expected a probability, or NaN where none is known.")
-        for name, most in (("critical_step", steps - 1), ("reset_boundary", steps)):
-            if (place := getattr(score, name)) is not None and not 0 <= place <= most:
-                raise EngineError(f"{who} gave {name} {place} for {steps} steps; expected 0 to {most}, or None.")
+        if what := score.misfit(len(trajectory.step_ends)):
+            raise EngineError(f"{who} gave {what}.")
 
 
 def _size(tokenizer: Any) -> int | None:

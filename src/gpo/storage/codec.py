@@ -67,10 +67,17 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
         return data
     if origin is tuple:
         item = arguments[0]
-        if item is int:  # token ids, the bulk of every file, are not looked at one by one
-            return tuple(plain(data, where, list))
+        if item is int:  # token ids, the bulk of every file
+            return _whole_numbers(plain(data, where, list), where)
         return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(plain(data, where, list)))
     return plain(data, where, dict if issubclass(origin, Mapping) else origin)
+
+
+def _whole_numbers(data: list[Any], where: str) -> tuple[int, ...]:
+    """Token ids, offsets and counts: from 0, and small enough for 32 bits."""
+    if set(map(type, data)) - {int} or (data and not (min(data) >= 0 and max(data) < 2**31)):
+        raise DataError(f"{where} is {_short(data)}, expected whole numbers from 0 on.")
+    return tuple(data)
 
 
 def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:

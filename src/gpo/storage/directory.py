@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +13,16 @@ from typing import Any, cast
 
 from gpo.errors import ConfigError, DataError
 from gpo.storage.chunks import REMAKE, Chunks
-from gpo.storage.codec import T, from_json, to_json
+from gpo.storage.codec import T, from_json, plain, to_json
 from gpo.storage.files import append_row, lines_of, read_json, whole_rows, write_rows
 from gpo.types import Group, Problem, Split, Stage, StepScores, Trajectory
 
+SETTINGS: dict[str, tuple[type, ...]] = {  # that readers use, beside components
+    **dict.fromkeys(("test_samples", "rounds", "seed"), (int,)),
+    **dict.fromkeys(("budget", "temperature"), (int, float)),
+    **{"model": (str,), "pairs": (dict,)},
+}
+ARM = re.compile(r"[\w-]+")
 BASE = "base"  # the model before training, as an evaluated model beside the arms
 
 
@@ -147,6 +154,11 @@ class RunDirectory:
         if not isinstance(config, dict):
             raise DataError(f"{file} is no JSON object. Put it back as it was, or choose another directory.")
         config.pop("gpo", None)  # the version that made it, which may differ
+        if isinstance(config.get("arms"), Mapping):
+            try:
+                _check_settings(config)
+            except DataError as error:
+                raise DataError(f"{file}: {error} Put it back as it was.") from None
         return config
 
     def searched(self, arm: str, number: int = 1) -> list[tuple[Trajectory, StepScores]]:
@@ -163,10 +175,8 @@ class RunDirectory:
             if trajectory is None:
                 what = f"trajectory {score.trajectory_id!r} is not in {first.path}"
                 raise DataError(f"{scores.path}:{line}: {what}. {REMAKE}")
-            steps, boundaries = len(trajectory.step_ends), len(score.values)
-            if boundaries != steps + 1 or len(score.advantages) != steps:
-                what = f"{boundaries} values for trajectory {trajectory.id!r}, which has {steps} steps"
-                raise DataError(f"{scores.path}:{line}: {what}. {REMAKE}")
+            if misfit := score.misfit(len(trajectory.step_ends)):
+                raise DataError(f"{scores.path}:{line}: of trajectory {trajectory.id!r}: {misfit}. {REMAKE}")
             found.append((trajectory, score))
         return found
 
@@ -230,6 +240,24 @@ class RunDirectory:
 
     def _chunks(self, path: Path, kind: type[T]) -> Chunks[T]:
         return cast(Chunks[T], self._files.setdefault(path, Chunks(path, kind)))
+
+
+def _check_settings(config: Mapping[str, Any]) -> None:
+    """The settings that readers of a run use are of their types, and the names of arms are no paths.
+
+    Raises:
+        DataError: one is not.
+    """
+    for name in ("task", "engine", "segmenter", "method"):
+        if name in config:
+            plain(plain(config[name], name, dict).get("name"), f"{name}.name", str)
+    for arm, estimator in config["arms"].items():
+        if not ARM.fullmatch(arm):
+            raise DataError(f"arms has the name {arm!r}, expected letters, digits, - and _ only.")
+        plain(plain(estimator, f"arms.{arm}", dict).get("name"), f"arms.{arm}.name", str)
+    for name, kinds in SETTINGS.items():
+        if name in config:
+            plain(config[name], name, *kinds)
 
 
 def _is_event(row: Mapping[str, Any]) -> bool:
