@@ -25,7 +25,9 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
             "or a hub id such as Qwen/Qwen3-0.6B."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **hub_options(source))
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False, **hub_options(source)
+        )
         # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError("its vocabulary is empty")

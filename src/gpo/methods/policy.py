@@ -81,14 +81,18 @@ def _load(name: str, ref: ModelRef) -> tuple[Any, Any, torch.dtype]:
     try:
         tokenizer = _tokenizer(name, **extra) if ref.tokenizer is None else _tokenizer(ref.tokenizer)
         base = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else name
-        config = AutoConfig.from_pretrained(base, **({} if isinstance(model, PeftModel) else extra))
+        config = AutoConfig.from_pretrained(
+            base, trust_remote_code=False, **({} if isinstance(model, PeftModel) else extra)
+        )
     except (OSError, ValueError) as error:
         raise EngineError(f"No tokenizer and configuration at {name!r}: {error}") from error
     return model, tokenizer, _dtype(config)
 
 
 def _tokenizer(source: Any, **extra: str) -> Any:
-    return AutoTokenizer.from_pretrained(str(source), **extra) if isinstance(source, str | Path) else source
+    if not isinstance(source, str | Path):
+        return source
+    return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **extra)
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -178,7 +178,7 @@ class Pretraining:
 
     def resume(self) -> None:
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=False)
+            state = torch.load(self.checkpoint, weights_only=True)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)

@@ -59,11 +59,17 @@ def check_files(directory: Path) -> None:
     """Open every safetensors file of a directory, whose header must agree with its length; nothing of a hub id.
 
     Raises:
-        EngineError: one is truncated or damaged; the message names it.
+        EngineError: one is truncated or damaged, or the weights are a pickle; the message names the file.
     """
     from safetensors import SafetensorError, safe_open
 
-    for file in sorted(directory.glob("*.safetensors")):
+    found = sorted(directory.glob("*.safetensors"))
+    if not found and (pickled := sorted(directory.glob("*_model*.bin"))):
+        raise EngineError(
+            f"{pickled[0]} is a pickle, which can hold code, and is not read. Save the model as safetensors: "
+            "model.save_pretrained(DIRECTORY)."
+        )
+    for file in found:
         try:
             with safe_open(file, framework="np"):
                 pass
@@ -111,8 +117,11 @@ def _load_base(source: str, hub: Mapping[str, Any], settings: Mapping[str, Any])
     from transformers import AutoModelForCausalLM
 
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all that is wrong is told at once
+    safe = {"use_safetensors": True, "trust_remote_code": False}
     offline = {name: value for name, value in hub.items() if name == "local_files_only"}  # of its own look for adapters
-    model, report = AutoModelForCausalLM.from_pretrained(source, adapter_kwargs=offline, **hub, **told, **settings)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source, adapter_kwargs=offline, **hub, **told, **safe, **settings
+    )
     return model, report
 
 
