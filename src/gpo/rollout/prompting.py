@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpo.contracts import Task
+from gpo.errors import DataError
+from gpo.rollout.scoring import LIMIT, within
 from gpo.types import Message, Problem, Start
 
 
@@ -17,10 +19,7 @@ def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     and "Answer: ..." with blank lines between, where grading ends an answer that runs on into a next "Question:".
     """
     if getattr(tokenizer, "chat_template", None):
-        ids = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return tuple(ids)
+        return _rendered(messages, tokenizer)
     if len(messages) == 1:
         text = messages[0]["content"].removesuffix("\n") + "\n"
     else:
@@ -29,6 +28,29 @@ def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
         turns = [labels.get(m["role"], "") + m["content"].strip() + ends.get(m["role"], "\n\n") for m in messages]
         text = "".join(turns) + "Answer:"
     return tuple(tokenizer.encode(text, add_special_tokens=True))
+
+
+def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
+    """By the chat template of a model, which whoever published the model wrote.
+
+    Raises:
+        DataError: the template refuses the messages, does not end, or is none.
+    """
+
+    def apply() -> object:
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    try:
+        ids: Any = within(LIMIT, apply)
+        return tuple(ids)
+    except Exception as error:  # jinja2 runs what a template says, and raises what that raises
+        what = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"The chat template of the model cannot be used: {type(error).__name__}: {what}. "
+            "Give the tokenizer another chat_template, or none."
+        ) from error
 
 
 def question_start(problem: Problem, task: Task, tokenizer: Any) -> Start:
