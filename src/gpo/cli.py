@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         known = isinstance(error, GPOError | OSError)
-        text = " ".join(str(error).split()) or type(error).__name__
+        from gpo.report.clean import visible
+
+        text = visible(" ".join(str(error).split())) or type(error).__name__
         advice = "" if known else f" ({type(error).__name__}; GPO_DEBUG=1 shows where)"
         print(f"gpo: {text}{advice}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | DataError) else 1
@@ -185,7 +187,9 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         text = record.getMessage() if error is None else f"{record.getMessage()}: {type(error).__name__}: {error}"
-        print("gpo:", " ".join(text.split()), file=sys.stderr)
+        from gpo.report.clean import visible
+
+        print("gpo:", visible(" ".join(text.split())), file=sys.stderr)
 
 
 def start_logging(level: str) -> None:
