@@ -29,7 +29,7 @@ def work_quickly(directory: Path, program: str) -> None:
 
 @pytest.mark.parametrize("program", ["online", "offline"])
 def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
-    program: str, tmp_path: Path, whole: bool, survived: Survived
+    program: str, tmp_path: Path, at_most: Callable[[int, int], int], survived: Survived
 ) -> None:
     def begin(directory: Path) -> multiprocessing.process.BaseProcess:
         process = SERVER.Process(target=work_quickly, args=(directory, program))
@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
     began = time.monotonic()
     begin(tmp_path / "undisturbed").join()
     duration, expected = time.monotonic() - began, results_of(tmp_path / "undisturbed")
-    chance, kills, number, wanted = Random(7), 0, 0, 50 if whole else 4
+    chance, kills, number, wanted = Random(7), 0, 0, at_most(4, 50)
     while kills < wanted or number < 1:
         process = begin(tmp_path / str(number))
         process.join(chance.uniform(0, 0.6 * duration) if kills < wanted else None)
@@ -67,10 +67,12 @@ def mark_for_ever(path: Path, acknowledged: Path) -> None:
         os.write(descriptor, json.dumps(item).encode() + b"\n")
 
 
-def test_no_acknowledged_mark_is_lost_or_doubled_by_a_kill(tmp_path: Path, whole: bool, survived: Survived) -> None:
+def test_no_acknowledged_mark_is_lost_or_doubled_by_a_kill(
+    tmp_path: Path, at_most: Callable[[int, int], int], survived: Survived
+) -> None:
     path, acknowledged = tmp_path / "annotations.sqlite", tmp_path / "acknowledged"
     acknowledged.touch()
-    chance, kills = Random(5), 50 if whole else 4
+    chance, kills = Random(5), at_most(4, 50)
     for _ in range(kills):
         process = SERVER.Process(target=mark_for_ever, args=(path, acknowledged))
         process.start()
