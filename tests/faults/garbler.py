@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -37,7 +38,9 @@ def twice(lines: Lines, at: int) -> Lines:
 
 
 def missing(lines: Lines, at: int) -> Lines:
-    return [*lines[:at], *lines[at + 1 :]]
+    """Not the first of a chunk, without which the others look like a smaller one."""
+    last = at and re.match(rb'\{"chunk": \d+, "left": 0,', lines[at - 1])
+    return lines if last or not at else [*lines[:at], *lines[at + 1 :]]
 
 
 def swapped(lines: Lines, at: int) -> Lines:

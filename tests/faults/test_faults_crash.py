@@ -95,6 +95,8 @@ def test_a_directory_that_is_gone_in_the_middle_is_told(
     gone: str, history: tuple[str, Recorder, Any], tmp_path: Path, some: Some, survived: Survived
 ) -> None:
     program, recorder, expected = history
+    if program == "reuse":
+        pytest.skip("two commands, between which a directory may go")
     calls = some(list(range(3, recorder.calls - 1)), 3, 50)
     for at in calls:
         folder = tmp_path / str(at)

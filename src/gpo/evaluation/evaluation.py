@@ -147,6 +147,7 @@ class Evaluation:
     ) -> None:
         self.files = RunDirectory(Path(directory))
         self.on_progress = on_progress
+        self._check: Callable[[], None] = lambda: None  # complains once the directory that is held is gone
         self.config = self._settle(config)
         self.task: Task = made("task", self.config.task)
 
@@ -184,7 +185,8 @@ class Evaluation:
             ConfigError: another process works there, or has settled it otherwise.
             DataError: the task has no questions in this split, or a file cannot be used.
         """
-        with locked(self.files.path):
+        with locked(self.files.path) as check:
+            self._check = check
             self.config = self._settle(self.config)
             problems = self._problems()
             answers = {name: self._answers(name, problems) for name in self.config.models}
@@ -192,6 +194,7 @@ class Evaluation:
             board = score_models(answers, problems, self.task)
             write_json(self.files.results, board)
             write_text(self.files.path / "table.md", markdown(board))
+            check()
         return board
 
     def _problems(self) -> list[Problem]:
@@ -236,6 +239,7 @@ class Evaluation:
                 )
                 new = sampler([question_start(problem, self.task, engine.tokenizer) for problem in batch], samples)
                 file.append(new)
+                self._check()
                 groups += new
                 self._tell(name, len(groups), len(problems), sampler.tokens, time.monotonic() - began)
         return groups
