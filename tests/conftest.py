@@ -78,6 +78,25 @@ def audited(browser: Any, scheme: str, width: int) -> Iterator[Any]:
     context.close()
 
 
+@pytest.fixture(scope="session")
+def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that servers on loopback serve."""
+    from fake_server import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "fake")
+
+
+@pytest.fixture
+def fake(served_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server on loopback. What fails is asked again soon."""
+    from fake_server import FakeServer, serving
+
+    monkeypatch.setattr("gpo.engines.connection.REST", (0.01, 0.05))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(FakeServer(str(served_model))) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the tests start is not noted in the user's home."""

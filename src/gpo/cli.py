@@ -311,6 +311,9 @@ def print_places(console: Console, run: Run) -> None:
     console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
     times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if trouble := run.files.trouble():
+        told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
+        console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
     console.print(f"  {'seconds:':<10}{times}; peak memory {memory:.1f} GB", highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -124,6 +124,20 @@ class Engine(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """An engine whose answers come one by one from elsewhere, and not always at the first time."""
+
+    @property
+    def trouble(self) -> Mapping[str, int]: ...  # what went wrong and was done again, by kind
+
+    def stream(
+        self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """The position of each request and its completions, as they come: what `generate` would say of it."""
+        ...
 
 
 @runtime_checkable

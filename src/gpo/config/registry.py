@@ -27,6 +27,7 @@ TASKS: dict[str, str] = {
 
 ENGINES: dict[str, str] = {
     "hf": "gpo.engines.hf:HFEngine",
+    "openai": "gpo.engines.openai:OpenAIEngine",
     "chain": "gpo.toy:ChainEngine",
 }
 

@@ -104,13 +104,13 @@ class RunConfig:
         arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
         object.__setattr__(self, "arms", arms)
         engine = self.engine.name if isinstance(self.engine, Spec) else None  # None: made in Python, with its model
-        shipped = engine == "hf" and resolve_model(self).name in SHIPPED
+        shipped = engine in ("hf", "openai") and resolve_model(self).name in SHIPPED
         tuned, cut = (REASONER, {}) if shipped else ({}, {}) if engine is None else (OTHERS, SEGMENTS)
         for kind, presets in (("method", tuned), ("segmenter", cut)):
             if isinstance(spec := getattr(self, kind), Spec):
                 object.__setattr__(self, kind, replace(spec, preset=presets.get(spec.name, {})))
         if self.piece_seconds is None:
-            object.__setattr__(self, "piece_seconds", 0.0 if shipped else PIECE_SECONDS)
+            object.__setattr__(self, "piece_seconds", 0.0 if shipped and engine == "hf" else PIECE_SECONDS)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
-from gpo.contracts import Engine, Estimator, MergingTask, Method, Task
+from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance
 from gpo.rollout.journal import Journal
@@ -71,6 +72,7 @@ class Resources:
         self._holding: Callable[[], None] | None = None  # held; complains once the directory is gone
         self._begun = False
         self._spent: dict[tuple[str, int], int] = {}
+        self._trouble: Counter[str] = Counter()  # of the engine, as far as it is noted
         stored = self._stored()
         if config is None:
             if stored is None:
@@ -206,6 +208,7 @@ class Resources:
             self.release_engine()
         if self._engine is None:
             self._engine = (None, made("engine", self.config.engine, model=self.model.source))
+            self._trouble = Counter()
         loaded, engine = self._engine
         if loaded != checkpoint:
             engine.load(self.model_of(checkpoint))
@@ -264,6 +267,13 @@ class Resources:
         if done < wanted:
             self.on_progress(self._partial)
 
+    def _new_trouble(self) -> Counter[str]:
+        """What went wrong with an engine elsewhere since this was asked last."""
+        engine = None if self._engine is None else self._engine[1]
+        now = Counter(engine.trouble) if isinstance(engine, RemoteEngine) else Counter[str]()
+        new, self._trouble = now - self._trouble, now
+        return new
+
     def budget(self, first: list[Group]) -> int:
         """Tokens that every arm may sample in a round, the first rollouts included."""
         return allowance(tokens_of(first), self.config.budget, 1, 0)
@@ -304,7 +314,7 @@ class Resources:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
             if self._holding is not None:
                 self._holding()
-            self.files.log(progress)
+            self.files.log(progress, self._new_trouble())
             if self._journal is not None:
                 self._journal.clear()  # what it holds is written
             if self.on_progress is not None:

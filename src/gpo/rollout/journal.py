@@ -4,7 +4,8 @@ A run keeps what it samples in chunks of some hundred rollouts. On a slow model 
 asked in pieces of some seconds, and every piece is appended to a journal before the next one is asked for. After a kill
 the same chunk asks for the same rollouts, and those in the journal are not sampled again; once the chunk is written the
 journal goes. How large a piece is, a run measures once and keeps: what is asked for together can change the last digit
-of a log-probability, and shall be the same after a kill.
+of a log-probability, and shall be the same after a kill. An engine that tells its answers one by one is asked for all
+at once, and they are kept as they come.
 """
 
 from __future__ import annotations
@@ -12,19 +13,42 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import log2
 from pathlib import Path
 from typing import Any
 
-from gpo.contracts import Engine
+from gpo.contracts import Engine, RemoteEngine
 from gpo.errors import DataError, naming
 from gpo.rollout.answers import check_answers
 from gpo.storage.codec import from_json, to_json
 from gpo.storage.files import append, read_json, refuse_link, remove, told, write_json
 from gpo.types import Completion, ModelRef, Request
+
+TOGETHER = 1.0  # seconds of answers that are written together where they come one by one
+
+
+def together(
+    answers: Iterable[tuple[int, list[Completion]]],
+) -> Iterator[tuple[dict[int, list[Completion]], float]]:
+    """Answers of about a second, and the seconds; what has come before a failure comes before it."""
+    found: dict[int, list[Completion]] = {}
+    began = time.monotonic()
+    failure: Exception | None = None
+    try:
+        for position, answer in answers:
+            found[position] = answer
+            if (took := time.monotonic() - began) > TOGETHER:
+                yield found, took
+                found, began = {}, time.monotonic()
+    except Exception as error:
+        failure = error
+    if found:
+        yield found, time.monotonic() - began
+    if failure is not None:
+        raise failure
 
 
 @dataclass
@@ -48,7 +72,23 @@ class Journal(Engine):
         known = self._read()
         keys = [self._key(request, temperature, logprobs) for request in requests]
         todo = [i for i, key in enumerate(keys) if key not in known]
-        wanted = sum(request.n for request in requests)
+        left, wanted = sum(requests[i].n for i in todo), sum(request.n for request in requests)
+        for piece, took in self._answers(requests, keys, todo, temperature, logprobs):
+            left -= sum(requests[i].n for i in piece)
+            tokens = sum(len(completion.token_ids) for answer in piece.values() for completion in answer)
+            self._append({keys[i]: answer for i, answer in piece.items()})
+            known |= {keys[i]: answer for i, answer in piece.items()}
+            self.on_piece(wanted - left, wanted, tokens, max(took, 1e-6))
+        return [known[key] for key in keys]
+
+    def _answers(
+        self, requests: Sequence[Request], keys: Sequence[str], todo: list[int], temperature: float, logprobs: bool
+    ) -> Iterator[tuple[dict[int, list[Completion]], float]]:
+        """The answers of each piece by the positions of their requests, and the seconds that it took."""
+        if isinstance(self.engine, RemoteEngine):
+            coming = self.engine.stream([requests[i] for i in todo], temperature=temperature, logprobs=logprobs)
+            yield from together((todo[position], answer) for position, answer in coming)
+            return
         while todo:
             size, probe = self._read_size()
             count = 1 if keys[todo[0]] == probe else max(1, size // requests[todo[0]].n)
@@ -61,12 +101,7 @@ class Journal(Engine):
             took = max(time.monotonic() - began, 1e-6)
             if not probe:
                 self._write_size(self.seconds / took * sum(request.n for request in asked), keys[piece[0]])
-            new = {keys[i]: answer for i, answer in zip(piece, answers, strict=True)}
-            self._append(new)
-            known |= new
-            tokens = sum(len(completion.token_ids) for answer in answers for completion in answer)
-            self.on_piece(wanted - sum(requests[i].n for i in todo), wanted, tokens, took)
-        return [known[key] for key in keys]
+            yield dict(zip(piece, answers, strict=True)), took
 
     def clear(self) -> None:
         """What it holds is kept elsewhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -198,12 +199,25 @@ class RunDirectory:
         write_rows(self.path / "problems.jsonl", rows)
         self._problems.clear()
 
-    def log(self, progress: Progress) -> None:
+    def log(self, progress: Progress, trouble: Mapping[str, int] | None = None) -> None:
         """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
 
         All other files are so the same in every run.
+
+        Args:
+            trouble: what went wrong meanwhile and was done again, by kind.
         """
-        append_row(self.path / "events.jsonl", {"time": round(time.time(), 3), **asdict(progress)})
+        row = {"time": round(time.time(), 3), **asdict(progress)} | ({"trouble": dict(trouble)} if trouble else {})
+        append_row(self.path / "events.jsonl", row)
+
+    def trouble(self) -> dict[str, int]:
+        """What went wrong with engines elsewhere and was done again, by kind, over all processes; most first."""
+        counts: Counter[str] = Counter()
+        for event in self._events():
+            told = event.get("trouble")
+            for kind, count in told.items() if isinstance(told, Mapping) else ():
+                counts[kind] += count if isinstance(count, int) else 0
+        return dict(counts.most_common())
 
     def seconds(self) -> dict[str, float]:
         """Time spent in each stage, over all processes that worked on this run."""
