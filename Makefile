@@ -4,6 +4,7 @@
 # make coverage   the tests again, and which lines they reach
 # make docs   the docs site into site/
 # make real-model   a small pretrained model for the tests of real models, once, into a cache folder
+# make vllm   a vLLM server for CPUs in an environment of its own, .venv-vllm; the tests that need one run from then on
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -19,7 +20,7 @@ endif
 export GPO_CACHE ?= $(HOME)/.cache/gpo
 REAL_MODEL := $(or $(GPO_REAL_MODEL),$(GPO_CACHE)/models/smollm2)
 
-.PHONY: demo test check coverage docs setup real-model
+.PHONY: demo test check coverage docs setup real-model vllm
 
 demo: $(SETUP)
 	$(BIN)/gpo run runs/demo $(if $(GPO_DATA),--data "$(GPO_DATA)")
@@ -49,6 +50,15 @@ $(REAL_MODEL)/config.json: | $(SETUP)
 	PYTHONPATH="$(GPO_CACHE)/gguf" $(BIN)/python ../shared/models/real-model smollm2 "$(REAL_MODEL)"
 
 setup: $(SETUP)
+
+vllm: .venv-vllm/.set-up
+
+# vLLM is built for one torch, and lists packages for sound and pictures that language models do without.
+.venv-vllm/.set-up: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	touch $@
 
 # The stamp comes last, so that a set-up that was cut short is done again.
 $(SETUP): pyproject.toml constraints.txt

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
+from gpo.contracts import Engine
 from gpo.engines.hf import HFEngine
 from gpo.engines.loading import load_model, load_tokenizer
 from gpo.rollout.prompting import render
@@ -94,7 +95,7 @@ def search_requests(engine: HFEngine, questions: Sequence[Request]) -> list[Requ
     return requests
 
 
-def run_engine(engine: HFEngine, clock: Clock) -> Runner:
+def run_engine(engine: Engine, clock: Clock) -> Runner:
     def run(requests: Sequence[Request]) -> tuple[int, float]:
         began = clock()
         groups = engine.generate(requests)

@@ -104,6 +104,7 @@ def repeated() -> Fault:
     return altered(change)
 
 
+TOKENS, NATS = "a wrong number of tokens", "log-probabilities that are none"
 FAULTS: dict[str, tuple[Fault, str]] = {
     "500": (status(500), "HTTP 500"),
     "429": (status(429), "HTTP 429"),
@@ -116,28 +117,40 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "half a body without its length": (text(b'{"choices": [', Content_Length="13"), "no JSON"),
     "cut": (cut, "cut connection"),
     "silence": (silent(2.5), "time-out"),
-    "unknown tokens": (first(lambda c: c["token_ids"].__setitem__(0, VOCABULARY)), "token ids from"),
-    "negative tokens": (first(lambda c: c["token_ids"].__setitem__(0, -1)), "token ids from"),
+    "unknown tokens": (first(lambda c: c["token_ids"].__setitem__(0, VOCABULARY)), "unknown token ids"),
+    "negative tokens": (first(lambda c: c["token_ids"].__setitem__(0, -1)), "unknown token ids"),
     "texts for tokens": (first(lambda c: c["token_ids"].__setitem__(0, "w5")), "no token ids"),
     "no tokens": (first(lambda c: c.update(token_ids=None)), "no token ids"),
-    "empty": (first(lambda c: c.update(token_ids=[])), "0 tokens"),
-    "too many tokens": (first(lambda c: c.update(token_ids=[5] * 10)), "10 tokens where 1 to"),
-    "goes on after the end": (first(lambda c: c.update(token_ids=[EOS, 5], finish_reason="stop")), "2 tokens where"),
-    "too few tokens": (first(lambda c: c.update(token_ids=[5], finish_reason="length")), "an end after token 5"),
-    "an end that is none": (first(lambda c: c.update(token_ids=[5, 6], finish_reason="stop")), "an end after token 6"),
-    "aborted": (first(lambda c: c.update(finish_reason="abort")), "finish reason 'abort'"),
+    "empty": (first(lambda c: c.update(token_ids=[])), TOKENS),
+    "too many tokens": (first(lambda c: c.update(token_ids=[5] * 10)), TOKENS),
+    "goes on after the end": (
+        first(lambda c: c.update(token_ids=[EOS, 5], finish_reason="stop")),
+        TOKENS,
+    ),
+    "too few tokens": (first(lambda c: c.update(token_ids=[5], finish_reason="length")), "an end that is none"),
+    "an end that is none": (first(lambda c: c.update(token_ids=[5, 6], finish_reason="stop")), "an end that is none"),
+    "aborted": (first(lambda c: c.update(finish_reason="abort")), "an unknown finish reason"),
     "another prompt": (first(lambda c: c.update(prompt_token_ids=[5])), "an answer to another prompt"),
     "no prompt": (first(lambda c: c.pop("prompt_token_ids")), "an answer to another prompt"),
-    "another model": (altered(lambda a: a.update(model="other")), "an answer of the model 'other'"),
-    "no choices": (altered(lambda a: a.update(choices=[])), "0 choices for 1"),
-    "choices of nothing": (altered(lambda a: a.update(choices=[None])), "1 choices for 1"),
-    "a choice twice": (altered(lambda a: a.update(choices=a["choices"] * 2)), "2 choices for 1"),
+    "another model": (altered(lambda a: a.update(model="other")), "an answer of another model"),
+    "no choices": (altered(lambda a: a.update(choices=[])), "a wrong number of choices"),
+    "choices of nothing": (altered(lambda a: a.update(choices=[None])), "a wrong number of choices"),
+    "a choice twice": (altered(lambda a: a.update(choices=a["choices"] * 2)), "a wrong number of choices"),
     "an answer that came before": (repeated(), "an answer"),
     "few log-probabilities": (first(lambda c: c["logprobs"]["token_logprobs"].pop()), "not one log-probability"),
     "no log-probabilities": (first(lambda c: c.update(logprobs=None)), "not one log-probability"),
-    "NaN": (first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, float("nan"))), "log-probability nan"),
-    "above 0": (first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, 0.5)), "log-probability 0.5"),
-    "a text": (first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, "-1")), "log-probability '-1'"),
+    "NaN": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, float("nan"))),
+        NATS,
+    ),
+    "above 0": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, 0.5)),
+        NATS,
+    ),
+    "a text": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, "-1")),
+        NATS,
+    ),
 }
 
 

@@ -145,4 +145,4 @@ def test_the_command_line_samples_on_a_server(
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"gpo: No server answers at {fake.url} (no connection). Start it, or name another")
     assert "\n" not in said
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new" / "config.json").exists()

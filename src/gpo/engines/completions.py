@@ -91,10 +91,10 @@ def choices_of(answer: Any, names: Collection[str], n: int) -> list[Mapping[str,
     if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
         raise Unusable("JSON without choices")
     if answer.get("model") not in names:
-        raise Unusable(f"an answer of the model {answer.get('model')!r}")
+        raise Unusable("an answer of another model", repr(answer.get("model")))
     choices = [choice for choice in answer["choices"] if isinstance(choice, Mapping)]
     if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(n))):
-        raise Unusable(f"{len(answer['choices'])} choices for {n}")
+        raise Unusable("a wrong number of choices", f"{len(answer['choices'])} for {n}")
     return sorted(choices, key=lambda choice: int(choice["index"]))
 
 
@@ -108,11 +108,11 @@ def _read_choice(
     if reason == "stop" and stopped in stop_ids and ids[-1:] != (stopped,):
         ids += (int(stopped),)  # SGLang may leave it out
     if reason not in ("stop", "length"):
-        raise Unusable(f"finish reason {reason!r}")
+        raise Unusable("an unknown finish reason", repr(reason))
     if not 1 <= len(ids) <= ask.max_tokens or stop_ids & set(ids[:-1]):
-        raise Unusable(f"{len(ids)} tokens where 1 to {ask.max_tokens} were asked for")
+        raise Unusable("a wrong number of tokens", f"{len(ids)} for 1 to {ask.max_tokens}")
     if ids[-1] not in stop_ids and (reason == "stop" or len(ids) < ask.max_tokens):
-        raise Unusable(f"an end after token {ids[-1]}, which ends no response of this model")
+        raise Unusable("an end that is none", f"after token {ids[-1]}")
     return ids, nats_of(choice, len(ids)) if logprobs else None
 
 
@@ -121,7 +121,7 @@ def token_ids(told: Any, vocabulary: int) -> tuple[int, ...]:
     if not isinstance(told, list) or not all(type(each) is int for each in told):
         raise Unusable("no token ids")
     if told and not 0 <= min(told) <= max(told) < vocabulary:
-        raise Unusable(f"token ids from {min(told)} to {max(told)} where the model has {vocabulary}")
+        raise Unusable("unknown token ids", f"{min(told)} to {max(told)} where the model has {vocabulary}")
     return tuple(told)
 
 
@@ -144,7 +144,7 @@ def nats_of(choice: Mapping[str, Any], tokens: int, begin: int = 0) -> tuple[flo
 def nat(value: Any) -> float:
     """Raises: Unusable if it is no log-probability."""
     if not isinstance(value, int | float) or not isfinite(value) or value > MOST_NATS:
-        raise Unusable(f"log-probability {value!r}")
+        raise Unusable("log-probabilities that are none", repr(value))
     return min(float(value), 0.0)
 
 

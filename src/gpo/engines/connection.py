@@ -141,6 +141,7 @@ class Connection:
         """
         first: float | None = None
         attempts = unusable = 0
+        said = ""
         while True:
             server = await self._awake(first)
             attempts += 1
@@ -154,7 +155,7 @@ class Connection:
                 kind = failure.kind
                 self._rest(server, failure)
             except Unusable as failure:
-                kind, unusable = str(failure), unusable + 1
+                kind, said, unusable = failure.kind, str(failure), unusable + 1
             except Refused as refused:
                 if refused.status != 404:
                     raise
@@ -171,7 +172,7 @@ class Connection:
             first = first if first is not None else time.monotonic()
             if unusable == TRIES:
                 raise EngineError(
-                    f"{server.url} has answered {TRIES} times what cannot be used, last: {self.shown(kind)}. What is "
+                    f"{server.url} has answered {TRIES} times what cannot be used, last: {self.shown(said)}. What is "
                     "finished is kept. Look at the server, then give the same command again."
                 )
             if time.monotonic() - first > self._patience:
@@ -221,7 +222,7 @@ class Connection:
                     await self._prepare(server)
                 except (Unanswered, Unusable) as failure:
                     # Before the first answer nobody waits for a server that is not there.
-                    last = attempt == TRIES - 1 or str(failure) in ("no connection", "time-out")
+                    last = attempt == TRIES - 1 or failure.kind in ("no connection", "time-out")
                     if last and isinstance(failure, Unusable):
                         raise EngineError(
                             f"What answers at {server.url} is no server of /v1/completions ({failure}). Give "
@@ -229,7 +230,7 @@ class Connection:
                         ) from None
                     if last:
                         raise
-                    self.trouble[str(failure)] += 1
+                    self.trouble[failure.kind] += 1
                     await asyncio.sleep(getattr(failure, "wait", None) or REST[0] * 2**attempt)
                 else:
                     server.ready = True

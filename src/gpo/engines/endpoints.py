@@ -24,7 +24,11 @@ class Unanswered(Exception):
 
 
 class Unusable(Exception):
-    """An answer that is not what was asked for."""
+    """An answer that is not what was asked for, by kind; details are for messages only."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind} ({detail})" if detail else kind)
+        self.kind = kind
 
 
 class Refused(EngineError):

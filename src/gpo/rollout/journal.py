@@ -36,14 +36,14 @@ def together(
     """Answers of about a second, and the seconds; what has come before a failure comes before it."""
     found: dict[int, list[Completion]] = {}
     began = time.monotonic()
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         for position, answer in answers:
             found[position] = answer
             if (took := time.monotonic() - began) > TOGETHER:
                 yield found, took
                 found, began = {}, time.monotonic()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         failure = error
     if found:
         yield found, time.monotonic() - began

@@ -1,0 +1,67 @@
+"""A real vLLM server on loopback, where `make vllm` has made its environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ENVIRONMENT = Path(os.environ.get("GPO_VLLM") or Path(__file__).parents[1] / ".venv-vllm")
+COMMAND = ENVIRONMENT / "bin" / "vllm"
+PATIENCE = 300.0  # seconds until it answers
+
+
+@contextmanager
+def vllm_server(model: Path, log: Path, *options: str) -> Iterator[str]:
+    """Its base URL. It takes adapters and checkpoints, and tells log-probabilities of the sampling temperature."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [
+        *(str(COMMAND), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
+        *("--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", "--enforce-eager"),
+        *("--enable-lora", "--max-lora-rank", "16", *options),
+    ]
+    settings = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    path = f"{ENVIRONMENT / 'bin'}:{os.environ.get('PATH', '')}"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            words, stdout=out, stderr=out, env=environment | settings | {"PATH": path}, start_new_session=True
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until = time.monotonic() + PATIENCE
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"The server did not start: {log.read_text()[-3000:]}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
