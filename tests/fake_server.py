@@ -155,6 +155,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, self.fake.models())
         elif self.path == "/weight_info" and self.fake.development:
             self.send(200, {"weight_version": self.fake.version})
+        elif self.path == "/v1/load_lora_adapter" and self.fake.adapters_allowed:
+            self.send(405, {"detail": "Method Not Allowed"})
         else:
             self.send(404, {"detail": "Not Found"})
 

@@ -39,6 +39,7 @@ def right(fake: FakeServer, requests: list[Request] = REQUESTS) -> list[list[Com
 
 
 def test_contract(fake: FakeServer, served_model: Path) -> None:
+    fake.adapters_allowed = False
     check_engine(OpenAIEngine(str(served_model), fake.url, samples_per_request=50), CONTEXTS)
 
 
@@ -48,6 +49,15 @@ def test_contract(fake: FakeServer, served_model: Path) -> None:
 def test_contract_of_single_samples(fake: FakeServer, served_model: Path, check: Check) -> None:
     with OpenAIEngine(str(served_model), fake.url) as engine:
         check(engine, CONTEXTS)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_server_with_adapters_is_not_asked_for_an_echo(fake: FakeServer, served_model: Path, adapters: bool) -> None:
+    fake.adapters_allowed = adapters
+    with OpenAIEngine(str(served_model), fake.url) as engine:
+        [[completion]] = engine.generate([Request((5, 9), 1, 6, 0)], logprobs=True)
+        assert engine.logprobs([(5, 9)], [completion.token_ids]) == [pytest.approx(completion.logprobs)]
+    assert any(body.get("echo") for body in fake.bodies()) is not adapters
 
 
 def test_requests_are_sent_one_by_one_with_seeds_of_their_own(fake: FakeServer, engine: OpenAIEngine) -> None:

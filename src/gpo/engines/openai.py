@@ -13,7 +13,14 @@ from gpo.engines.completions import Ask, choices_of, nat, nats_of, read_sampled,
 from gpo.engines.connection import Connection
 from gpo.engines.endpoints import KEY, Server, Unanswered, Unusable, addresses, key_of
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
-from gpo.engines.served import Weights, bring_weights, check_server, find_model, unload_adapter
+from gpo.engines.served import (
+    Weights,
+    bring_weights,
+    check_server,
+    find_model,
+    takes_adapters,
+    unload_adapter,
+)
 from gpo.engines.served_tokens import TokenFacts, facts_of
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, ModelRef, Request
@@ -82,13 +89,16 @@ class OpenAIEngine:
         assert facts is not None, "facts are read before anybody is asked"
         card = await find_model(connection, server, self.served_model, str(self._base))
         server.known["model"] = str(card["id"])
-        server.known["names"] = {str(card["id"])} | server.known["alias"]
+        # vLLM answers with the first of the names that it has for its model.
+        server.known["names"] = {str(card["id"]), server.known["bases"][0]}
         room = card.get("max_model_len")
         server.known["room"] = min(room, facts.context_length) if isinstance(room, int) else facts.context_length
         if "tempered" not in server.known:
             await check_server(
                 connection, server, str(card["id"]), self.tokenizer, facts.vocabulary, server.known["room"]
             )
+        # vLLM 0.32 dies of log-probabilities of a prompt where adapters are enabled (seen on a CPU).
+        server.known["echoes"] = not await takes_adapters(connection, server)
         await bring_weights(connection, server, self._weights, str(card.get("root") or self._base))
 
     def _open(self) -> tuple[Connection, TokenFacts]:
@@ -215,7 +225,9 @@ class OpenAIEngine:
     def logprobs(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, temperature: float = 1.0
     ) -> list[tuple[float, ...]]:
-        """(T,) nats for each continuation. At temperatures other than 0 and 1 each token is a request of its own.
+        """(T,) nats for each continuation.
+
+        By an echo; at temperatures other than 0 and 1, and where adapters may be, each token is a request of its own.
 
         Raises:
             ConfigError: the temperature is negative or not finite.
@@ -228,16 +240,16 @@ class OpenAIEngine:
         if temperature not in (0.0, 1.0):
             self._check_tempered(temperature)
         self._look_again(connection)
+        echoes = temperature in (0.0, 1.0) and all(server.known.get("echoes", True) for server in connection.servers)
 
         async def scored(index: int) -> tuple[float, ...]:
             context, continuation = tuple(contexts[index]), tuple(continuations[index])
             if not continuation:
                 return ()
             whole, begin = context + continuation, len(context)
-            if temperature not in (0.0, 1.0):
-                return tuple(
-                    [await self._next(whole[:end], whole[end], temperature) for end in range(begin, len(whole))]
-                )
+            if not echoes:
+                ends = range(begin, len(whole))
+                return tuple([await self._next(whole[:end], whole[end], temperature or 1.0) for end in ends])
             if len(whole) < self.context_length:
                 return await self._echoed(whole, begin)
             # A full context leaves no room for the token that an echo comes with.

@@ -78,8 +78,7 @@ async def find_model(connection: Connection, server: Server, wanted: str | None,
         raise Unusable("/v1/models lists no models")
     server.known["loaded"] = {str(card["id"]) for card in cards}
     bases = [dict(card) for card in cards if card.get("parent") is None]
-    # vLLM answers with the first of the names that it has for its model.
-    server.known["alias"] = {str(card["id"]) for card in bases[:1]}
+    server.known["bases"] = [str(card["id"]) for card in bases]
     names = ", ".join(connection.shown(str(card["id"])) for card in bases) or "none"
     if wanted is not None:
         found = [card for card in bases if card["id"] == wanted]
@@ -196,6 +195,15 @@ async def bring_weights(connection: Connection, server: Server, weights: Weights
         await _reload(connection, server, root, LABEL + "first")
     if weights.adapter and weights.label not in server.known["loaded"]:
         await _load_adapter(connection, server, weights)
+
+
+async def takes_adapters(connection: Connection, server: Server) -> bool:
+    """Whether it may have adapters; /v1/models tells of those that it has."""
+    try:
+        await connection.call(server, "GET", "/v1/load_lora_adapter")
+    except Refused as refused:
+        return refused.status == 405 or len(server.known["loaded"]) > len(server.known["bases"])
+    return True
 
 
 async def _label(connection: Connection, server: Server) -> str | None:
