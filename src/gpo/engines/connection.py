@@ -178,8 +178,17 @@ class Connection:
             if time.monotonic() - first > self._patience:
                 raise self._given_up(server, kind, attempts)
 
-    async def call(self, server: Server, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
-        """The JSON that one server answers.
+    async def call(
+        self,
+        server: Server,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reads: bool = True,
+    ) -> Any:
+        """The JSON that one server answers; None if it is not to be read.
 
         Raises:
             Unanswered: it may answer another time.
@@ -204,7 +213,7 @@ class Connection:
         if status >= 300:
             raise self._refusal(server, path, status, response.text)
         try:
-            return response.json() if response.content else None
+            return response.json() if reads and response.content else None
         except ValueError:
             raise Unusable("no JSON") from None
 

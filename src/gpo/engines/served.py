@@ -232,7 +232,7 @@ async def _reload(connection: Connection, server: Server, path: str, label: str)
 async def _load_adapter(connection: Connection, server: Server, weights: Weights) -> None:
     body = {"lora_name": weights.label, "lora_path": weights.path}
     try:
-        await connection.call(server, "POST", "/v1/load_lora_adapter", body)
+        await connection.call(server, "POST", "/v1/load_lora_adapter", body, reads=False)
     except Refused as refused:
         why = "it answers with 404" if refused.status == 404 else str(refused)
         raise EngineError(_cannot(server, weights, why)) from None
@@ -255,7 +255,8 @@ async def forget_prefixes(connection: Connection, server: Server) -> None:
 
 
 async def unload_adapter(connection: Connection, server: Server, label: str) -> None:
-    await connection.call(server, "POST", "/v1/unload_lora_adapter", {"lora_name": label}, timeout=5.0)
+    body = {"lora_name": label}
+    await connection.call(server, "POST", "/v1/unload_lora_adapter", body, timeout=5.0, reads=False)
     server.known["loaded"].discard(label)
 
 
