@@ -2,8 +2,8 @@
 
     python benchmarks/search_prose.py [--results benchmarks/results] [--repeats 8]
 
-As `search.py` does, by replay of stored rollouts, for the searches that run no model. Prints a line of JSON for each and
-writes them to search_prose_ranks.jsonl. Two minutes on one core.
+As `search.py` does, by replay of stored rollouts, for the searches that run no model. A line of JSON for each is
+printed and goes to search_prose_ranks.jsonl. Two minutes on one core.
 """
 
 from __future__ import annotations
