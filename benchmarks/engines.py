@@ -1,6 +1,7 @@
 """Sampled tokens a second of the search workload: `hf` in this process beside a server, as a ratio.
 
-    vllm serve src/gpo/reasoner/weights --dtype float32 --enable-prefix-caching &
+    python -m vllm.entrypoints.openai.api_server --model src/gpo/reasoner/weights --dtype float32 \\
+        --enable-prefix-caching --no-enable-chunked-prefill &
     python benchmarks/engines.py --base-url http://127.0.0.1:8000 [--model PATH] [--repeats 3] [--samples-per-request 1]
 
 The workload is that of `benchmarks/engine.py --only search`: 8 rollouts from every step prefix of a few trajectories.
@@ -41,6 +42,7 @@ def main() -> None:
         options.base_url,
         in_flight=options.in_flight,
         samples_per_request=options.samples_per_request,
+        patience=30,
     )
     starts = search_requests(here, question_requests(here, options.trajectories, 1, options.max_tokens))
     runners = {"hf": run_engine(here, time.perf_counter), "openai": run_engine(there, time.perf_counter)}

@@ -28,6 +28,8 @@ def vllm_server(model: Path, log: Path, *, adapters: bool = True) -> Iterator[st
         *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", "--enforce-eager"),
+        # On a CPU, vLLM 0.32 dies of a request with a seed whose prompt is computed in parts.
+        *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"),
         *(("--enable-lora", "--max-lora-rank", "16") if adapters else ()),
     ]
     settings = {
