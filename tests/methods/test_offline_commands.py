@@ -81,7 +81,7 @@ def test_no_pair_at_the_command_line_leaves_the_model_as_it_was(built: Path) -> 
     (built / "arms/plain/pairs.jsonl").write_text("")
     assert main(["train", str(built)]) == 0
     told = json.loads((built / "arms/plain/training.json").read_text())
-    assert told == {"skipped": 1.0, "pairs": 0.0, "pairs_too_long": 0.0, "steps": 0.0}
+    assert told.items() >= {"skipped": 1.0, "pairs": 0.0, "pairs_too_long": 0.0, "steps": 0.0}.items()
     begun, saved = (
         SimPO(path).policy.model.state_dict() for path in (model_path("reasoner"), built / "arms/plain/model")
     )
