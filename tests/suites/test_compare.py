@@ -149,6 +149,12 @@ def test_the_interval_over_seeds_and_questions_covers_at_about_its_level() -> No
     assert 0.88 <= hits / trials <= 1.0
 
 
+def test_equal_differences_have_an_interval_with_a_width() -> None:
+    found = hierarchical([[0.0] * 9, [0.0] * 9])
+    assert found.lower < -0.2
+    assert found.upper > 0.2
+
+
 def test_more_seeds_and_questions_tell_smaller_differences() -> None:
     assert detectable(360, 4, 5) < detectable(360, 4, 3) < detectable(90, 4, 3) < detectable(90, 4, 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from gpo.config.run import ARMS
-from gpo.statistics import Interval
+from gpo.statistics import Interval, exact
 from gpo.suites.cells import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Suite
 
@@ -60,7 +60,8 @@ def hierarchical(
 
     A two-level bootstrap: seeds are resampled, and questions, for all seeds alike since they are the same. A bootstrap
     of S seeds has (S - 1) / S of their variance, so that what sets a seed apart is widened by sqrt(S / (S - 1)). With
-    one seed the interval covers questions only. NaN cells are left out of means.
+    one seed the interval covers questions only. NaN cells are left out of means. Where all cells are equal, resampling
+    shows nothing, and the interval is Clopper and Pearson's of the questions, as in `gpo.statistics`.
     """
     table = np.array(differences, dtype=np.float64)
     if not table.size or np.isnan(table).all():
@@ -68,6 +69,9 @@ def hierarchical(
     table = table[~np.isnan(table).all(axis=1)][:, ~np.isnan(table).all(axis=0)]
     seeds, questions = table.shape
     mean = float(np.nanmean(table))
+    if np.nanmax(table) == np.nanmin(table):
+        share = exact(0, questions, confidence).upper
+        return Interval(mean, mean - share * (1 + mean), mean + share * (1 - mean), questions, "exact")
     own = np.nanmean(table, axis=1, keepdims=True)
     widened = table + (own - mean) * (sqrt(seeds / (seeds - 1)) - 1 if seeds > 1 else 0.0)
     rng = np.random.default_rng(seed)
