@@ -63,7 +63,8 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of toy processes up to its pairs, to be trained with DPO on the embedded reasoner."""
     monkeypatch.setenv("GPO_DEBUG", "")
     toy = ("--task", "chain", "--task.size", "2", "--engine", "chain", "--method", "dpo", "--rollouts", "4")
-    assert main(["build", str(tmp_path / "run"), *toy, "--arms", "plain", "--budget", "3"]) == 0
+    whole = ("--method.lora", "none")
+    assert main(["build", str(tmp_path / "run"), *toy, *whole, "--arms", "plain", "--budget", "3"]) == 0
     return tmp_path / "run"
 
 
