@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
+from gpo.report.clean import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,10 +42,7 @@ COMMANDS = {
 PROGRAMS = {
     "agreement": ("gpo.annotate.agree:main", "how often people chose the step that the search chose"),
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
-    "compare": (
-        "gpo.suites.command:main",
-        "a suite of runs, and what their arms differ by",
-    ),
+    "compare": ("gpo.suites.command:main", "a suite of runs, and what their arms differ by"),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
     "report": ("gpo.report.command:main", "everything that a run found as one HTML file, and plots"),
     "traces": (
@@ -106,8 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         known = isinstance(error, GPOError | OSError)
-        from gpo.report.clean import visible
-
         text = visible(" ".join(str(error).split())) or type(error).__name__
         advice = "" if known else f" ({type(error).__name__}; GPO_DEBUG=1 shows where)"
         print(f"gpo: {text}{advice}", file=sys.stderr)
@@ -134,7 +130,7 @@ def command(arguments: Sequence[str]) -> int:
         module, _, function = (PROGRAMS | HIDDEN)[arguments[0]][0].partition(":")
         code: int = getattr(import_module(module), function)(arguments[1:])
         return code
-    from gpo.config.options import split
+    from gpo.config.options import split, take_data_folder
 
     names, options = split(arguments)
     if "version" in options:
@@ -153,10 +149,7 @@ def command(arguments: Sequence[str]) -> int:
         return 0
     if len(rest) > 1:
         raise ConfigError(f"One directory is expected, got {len(rest)}: {' '.join(rest)}.")
-    if (data := options.pop("data", None)) is not None:
-        if not Path(data).is_dir():
-            raise ConfigError(f"--data {data}: there is no such folder.")
-        os.environ["GPO_DATA"] = str(Path(data).resolve())
+    take_data_folder(options)
     if name == "evaluate" and (options.keys() & {"models", "harness"} or (rest and holds_evaluation(Path(rest[0])))):
         evaluate_models(Path(rest[0] if rest else DEFAULT_EVALUATION), options)
     elif name == "locate" and options.keys() & {"show", "question", "watch"}:
@@ -187,8 +180,6 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         text = record.getMessage() if error is None else f"{record.getMessage()}: {type(error).__name__}: {error}"
-        from gpo.report.clean import visible
-
         print("gpo:", visible(" ".join(text.split())), file=sys.stderr)
 
 

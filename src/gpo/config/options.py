@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -70,6 +71,18 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             raise ConfigError(f"--{name} is given twice.")
         options[name] = value
     return names, options
+
+
+def take_data_folder(options: dict[str, str]) -> None:
+    """Take `data` out of options: the folder is where tasks look for their data from now on.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if (data := options.pop("data", None)) is not None:
+        if not Path(data).is_dir():
+            raise ConfigError(f"--data {data}: there is no such folder.")
+        os.environ["GPO_DATA"] = str(Path(data).resolve())
 
 
 def resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None = None) -> RunConfig:

@@ -17,7 +17,7 @@ from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
 from gpo.errors import ConfigError, DataError, MissingDependency, unknown
 from gpo.evaluation.evaluation import model_names
-from gpo.evaluation.scoreboard import markdown_table
+from gpo.report.results import markdown_table
 from gpo.storage.files import read_json, write_json, write_text
 from gpo.storage.lock import locked
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpo.contracts import ComparingTask, Task
-from gpo.report.results import VERDICTS, percent
+from gpo.report.results import VERDICTS, markdown_table, percent, right_samples
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
 from gpo.types import Group, Problem, tokens_of
 
@@ -56,7 +56,7 @@ def score_models(
         task: says which answers are the same, if it can (`ComparingTask`).
     """
     same = task.same if isinstance(task, ComparingTask) else same_answer
-    right = {name: [_right(group) for group in groups] for name, groups in answers.items()}
+    right = {name: right_samples(groups) for name, groups in answers.items()}
     first = next(iter(right.values()))
     samples = max((len(group.trajectories) for groups in answers.values() for group in groups), default=0)
     rows: dict[str, list[int]] = {}
@@ -86,11 +86,6 @@ def score_models(
 def _ks(samples: int) -> list[int]:
     """1, 2, 4 and so on, and the number of samples."""
     return sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), max(1, samples)})
-
-
-def _right(group: Group) -> list[float | None]:
-    """1, 0 or None (failed) for each sample."""
-    return [None if t.score.verdict == "failed" else float(t.score.right) for t in group.trajectories]
 
 
 def _pass(right: Sequence[float | None], k: int) -> list[float]:
@@ -185,11 +180,6 @@ def interval_note(board: Scoreboard) -> str:
     short = any(count for model in board.models for count in model.short.values())
     left_out = " pass@k leaves out a question with fewer than k graded samples: its grader failed or it left no room."
     return f"Intervals are 95%, by bootstrap over questions{alike}.{left_out if short else ''}"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def markdown(board: Scoreboard) -> str:

@@ -157,19 +157,19 @@ def _model(
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     verdicts = [trajectory.score.verdict for trajectory in trajectories]
     partial = any(trajectory.score.value not in (0, 1, None) for trajectory in trajectories)
-    right = _right(groups)
+    right = right_samples(groups)
     return ModelResults(
         name=name,
         overall=bootstrap_mean(right),
         mean_score=bootstrap_mean([[t.score.value for t in g.trajectories] for g in groups]) if partial else None,
         subtasks={task: bootstrap_mean([right[i] for i in rows]) for task, rows in subtasks.items() if task},
-        against={other: paired_difference(_right(theirs), right) for other, theirs in others.items()},
+        against={other: paired_difference(right_samples(theirs), right) for other, theirs in others.items()},
         verdicts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
         tokens=tokens_of(groups),
     )
 
 
-def _right(groups: Sequence[Group]) -> list[list[float | None]]:
+def right_samples(groups: Sequence[Group]) -> list[list[float | None]]:
     """1, 0 or None (failed) for each sample of each question."""
     return [[None if t.score.verdict == "failed" else float(t.score.right) for t in g.trajectories] for g in groups]
 
@@ -244,12 +244,16 @@ def origin(results: Results) -> str:
     )
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines)
+
+
 def markdown(results: Results) -> str:
     """The tables of a run."""
     parts = ["# Results", "", origin(results), INTERVALS, ""]
-    for header, rows in (accuracy_rows(results), token_rows(results)):
-        lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-        parts += ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines] + [""]
+    for table in (accuracy_rows(results), token_rows(results)):
+        parts += [markdown_table(*table), ""]
     counts = [
         f"- {one_line(model.name, NAME)}: " + ", ".join(f"{n} {verdict}" for verdict, n in model.verdicts.items())
         for model in results.models

@@ -87,7 +87,9 @@ class Journal(Engine):
         """The answers of each piece by the positions of their requests, and the seconds that it took."""
         if isinstance(self.engine, RemoteEngine):
             coming = self.engine.stream([requests[i] for i in todo], temperature=temperature, logprobs=logprobs)
-            yield from together((todo[position], answer) for position, answer in coming)
+            for found, took in together((todo[position], answer) for position, answer in coming):
+                check_answers([requests[i] for i in found], list(found.values()), self.engine.tokenizer)
+                yield found, took
             return
         while todo:
             size, probe = self._read_size()

@@ -229,9 +229,8 @@ class RunDirectory:
     def seconds_of(self, arm: str) -> dict[str, float]:
         """Time spent in each stage for an arm, the rollouts of all arms included."""
         spent: dict[str, float] = {}
-        for event in self._events():
-            if event["arm"] is None or event["arm"].partition(" ")[0] == arm:  # "gpo 2" is its second round
-                spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
+        for event in self._events_of(arm):
+            spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
         return spent
 
     def tokens_per_second(self, arm: str) -> float | None:
@@ -239,14 +238,13 @@ class RunDirectory:
 
         By the clock, with all that sampling takes: search, grading and writing.
         """
-        pieces = [
-            event
-            for event in self._events()
-            if event["stage"] in ("rollout", "locate", "reset")
-            and (event["arm"] is None or event["arm"].partition(" ")[0] == arm)  # "gpo 2" is its second round
-        ]
+        pieces = [event for event in self._events_of(arm) if event["stage"] in ("rollout", "locate", "reset")]
         seconds = sum(event["seconds"] for event in pieces)
         return sum(event["tokens"] for event in pieces) / seconds if seconds > 0 else None
+
+    def _events_of(self, arm: str) -> list[dict[str, Any]]:
+        """Those of an arm, and of what all arms share; "gpo 2" is the second round of arm gpo."""
+        return [row for row in self._events() if row["arm"] is None or row["arm"].partition(" ")[0] == arm]
 
     def _events(self) -> list[dict[str, Any]]:
         """Those of the lines that tell of a piece of work: times are worth no failure."""

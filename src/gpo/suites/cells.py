@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 
 from gpo import __version__
 from gpo.config.options import resolve
-from gpo.config.run import RunConfig, describe
+from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import GPOError
 from gpo.experiment.reuse import TRAINED, copy_samples
 from gpo.experiment.run import Run
-from gpo.report.results import summarize
+from gpo.report.results import right_samples, summarize
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import read_json
@@ -129,26 +129,15 @@ class SuiteRuns:
 
     def _alike(self, cell: Cell, config: RunConfig) -> Path | None:
         """A finished run of the suite that sampled what this one would sample."""
-        wanted = _sampling(config)
+        wanted = describe(config)
         for row in self.file.read():
             directory = self.folder / row.cell.name
             if row.cell != cell and row.cell.seed == cell.seed and (directory / "config.json").exists():
                 found = resolve(row.options)
-                if found.rounds == 1 and _sampling(found) == wanted:
+                changed = differences(describe(found), wanted)
+                if found.rounds == 1 and all(each.startswith(TRAINED) for each in changed):
                     return directory
         return None
-
-
-def _sampling(config: RunConfig) -> list[str]:
-    """The settings that decide what is sampled to train on."""
-    rows = _leaves(describe(config))
-    return sorted(row for row in rows if not row.startswith(TRAINED))
-
-
-def _leaves(data: Any, name: str = "") -> list[str]:
-    if isinstance(data, Mapping):
-        return [row for key, value in data.items() for row in _leaves(value, f"{name}.{key}" if name else key)]
-    return [f"{name} {json.dumps(data)}"]
 
 
 def outcome_of(
@@ -188,7 +177,7 @@ def _seconds(files: RunDirectory, arm: str, source: Path | None) -> dict[str, fl
 
 
 def _shares(groups: Sequence[Group]) -> tuple[float | None, ...]:
-    graded = [[float(t.score.right) for t in g.trajectories if t.score.verdict != "failed"] for g in groups]
+    graded = [[right for right in samples if right is not None] for samples in right_samples(groups)]
     return tuple(round(fmean(right), 4) if right else None for right in graded)
 
 

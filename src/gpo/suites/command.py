@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpo.config.help import entries
-from gpo.config.options import resolve, split
+from gpo.config.options import resolve, split, take_data_folder
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, unknown
 from gpo.storage.chunks import Chunks
@@ -33,17 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     if "help" in options or not names:
         print(usage())
         return 0 if "help" in options else 2
+    take_data_folder(options)
     for name in options:
-        if name not in ("quick", "plan", "results", "page", "data"):
+        if name not in ("quick", "plan", "results", "page"):
             raise unknown("option", f"--{name}", [entry.partition(" ")[0] for entry in OPTIONS])
     if len(names) > 2:
         raise ConfigError(f"gpo compare takes a suite and a directory, got {len(names)} names: {' '.join(names)}.")
-    if (data := options.get("data")) is not None:
-        import os
-
-        if not Path(data).is_dir():
-            raise ConfigError(f"--data {data}: there is no such folder.")
-        os.environ["GPO_DATA"] = str(Path(data).resolve())
     suite = read_suite(names[0])
     if "quick" in options:
         suite = suite.shortened()
@@ -83,11 +78,16 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
         known = Chunks(Path(results), Outcome).read()
     page = Path(options["page"]) if "page" in options else None
     with ProgressDisplay(console) as display:
+
+        def announce(cell: Cell, left: int) -> None:
+            display.stages.clear()  # each run has stages of the same names
+            console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True)
+
         runs = SuiteRuns(
             suite,
             folder,
             known=known,
-            on_cell=lambda cell, left: _announce(console, display, cell, left),
+            on_cell=announce,
             on_progress=display,
         )
         runs.run(list(suite.tuning_cells()))
@@ -104,17 +104,6 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _announce(console: object, display: object, cell: Cell, left: int) -> None:
-    from rich.console import Console
-
-    from gpo.report.progress import ProgressDisplay
-
-    assert isinstance(console, Console)
-    assert isinstance(display, ProgressDisplay)
-    display.stages.clear()  # each run has stages of the same names
-    console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True)
 
 
 def test_cells(suite: Suite, runs: SuiteRuns, seed: int) -> list[Cell]:
@@ -143,7 +132,7 @@ def plan(suite: Suite) -> str:
     first: RunConfig = resolve(suite.options(Cell(*rows[0], suite.seeds[0])))
     questions = first.test_problems
     lines = [
-        f"{suite.title}",
+        suite.title,
         f"  rows        {len(rows)}: {len(suite.methods)} methods in {len(suite.regimes)} regimes",
         f"  arms        {', '.join(first.arms)}",
         f"  seeds       {', '.join(map(str, suite.seeds))}",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from gpo.report.clean import one_line
 from gpo.report.plots import COLORS, MARKERS, save
-from gpo.report.results import NAME, percent
+from gpo.report.results import NAME, markdown_table, percent
 from gpo.storage.files import write_text
 from gpo.suites.cells import Outcome
 from gpo.suites.suite import Suite
@@ -101,29 +101,23 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         "",
         "## Differences in points",
         "",
-        _table(difference_rows(found)),
+        markdown_table(*difference_rows(found)),
         "",
         "## Accuracy and cost",
         "",
         "Means over seeds. FLOPs are 2 for each parameter and sampled token and 6 for each trained one; seconds are of "
         "sampling and training, on whatever machine it was.",
         "",
-        _table(standing_rows(standings(suite, tested))),
+        markdown_table(*standing_rows(standings(suite, tested))),
         "",
         "## By how often the question was solved before training",
         "",
         "Never; up to a quarter; up to three quarters; nearly always; always, of the samples of all seeds.",
         "",
-        _table(strata_rows(found)),
+        markdown_table(*strata_rows(found)),
         "",
     ]
     return "\n".join(parts)
-
-
-def _table(table: Table) -> str:
-    header, rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines)
 
 
 def difference_figure(found: Sequence[Contrast]) -> Figure:

@@ -29,7 +29,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -84,14 +84,13 @@ class Suite:
 
     def shortened(self) -> Suite:
         """The suite with the options of `quick`, one seed, and no tuning."""
-        parts = {"methods": dict(self.methods), "regimes": dict(self.regimes)}
-        return Suite(
+        return replace(
+            self,
             name=f"{self.name}-quick",
             title=f"{self.title} (quick form)",
             seeds=self.seeds[:1],
-            methods={name: {**options, **self.quick} for name, options in parts["methods"].items()},
-            regimes=parts["regimes"],
-            run=self.run,
+            methods={name: {**options, **self.quick} for name, options in self.methods.items()},
+            tuning={},
         )
 
     def tuning_cells(self) -> Iterator[Cell]:

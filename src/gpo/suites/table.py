@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from gpo.config.run import ARMS
+from gpo.config.options import resolve
 from gpo.statistics import Interval, exact
 from gpo.suites.cells import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Suite
@@ -188,10 +188,9 @@ def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, lis
 
 
 def _arms(rows: Sequence[Outcome]) -> list[str]:
-    """In the order of the run's options where these say one, which a cell of some of its arms keeps."""
-    order = [name.strip() for name in rows[0].options.get("arms", ",".join(ARMS)).split(",")]
+    """In the order of the run, which a cell that trained some of them does not show."""
     known = {name for row in rows for name in row.arms}
-    return [name for name in order if name in known]
+    return [name for name in resolve(rows[0].options).arms if name in known]
 
 
 def _numbers(right: Sequence[float | None]) -> Array:
