@@ -25,8 +25,9 @@ REAL_MODEL := $(or $(GPO_REAL_MODEL),$(GPO_CACHE)/models/smollm2)
 demo: $(SETUP)
 	$(BIN)/gpo run runs/demo $(if $(GPO_DATA),--data "$(GPO_DATA)")
 
+# A test file is one process's; each computes on one thread, so that processes do not wait for each other's cores.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 coverage: $(SETUP)
 	$(BIN)/python -m pytest --cov --cov-report=
