@@ -56,6 +56,19 @@ def test_cells_are_options_of_runs(tmp_path: Path) -> None:
     assert (config.problems, config.seed, config.test_split, config.reuse) == (4, 3, "dev", False)
 
 
+def test_a_suite_may_ask_development_questions(tmp_path: Path) -> None:
+    suite = read_suite(written(tmp_path, f'split = "dev"\n{SUITE.partition("[tuning]")[0]}'))
+    assert suite.options(Cell("small", "mine", 4))["test_split"] == "dev"
+    with pytest.raises(ConfigError, match=r"'train'.*dev, test"):
+        read_suite(written(tmp_path, f'split = "train"\n{SUITE}'))
+
+
+def test_what_chose_the_settings_does_not_report_on_them(tmp_path: Path) -> None:
+    text = 'split = "dev"\n[methods.dpo]\n[tuning]\n"method.beta" = [0.1, 1.0]\n'
+    with pytest.raises(ConfigError, match="tuning chooses on development questions"):
+        read_suite(written(tmp_path, text))
+
+
 def test_every_combination_is_tuned_on_the_first_seed(tmp_path: Path) -> None:
     suite = read_suite(written(tmp_path, SUITE))
     cells = list(suite.tuning_cells())

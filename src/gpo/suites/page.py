@@ -93,8 +93,9 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
     told = detectable(questions, samples, len(seeds))
     parts += [
         f"Written by `gpo compare {suite.name}` from {len(tested)} finished cells; seeds {', '.join(map(str, seeds))}. "
-        f"Arms are trained on equally many sampled tokens and compared on the same {questions} questions, {samples} "
-        "samples each. Differences are paired; intervals are 95%, by a bootstrap over seeds and questions. A "
+        f"Arms are trained on equally many sampled tokens and compared on the same {questions} "
+        f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. "
+        "Differences are paired; intervals are 95%, by a bootstrap over seeds and questions. A "
         f"difference of {100 * told:.1f} points would be told from 0 four times of five.",
         "",
         *[f"- {line}" for line in verdict(found)],

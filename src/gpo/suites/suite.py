@@ -2,6 +2,7 @@
 
     title = "What resets are worth to two methods"
     seeds = [0, 1, 2]
+    split = "test"                  # or dev: the questions that every model answers in the end
 
     [run]                           # options of every run
     arms = "plain,random,gpo"
@@ -39,7 +40,7 @@ from gpo.errors import ConfigError, unknown
 
 Options = dict[str, str]  # of `gpo run`, without the dashes
 Phase = Literal["tuning", "test"]
-SECTIONS = ("title", "seeds", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
+SECTIONS = ("title", "seeds", "split", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
 RESERVED = ("seed", "test_split", "trust")
 SHIPPED = Path(__file__).parent / "files"
 
@@ -76,11 +77,12 @@ class Suite:
     tuning: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tuning_seeds: tuple[int, ...] = ()
     quick: Options = field(default_factory=dict)
+    split: Literal["dev", "test"] = "test"
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
         options = {**self.run, **self.regimes[cell.regime], **self.methods[cell.method], **dict(cell.tuned)}
-        return {**options, "seed": str(cell.seed), "test_split": "dev" if cell.phase == "tuning" else "test"}
+        return {**options, "seed": str(cell.seed), "test_split": "dev" if cell.phase == "tuning" else self.split}
 
     def shortened(self) -> Suite:
         """The suite with the options of `quick`, one seed, and no tuning."""
@@ -121,6 +123,8 @@ def read_suite(source: str) -> Suite:
         if name not in SECTIONS:
             raise unknown(f"part of the suite {path}", name, SECTIONS)
     seeds = _seeds(data.get("seeds", [0]), path)
+    if (split := data.get("split", "test")) not in ("dev", "test"):
+        raise unknown("split", str(split), ["dev", "test"])
     methods = {name: _options(rows, f"methods.{name}", path) for name, rows in _table(data, "methods", path).items()}
     for name, options in methods.items():
         if name in METHODS:
@@ -132,11 +136,14 @@ def read_suite(source: str) -> Suite:
         methods=methods,
         regimes={name: _options(rows, f"regimes.{name}", path) for name, rows in _table(data, "regimes", path).items()}
         or {"run": {}},
+        split=split,
         run=_options(data.get("run", {}), "run", path),
         tuning={name: _values(values, name, path) for name, values in _flat(data.get("tuning", {})).items()},
         tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),
         quick=_options(data.get("quick", {}), "quick", path),
     )
+    if suite.tuning and split == "dev":
+        raise ConfigError(f"{path}: tuning chooses on development questions; with it, split must be test.")
     if not suite.methods:
         raise ConfigError(f"The suite {path} has no methods. Give at least one, such as [methods.dpo].")
     names = [cell.name for cell in (Cell(r, m, 0) for r in suite.regimes for m in suite.methods)]
