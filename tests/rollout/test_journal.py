@@ -1,9 +1,10 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from gpo.errors import EngineError
 from gpo.rollout.journal import Journal
 from gpo.toy import ChainEngine
 from gpo.types import Completion, Request
@@ -76,3 +77,24 @@ def test_another_temperature_is_another_question(tmp_path: Path) -> None:
     assert len(engine.calls) == asked
     kept.generate(requests(), temperature=0.5)
     assert len(engine.calls) > asked
+
+
+@dataclass
+class Remote(ChainEngine):
+    """Answers one by one, the third of them with a completion too few."""
+
+    trouble: dict[str, int] = field(default_factory=dict)
+
+    def stream(
+        self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        for i, answer in enumerate(self.generate(requests, temperature=temperature, logprobs=logprobs)):
+            yield i, answer[:-1] if i == 2 else answer
+
+
+def test_what_a_remote_engine_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="2 completions"):
+        journal(Remote(), tmp_path / "j").generate(requests())
+    engine = Counting()
+    assert journal(engine, tmp_path / "j").generate(requests()) == ChainEngine().generate(requests())
+    assert requests()[2] in [request for call in engine.calls for request in call]

@@ -1,6 +1,7 @@
 """Suites of toy runs: every cell once, tuned on development questions, resumed, and compared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,15 @@ def outcome(seed: int, gpo: list[float | None], plain: list[float | None]) -> Ou
     base = tuple(0.5 for _ in gpo)
     options = {"arms": "plain,gpo"}
     return Outcome("s", Cell("r", "m", seed), options, tuple(map(str, range(len(gpo)))), 4, base, arms, 10, "0")
+
+
+def test_arms_that_are_named_one_by_one_have_the_order_of_the_run() -> None:
+    suite = Suite("s", "S", (0,), {"m": {}}, {"r": {}}, {"arms.late": "none", "arms.early": "monte_carlo"})
+    plain, gpo = outcome(0, [1, 1], [0, 1]).trained
+    arms = (replace(gpo, name="early"), replace(plain, name="late"))
+    row = replace(outcome(0, [1, 1], [0, 1]), options=suite.options(Cell("r", "m", 0)), trained=arms)
+    [found] = contrasts(suite, [row])
+    assert (found.arm, found.other) == ("early", "late")
 
 
 SUITE = Suite("s", "S", (0, 1), {"m": {}}, {"r": {}}, {"arms": "plain,gpo"})
