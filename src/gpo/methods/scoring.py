@@ -221,11 +221,10 @@ def _of_tokens(
     logits: Tensor, places: Tensor, targets: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(S,) log-probabilities of the targets by the rows of logits (U, V) at their places, and entropies there."""
-    logits = logits / temperature
-    normaliser = logits.logsumexp(dim=-1)
-    logps = logits[places, targets] - normaliser[places]
+    every = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+    logps = every[places, targets]
     if not entropy:
         return logps, None
     with torch.no_grad():
-        spread = normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)
+        spread = -torch.linalg.vecdot(every.exp(), every)
     return logps, spread[places]
