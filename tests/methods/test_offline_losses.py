@@ -10,12 +10,13 @@ import torch
 from tiny_policy import completion_logps, make_model, make_pairs, make_tokenizer
 
 from gpo.errors import ConfigError
+from gpo.methods.division import PairRow
 from gpo.methods.dpo import DPO
 from gpo.methods.kto import KTO, mismatch
 from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
-from gpo.methods.trainers import OnTokenIds, PairRow, PairTrainer, ReferenceFreeTrainer, UnpairedTrainer
+from gpo.methods.trainers import OnTokenIds, PairTrainer, ReferenceFreeTrainer, UnpairedTrainer
 from gpo.types import PrefixIn, RoundContext
 
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "epochs": 3, "max_grad_norm": 100.0}

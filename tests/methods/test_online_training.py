@@ -1,9 +1,5 @@
-"""How the online methods train: accumulation, checkpointing, bf16, adapters, several processes."""
+"""How the online methods train: accumulation, checkpointing, bf16, adapters."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,7 @@ from transformers import AutoModelForCausalLM
 from gpo.engines.hf import HFEngine
 from gpo.methods.grpo import GRPO
 from gpo.methods.online import Online
-from gpo.methods.ppo import PPO
 from gpo.types import ModelRef, Request
-
-HERE = Path(__file__).parent
 
 
 def close(left: list[torch.Tensor], right: list[torch.Tensor], tolerance: float = 2e-6) -> bool:
@@ -97,53 +90,6 @@ def test_adapters_are_saved_sampled_from_trained_further_and_merged(tmp_path: Pa
     with torch.no_grad():
         merged_logps = completion_logps(merged, prompt, sampled.token_ids)
         assert merged_logps == pytest.approx(completion_logps(whole.policy.model, prompt, sampled.token_ids), abs=1e-4)
-
-
-WORKER = """
-import sys
-from pathlib import Path
-import torch
-from test_online import mixed_groups
-from tiny_policy import make_model, make_tokenizer
-from gpo.methods.ppo import PPO
-from gpo.types import RoundContext
-
-method = PPO(make_model(), make_tokenizer(), learning_rate=1e-3, beta=0.1)
-context = RoundContext(work_dir=Path(sys.argv[1], "work"), metrics_path=Path(sys.argv[1], "metrics.jsonl"))
-metrics = [method.update(mixed_groups(), context) for _ in range(2)]
-assert method.accelerator.num_processes == 2
-method.save(Path(sys.argv[1]) / "model")
-torch.save((metrics, method._parameters()), f"{sys.argv[1]}/{method.accelerator.process_index}.pt")
-"""
-
-
-def test_two_processes_train_the_weights_of_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path)],
-            cwd=HERE,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    alone = PPO(make_model(), make_tokenizer(), learning_rate=1e-3, beta=0.1)
-    expected = [alone.update(mixed_groups()) for _ in range(2)]
-    for rank in range(2):
-        metrics, parameters = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        for found, wanted in zip(metrics, expected, strict=True):
-            assert found == pytest.approx(wanted, abs=1e-4)
-        assert close(parameters, alone._parameters(), 1e-4)
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "model" / "training.pt").exists()
 
 
 def test_the_group_of_a_reset_never_mixes_with_a_fresh_one() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from trl import DPOConfig
 
-from gpo.errors import unknown
+from gpo.errors import ConfigError, unknown
 from gpo.methods.offline import Offline, pair_collator
 from gpo.methods.trainers import PairTrainer
 
+OF_BATCHES = ("aot", "aot_unpaired", "sft")  # losses that are no means over pairs
 # Of TRL's, those that take no other setting than beta.
 LOSSES = (
     "aot", "aot_unpaired", "apo_down", "apo_zero", "bco_pair", "discopop", "hinge", "ipo", "nca_pair", "robust",
@@ -37,5 +38,10 @@ class DPO(Offline):
             raise unknown("loss_type", self.loss_type, LOSSES)
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
+        if self.accelerator.num_processes > 1 and self.loss_type in OF_BATCHES:
+            raise ConfigError(
+                f"The loss {self.loss_type!r} is of a whole batch and cannot be divided over "
+                f"{self.accelerator.num_processes} processes. Train in one, or choose another loss_type."
+            )
         config = DPOConfig(beta=self.beta, loss_type=[self.loss_type], **arguments)
         return PairTrainer(args=config, data_collator=pair_collator(self.policy.tokenizer), **kwargs)

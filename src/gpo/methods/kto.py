@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from gpo.errors import ConfigError
+from gpo.methods.division import PairRow
 from gpo.methods.offline import Offline, pair_row
-from gpo.methods.trainers import PairRow, UnpairedTrainer
+from gpo.methods.trainers import UnpairedTrainer
 from gpo.preferences.dataset import interleave
 from gpo.types import Pair, PrefixIn
 
@@ -33,6 +34,8 @@ class KTO(Offline):
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+
+    _mean_of_rows: ClassVar[bool] = False  # z is of a batch
 
     def __post_init__(self) -> None:
         super().__post_init__()

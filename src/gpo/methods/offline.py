@@ -21,8 +21,9 @@ from transformers import PrinterCallback, SchedulerType
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from gpo.errors import ConfigError, unknown
+from gpo.methods.division import PairRow
 from gpo.methods.policy import check_token_ids, quiet, save_policy
-from gpo.methods.trainers import MetricsCallback, PairRow, order_by_length
+from gpo.methods.trainers import MetricsCallback, order_by_length
 from gpo.methods.training import Training, logger
 from gpo.storage.files import write_text
 from gpo.types import Pair, PrefixIn, RoundContext
@@ -46,6 +47,8 @@ class Offline(Training):
     schedule: str = "linear"  # a learning-rate schedule of transformers
 
     trains_on: ClassVar[Literal["pairs"]] = "pairs"
+    _own_update: ClassVar[bool] = False
+    _mean_of_rows: ClassVar[bool] = True  # whether the batches of a step may as well be one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +87,8 @@ class Offline(Training):
         model, tokenizer, _ = self.policy
         with quiet(), self._directory(rows) as directory:
             shared = {**of_pairs, **context.sampled}
-            metrics_of_steps = MetricsCallback(self.updates, shared, context.metrics_path, self._row_is_written)
+            path = context.metrics_path if self._writes else None
+            metrics_of_steps = MetricsCallback(self.updates, shared, path, self._row_is_written)
             trainer = self._trainer(
                 self._arguments(directory, len(order)),
                 model=model,
@@ -110,13 +114,15 @@ class Offline(Training):
 
     def save(self, path: Path) -> None:
         """Write the model and its tokenizer to a directory, and forget the checkpoints of the last update."""
-        save_policy(self.policy, path, merge=self.merges, exact=not self._context.last)
-        if self._context.work_dir is not None:
+        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=not self._context.last)
+        if self._writes and self._context.work_dir is not None:
             _clear(self._context.work_dir)
+        self.accelerator.wait_for_everyone()
         self._trackers.close()
 
     def _row_is_written(self, row: dict[str, float], steps: int) -> None:
-        self._trackers.log(row, self._context.metrics_path)
+        if self._writes:
+            self._trackers.log(row, self._context.metrics_path)
         if self._context.on_step is not None:
             self._context.on_step({**row, "steps": steps})
 
@@ -152,10 +158,11 @@ class Offline(Training):
 
     def _arguments(self, directory: Path, rows: int) -> dict[str, Any]:
         steps = math.ceil(rows / (self.batch_size * self.gradient_accumulation))
+        together = self._together()
         return {
             "output_dir": str(directory),
-            "per_device_train_batch_size": self.batch_size,
-            "gradient_accumulation_steps": self.gradient_accumulation,
+            "per_device_train_batch_size": self.batch_size * together,  # rows of all processes, see division.py
+            "gradient_accumulation_steps": self.gradient_accumulation // together,
             "num_train_epochs": 1,  # the order holds all epochs
             "learning_rate": self.rate,
             "lr_scheduler_type": self.schedule,
@@ -178,9 +185,13 @@ class Offline(Training):
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
             "remove_unused_columns": False,
-            "train_sampling_strategy": "sequential",
             "precompute_ref_log_probs": True,
         }
+
+    def _together(self) -> int:
+        """How many batches of a step are one that the processes share, so that each has about one in memory."""
+        most = min(self.accelerator.num_processes, self.gradient_accumulation) if self._mean_of_rows else 1
+        return max(count for count in range(1, most + 1) if self.gradient_accumulation % count == 0)
 
     @contextmanager
     def _directory(self, rows: Sequence[PairRow]) -> Iterator[Path]:
@@ -190,10 +201,13 @@ class Offline(Training):
             with tempfile.TemporaryDirectory() as directory:
                 yield Path(directory)
             return
-        state, known = work_dir / "update.json", json.dumps({"fingerprint": self._fingerprint(rows)}) + "\n"
-        if not state.exists() or state.read_bytes() != known.encode():
+        # A checkpoint of shards is in other files than one of whole weights.
+        data = [rows, "shards"] if self.accelerator.is_fsdp2 else [rows]
+        state, known = work_dir / "update.json", json.dumps({"fingerprint": self._fingerprint(*data)}) + "\n"
+        if self._writes and (not state.exists() or state.read_bytes() != known.encode()):
             _clear(work_dir)
             write_text(state, known)
+        self.accelerator.wait_for_everyone()
         yield work_dir
 
 

@@ -5,7 +5,8 @@ update. Where the engine's log-probabilities are others (shorter types, quantize
 importance weight stands in front of the loss; where it gave none, its policy is taken to be the one before the update.
 
 Each process that accelerate has launched takes its part of the rows of every step, and their gradients are added up:
-the weights are those of one process, up to rounding. All are given the same groups.
+the weights are those of one process, up to rounding. All are given the same groups. What is looked up before the steps
+is divided and told to all. Models may be sharded (FSDP2), the reference as well as the policy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +22,13 @@ from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods import rows as of_rows
 from gpo.methods.losses import kl_estimate, policy_loss
 from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy, saved_state
-from gpo.methods.processes import add_up
+from gpo.methods.processes import add_up, clip_gradients, gather, is_sharded, load_optimizer, shard, whole
 from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_step_advantages
 from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
@@ -65,6 +65,7 @@ class Online(Training):
     train_prefix: bool = False  # gradients for the kept prefix too, the authors' unmasked form
 
     trains_on: ClassVar[Literal["groups"]] = "groups"
+    _own_update: ClassVar[bool] = True
     ratio_of: ClassVar[Literal["token", "sequence"]] = "token"
     reads_hidden: ClassVar[bool] = False  # whether the loss takes the last hidden states too
 
@@ -78,11 +79,6 @@ class Online(Training):
                 raise unknown(name, value, known)
 
     @cached_property
-    def accelerator(self) -> Accelerator:
-        """The device, and the other processes if there are any."""
-        return Accelerator()
-
-    @cached_property
     def policy(self) -> Policy:
         """As `Training.policy`, on the device and ready for the policy gradient."""
         model, tokenizer, dtype = super().policy
@@ -91,14 +87,17 @@ class Online(Training):
             model.enable_input_require_grads()  # adapters behind frozen embeddings would get no gradient
         # Dropout would make the ratio of the first step differ from 1; checkpointing works in training mode only.
         model.train(self.gradient_checkpointing)
-        return Policy(model.to(self.accelerator.device), tokenizer, dtype)
+        return Policy(self._placed(model), tokenizer, dtype)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(self._parameters(), lr=self.rate, weight_decay=self.weight_decay)
+        # Shards and whole tensors, such as a critic's, cannot go through one fused call.
+        fused = False if is_sharded(self.policy.model) else None
+        parameters = self._parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=self.weight_decay, foreach=fused)
         state = self._saved_state()
         if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(optimizer, state["optimizer"])
             self.updates = max(self.updates, state["updates"])
         return optimizer
 
@@ -113,9 +112,19 @@ class Online(Training):
             raise ConfigError(
                 "Training that goes on with beta > 0 needs the first model: pass reference=ModelRef(...)."
             )
+        elif is_sharded(self.policy.model):
+            raise ConfigError("A sharded model is not copied: pass reference=ModelRef(...) for beta > 0.")
         else:
             model = copy.deepcopy(self.policy.model)
-        return model.to(self.policy.model.device).eval().requires_grad_(False)
+        return self._placed(model.eval().requires_grad_(False))
+
+    def _placed(self, model: Any) -> Any:
+        """A model on the device, or this process's part of it."""
+        if not self.accelerator.is_fsdp2:
+            return model.to(self.accelerator.device)
+        with scoring(model):  # how it can be called is tried out while it is whole
+            shard(self.accelerator, model)
+        return model
 
     def update(self, groups: Sequence[Group], context: RoundContext = DEFAULT) -> dict[str, float]:
         """Train on these groups; groups of the same start are one group. Without a difference the model stays.
@@ -140,8 +149,7 @@ class Online(Training):
         if rows:
             means = (fmean(row.reward for row in rows), fmean(bool(row.start.prefix_ids) for row in rows))
             of_rows = dict(zip(("reward", "reset_share"), means, strict=True)) | of_rows
-        if self._writes:
-            self._begin_rows()
+        self._begin_rows()
         if not self._give_advantages(rows):
             metrics = {"skipped": 1.0, **of_rows, "steps": 0.0}
         else:
@@ -153,20 +161,19 @@ class Online(Training):
                 **{key: fmean(step[key] for step in steps) for key in steps[0]},
                 "ratio_error": steps[0]["ratio_error"],
             }
-        if self._writes:
-            self._write_row(metrics)
+        self._write_row(metrics)
         self.accelerator.wait_for_everyone()
         self.updates += 1
         return metrics
 
     def save(self, path: Path) -> None:
         """Write the model, its tokenizer and the state of training to a directory."""
-        if self._writes:
-            about = {"method": type(self).__name__, "updates": self.updates}
-            state = {**about, "optimizer": self.optimizer.state_dict(), **self._extra_state()}
-            save_policy(self.policy, path, merge=self.merges, exact=not self._context.last, state=state)
-            if self._context.work_dir is not None:
-                UpdateCheckpoint(self._context.work_dir).clear()
+        about = {"method": type(self).__name__, "updates": self.updates}
+        state = {**about, "optimizer": whole(self.optimizer.state_dict(), keep=self._writes), **self._extra_state()}
+        exact = not self._context.last
+        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=state)
+        if self._writes and self._context.work_dir is not None:
+            UpdateCheckpoint(self._context.work_dir).clear()
         self.accelerator.wait_for_everyone()
         self._trackers.close()
 
@@ -205,8 +212,8 @@ class Online(Training):
         for part in parts[len(steps) :]:
             steps.append(self._step(optimizer, part))
             due = len(steps) % self.save_steps == 0 or len(steps) == len(parts)
-            if checkpoint is not None and self._writes and due:
-                checkpoint.save(self._parameters(), optimizer, steps)
+            if checkpoint is not None and due:
+                checkpoint.save(self._parameters(), optimizer, steps, write=self._writes)
             if self._context.on_step is not None:
                 counts = {"update": self.updates, "step": len(steps), "steps": len(parts)}
                 self._context.on_step(steps[-1] | counts)
@@ -224,10 +231,6 @@ class Online(Training):
     def _scales_steps(self) -> bool:
         """Whether the advantages of steps are divided by their deviation over the update."""
         return False
-
-    @property
-    def _writes(self) -> bool:
-        return bool(self.accelerator.is_main_process)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.policy.model.parameters() if parameter.requires_grad]
@@ -258,12 +261,22 @@ class Online(Training):
     def _batches(
         self, scorer: Scorer, rows: Sequence[TrainingRow]
     ) -> Iterator[tuple[list[TrainingRow], PackedBatch, Scores]]:
-        """What the model says of all rows, as much at a time as there may be in memory."""
-        sequences = [(row.context, row.tokens) for row in rows]
-        for batch in pack(sequences, self.max_tokens, share=scorer.shares):
+        """What the model says of this process's part of the rows, as much at a time as there may be in memory.
+
+        Processes that hold shards call the model equally often: a batch without rows is done for the others.
+        """
+        own = of_rows.part(rows, self.accelerator.process_index, self.accelerator.num_processes)
+        sequences = [(row.context, row.tokens) for row in own]
+        batches = pack(sequences, self.max_tokens, share=scorer.shares)
+        told = [[own[i] for i in batch.sequences] for batch in batches]
+        if is_sharded(scorer.model):
+            missing = max(gather([len(batches)])) - len(batches)
+            again = batches[:1] or pack([(rows[0].context, rows[0].tokens)], self.max_tokens, share=scorer.shares)
+            batches, told = batches + again * missing, told + [[]] * missing
+        for members, batch in zip(told, batches, strict=True):
             with torch.autocast(scorer.model.device.type, torch.bfloat16, enabled=self.bf16):
                 out = scorer(batch, self._context.temperature, entropy=True, hidden=self.reads_hidden)
-            yield [rows[i] for i in batch.sequences], batch, out
+            yield members, batch, out
 
     def _look_up(self, rows: Sequence[TrainingRow]) -> None:
         """Log-probabilities of the policy before the update, and those of the reference."""
@@ -275,12 +288,21 @@ class Online(Training):
         if self.frozen is not None:
             self._set_logps(self.frozen, "reference", rows)
 
-    @torch.no_grad()
     def _set_logps(self, model: Any, name: str, rows: Sequence[TrainingRow]) -> None:
+        self._set(model, name, rows, lambda out: out.logps)
+
+    @torch.no_grad()
+    def _set(self, model: Any, name: str, rows: Sequence[TrainingRow], read: Callable[[Scores], Tensor]) -> None:
+        """Give each row (T,) numbers that the model tells; the processes share the work and all get all of them."""
+        numbers = {id(row): number for number, row in enumerate(rows)}
+        found: list[tuple[int, Tensor]] = []
         with scoring(model) as scorer:
             for members, batch, out in self._batches(scorer, rows):
-                for row, logps in zip(members, batch.split(out.logps.cpu()), strict=True):
-                    setattr(row, name, logps)
+                if members:
+                    parts = batch.split(read(out).cpu())
+                    found += [(numbers[id(row)], part) for row, part in zip(members, parts, strict=True)]
+        for number, values in gather(found):
+            setattr(rows[number], name, values)
 
     def _kl_penalty(self, row: TrainingRow) -> Tensor:
         """(T,) what the KL takes from the reward of each token."""
@@ -294,22 +316,25 @@ class Online(Training):
         optimizer.zero_grad()
         totals: dict[str, float] = {}
         counted = sum(len(row.tokens) if self.aggregate == "token" else len(row.sizes) for row in rows)
-        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        # A backward pass takes the mean over the processes of what it adds up to shards.
+        times = self.accelerator.num_processes if is_sharded(self.policy.model) else 1
         with scoring(self.policy.model) as scorer:
-            for members, _, out in self._batches(scorer, own):
+            for members, _, out in self._batches(scorer, rows):
+                if not members:
+                    self.accelerator.backward(0 * out.logps.sum())
+                    continue
                 loss, metrics = self._loss(members, out, counted)
-                if not math.isfinite(loss.item()):
-                    raise DataError(
-                        f"The loss of update {self.updates} is {loss.item()}. Lower learning_rate (now "
-                        f"{self.rate:g}), train without bf16, or check the model's weights and log-probabilities."
-                    )
-                self.accelerator.backward(loss)
+                self.accelerator.backward(times * loss)
                 error = max(totals.get("ratio_error", 0.0), metrics.pop("ratio_error"))
                 totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()} | {"ratio_error": error}
         if self.accelerator.num_processes > 1:
-            totals = add_up(self.accelerator, self._parameters(), totals)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
-        totals["grad_norm"] = norm.item()
+            totals = add_up(self.accelerator, self._parameters(), totals, times)
+        if not math.isfinite(totals["loss"]):
+            raise DataError(
+                f"The loss of update {self.updates} is {totals['loss']}. Lower learning_rate (now {self.rate:g}), "
+                "train without bf16, or check the model's weights and log-probabilities."
+            )
+        totals["grad_norm"] = clip_gradients(self._parameters(), self.max_grad_norm)
         optimizer.step()
         return totals
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from gpo.errors import ConfigError, DataError, EngineError
+from gpo.methods.processes import is_sharded, whole
 from gpo.storage.files import replacing
 from gpo.storage.weights import load_checked
 from gpo.types import ModelRef
@@ -114,25 +116,36 @@ def without_dropout(model: torch.nn.Module) -> None:
 
 @quiet()
 def save_policy(
-    policy: Policy, path: Path, *, merge: bool = False, exact: bool = False, state: Mapping[str, Any] | None = None
+    policy: Policy,
+    path: Path,
+    *,
+    write: bool = True,
+    merge: bool = False,
+    exact: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint directory that is there in whole or not at all. The model in training stays as it is.
 
     Whole weights are cast to the type of the checkpoint that the model came from; adapters are written as they are.
+    All processes that hold a part of the model call it together.
 
     Args:
+        write: False in a process that only tells its part of the model.
         merge: of a model with adapters, write whole weights instead of the adapters.
         exact: write the weights as they are, for training that goes on; the configuration remembers the type.
         state: of training, written beside the model as `training.pt`.
     """
     model, tokenizer, dtype = policy
+    weights = whole(model.state_dict(keep_vars=True), keep=write) if is_sharded(model) else None
+    if not write:
+        return
     if merge and isinstance(model, PeftModel):
-        model = copy.deepcopy(model).merge_and_unload()
+        model, weights = _merged(model, weights), None
     with replacing(path) as partial:
         if isinstance(model, PeftModel) or model.dtype == dtype:
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
         else:
-            model.save_pretrained(partial, state_dict=None if exact else _cast(model.state_dict(), dtype))
+            model.save_pretrained(partial, state_dict=weights if exact else _cast(weights or model.state_dict(), dtype))
             config = copy.deepcopy(model.config)
             name = str(dtype).removeprefix("torch.")
             config.dtype = str(model.dtype).removeprefix("torch.") if exact else name
@@ -143,6 +156,15 @@ def save_policy(
         tokenizer.save_pretrained(partial)
         if state is not None:
             torch.save(state, partial / "training.pt")
+
+
+def _merged(model: PeftModel, weights: Mapping[str, torch.Tensor] | None) -> Any:
+    """A model with its adapters added to its weights; a sharded one with these whole weights is read again for that."""
+    if weights is None:
+        return copy.deepcopy(model).merge_and_unload()
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory, state_dict=dict(weights))
+        return load_checked(directory, dtype=torch.float32).merge_and_unload()
 
 
 def saved_state(source: Any) -> dict[str, Any]:
@@ -186,5 +208,5 @@ def context_length(model: Any) -> int | None:
 
 def checksum(model: Any) -> str:
     """Sum and norm of each trainable weight: tells one state of training from another, cheaply."""
-    rows = [(p.detach().double().sum().item(), p.detach().double().norm().item()) for p in model.parameters()]
-    return repr(rows)
+    weights = (whole(parameter).detach().double() for parameter in model.parameters())
+    return repr([(each.sum().item(), each.norm().item()) for each in weights])

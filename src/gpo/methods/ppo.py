@@ -16,7 +16,7 @@ from gpo.errors import ConfigError
 from gpo.methods.losses import gae, value_loss, whiten
 from gpo.methods.online import Online
 from gpo.methods.rows import TrainingRow, by_group, joined
-from gpo.methods.scoring import Scores, scoring
+from gpo.methods.scoring import Scores
 from gpo.types import Trajectory
 
 
@@ -93,12 +93,8 @@ class PPO(Online):
     def _extra_state(self) -> dict[str, Any]:
         return {"head": self.head.state_dict()}
 
-    @torch.no_grad()
     def _set_values(self, rows: Sequence[TrainingRow]) -> None:
-        with scoring(self.policy.model) as scorer:
-            for members, batch, out in self._batches(scorer, rows):
-                for row, values in zip(members, batch.split(self._critic(out).cpu()), strict=True):
-                    row.values = values
+        self._set(self.policy.model, "values", rows, self._critic)
 
     def _critic(self, out: Scores) -> Tensor:
         assert out.hidden is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -109,6 +109,17 @@ def minibatches(rows: Sequence[TrainingRow], epochs: int, count: int, seed: str)
     random, count = Random(seed), min(count, len(rows))
     orders = [random.sample(rows, len(rows)) for _ in range(epochs)]
     return [order[i::count] for order in orders for i in range(count)]
+
+
+def part(rows: Sequence[TrainingRow], process: int, processes: int) -> list[TrainingRow]:
+    """The rows of one of the processes that share them: of about equal length in all, and alike ones together."""
+    if processes == 1:
+        return list(rows)
+    alike = sorted(rows, key=lambda row: row.ids)
+    ends = list(accumulate(len(row.ids) for row in alike))
+    # A row belongs to where its middle is.
+    middles = [end - len(row.ids) / 2 for row, end in zip(alike, ends, strict=True)]
+    return [row for row, middle in zip(alike, middles, strict=True) if int(processes * middle / ends[-1]) == process]
 
 
 def set_step_advantages(rows: Sequence[TrainingRow], penalties: Sequence[Tensor], *, scale: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpo.errors import EngineError
 from gpo.methods.attention import NAME, tile
+from gpo.methods.processes import through
 from gpo.methods.tree import PackedBatch, pack
 
 LOGITS = 1 << 24  # held at once; more are computed in chunks, and once more in the backward pass
@@ -27,8 +28,7 @@ TRIAL = (((5, 3, 7), (2, 4, 6)), ((5, 3, 7), (2, 9)), ((5, 3, 7, 2), (8, 1, 4, 3
 _tried: WeakKeyDictionary[torch.nn.Module, tuple[bool, bool]] = WeakKeyDictionary()  # shares, cuts_head
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(NamedTuple):
     """What the model says of the scored tokens of a batch, sequence after sequence; `batch.split` takes them apart."""
 
     logps: Tensor  # (S,) nats
@@ -43,6 +43,7 @@ class Scorer:
     model: Any
     shares: bool  # it takes trees: what `pack` is to be told as `share`
     cuts_head: bool  # only the logits that are asked for are computed, in chunks
+    within: bool = False  # it is called by the model's own forward
 
     def __call__(
         self, batch: PackedBatch, temperature: float = 1.0, *, entropy: bool = False, hidden: bool = False
@@ -58,7 +59,8 @@ class Scorer:
                 f"{type(self.model).__name__} attends to {'trees' if attends else 'rows'} here and got the other: pack "
                 "with share=scorer.shares, and score inside of the `with scoring(model)` block."
             )
-        return self._score(batch, _inputs(batch, self.model.device), temperature, entropy, hidden)
+        told = (batch, _inputs(batch, self.model.device), temperature, entropy, hidden)
+        return self._score(*told) if self.within else through(self.model, lambda: self._score(*told))
 
     def _score(
         self, batch: PackedBatch, inputs: dict[str, Any], temperature: float, entropy: bool, hidden: bool
@@ -85,7 +87,7 @@ class Scorer:
 
 
 @contextmanager
-def scoring(model: Any) -> Iterator[Scorer]:
+def scoring(model: Any, *, within: bool = False) -> Iterator[Scorer]:
     """Until the block is left, a model attends to trees if it can; the backward pass belongs inside.
 
     Whether it can is tried once: a small tree must have the log-probabilities of its sequences as padded rows.
@@ -97,7 +99,7 @@ def scoring(model: Any) -> Iterator[Scorer]:
         _tried[model] = _try_out(model)
     shares, cuts_head = _tried[model]
     with _attending(model) if shares else nullcontext():
-        yield Scorer(model, shares, cuts_head)
+        yield Scorer(model, shares, cuts_head, within)
 
 
 @contextmanager

@@ -2,19 +2,19 @@
 
 What differs from TRL: nothing is tokenised, so that no boundary moves and no end of sequence is added; the order of the
 rows is given, so that a resumed run sees the same batches; the reference log-probabilities are those of the model as
-it is handed over, computed once; what sequences share is computed once, in a batch and for the reference; nothing is
-sent to a hub.
+it is handed over, computed once; what sequences share is computed once, in a batch and for the reference; a batch is
+divided over the processes, so that any number of them takes the same steps; nothing is sent to a hub.
 """
 
-# Private names that this file, and this file alone, depends on; they are why the versions are bounded:
-# TRL's `_prepare_dataset`, `_precompute_ref_logps`, `_compute_loss`, `_metrics`, and the `fused_lm_head` of a model's
-# forward with its output; transformers' `_get_train_sampler`. TRL's `_send_telemetry` is only switched off.
+# Private names that this file depends on; they are why the versions are bounded:
+# TRL's `_prepare_dataset`, `_precompute_ref_logps`, `_compute_kl_logps`, `_metrics`, and the `fused_lm_head` of a
+# model's forward with its output; in division.py TRL's `_compute_loss`. TRL's `_send_telemetry` is only switched off.
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
@@ -24,17 +24,17 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import DPOTrainer, KTOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from gpo.errors import DataError
+from gpo.methods.division import Divided
 from gpo.methods.metrics import begin_rows, write_rows
+from gpo.methods.processes import gather, shard, turns
 from gpo.methods.scoring import Scorer, scoring, without_adapters
 from gpo.methods.tree import Scored, pack
 
-PairRow = dict[str, Any]  # what TRL's collators take, and what belongs to it
 REFERENCE_TOKENS = 8192  # computed at once
 
 
@@ -43,31 +43,15 @@ def _predicted(prompt: Sequence[int], completion: Sequence[int]) -> Scored:
     return (prompt, completion) if prompt else (completion[:1], completion[1:])
 
 
-class _Order(Sampler[int]):
-    def __init__(self, order: Sequence[int]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-class OnTokenIds:
+class OnTokenIds(Divided):
     """Mixin in front of a TRL trainer: the padded rows that it calls the model for are scored as prefix trees."""
 
     completions: ClassVar[Mapping[str, str]]  # columns that the model at the start adds: log-probabilities of which ids
 
-    data_collator: Any
-    model: Any
-    accelerator: Any
-    args: Any
     aux_loss_enabled: bool
     _metrics: dict[str, dict[str, list[float]]]  # TRL's: by mode and name, a number for each batch of a step
 
-    def __init__(self, *args: Any, order: Sequence[int], **kwargs: Any) -> None:
-        self.order = order  # indices into the dataset, all epochs one after the other
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         base = without_adapters(self.model)
         forward = base.forward
@@ -86,7 +70,7 @@ class OnTokenIds:
 
     def _scoring(self) -> AbstractContextManager[Any]:
         # The loss that balances experts is a mean over rows of tokens, which TRL's own forward computes.
-        return nullcontext() if self.aux_loss_enabled else scoring(without_adapters(self.model))
+        return nullcontext() if self.aux_loss_enabled else scoring(self.model, within=True)
 
     def _score_rows(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **_: Any
@@ -110,7 +94,7 @@ class OnTokenIds:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return model(**inputs, labels=labels, fused_lm_head=True)
 
-    def note_kl(self, at_start: float, now: float, mask: torch.Tensor) -> None:
+    def note_kl(self, at_start: float, now: float, tokens: float) -> None:
         """Log `kl`, an estimate of KL(start || policy) per completion token in nats.
 
         (log start(y|x) - log policy(y|x)) / tokens, both sums over the batch: the estimator k1 of Schulman 2020,
@@ -121,27 +105,35 @@ class OnTokenIds:
         Args:
             at_start: log-probability of all completions of the batch by the model at the start, nats.
             now: the same by the policy.
-            mask: 1 for each completion token.
+            tokens: of these completions.
         """
-        self._metrics["train"]["kl"].append((at_start - now) / mask.sum().item())
+        self._metrics["train"]["kl"].append((at_start - now) / tokens)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        return _Order(self.order)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL copies adapters to compare with; here the model itself is still what it was at the start.
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")
-        policy = without_adapters(self.model)
         sequences = [_predicted(row["prompt_ids"], row[ids]) for ids in self.completions.values() for row in dataset]
-        with torch.no_grad(), self.accelerator.autocast(), scoring(policy) as scorer:
-            sums = [logps.sum().item() for logps, _ in score(scorer, sequences, REFERENCE_TOKENS)]
+        with torch.no_grad(), self.accelerator.autocast(), scoring(self.model) as scorer:
+            shard(self.accelerator, self.model)
+            sums = self._sums(scorer, sequences)
         for i, column in enumerate(self.completions):
             dataset = dataset.add_column(column, sums[i * len(dataset) : (i + 1) * len(dataset)])
         return dataset
+
+    def _sums(self, scorer: Scorer, sequences: Sequence[Scored]) -> list[float]:
+        """Log-probabilities of sequences, nats; each process looks up those of some batches."""
+        known = [i for i, (_, tokens) in enumerate(sequences) if tokens]
+        batches = pack([sequences[i] for i in known], REFERENCE_TOKENS, share=scorer.shares)
+        mine: list[tuple[int, float]] = []
+        for own, batch in turns(self.accelerator, batches):
+            logps = batch.split(scorer(batch).logps)
+            mine += [(known[i], each.sum().item()) for i, each in zip(batch.sequences, logps, strict=True) if own]
+        found = dict(gather(mine))
+        return [found.get(i, 0.0) for i in range(len(sequences))]
 
     def _send_telemetry(self) -> None:
         pass
@@ -156,13 +148,14 @@ class PairTrainer(OnTokenIds, DPOTrainer):  # type: ignore[misc]
     completions = MappingProxyType({"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"})
 
     def at_start(self, inputs: Mapping[str, torch.Tensor]) -> float:
-        """Log-probability in nats of all completions of a batch by the model at the start."""
+        """Log-probability in nats of this process's completions of a batch by the model at the start."""
         return (inputs["ref_chosen_logps"].sum() + inputs["ref_rejected_logps"].sum()).item()
 
-    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
-        loss: torch.Tensor = super()._compute_loss(model, inputs, return_outputs)
+    def _loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = super()._loss(model, inputs)
         means = [self._metrics["train"][f"logps/{side}"][-1] for side in ("chosen", "rejected")]
-        self.note_kl(self.at_start(inputs), sum(means) * len(inputs["ref_chosen_logps"]), inputs["completion_mask"])
+        at_start, tokens = self.total(self.at_start(inputs), inputs["completion_mask"].sum())
+        self.note_kl(at_start, sum(means) * self.rows, tokens)
         return loss
 
 
@@ -171,16 +164,27 @@ class UnpairedTrainer(OnTokenIds, KTOTrainer):  # type: ignore[misc]
 
     completions = MappingProxyType({"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"})
 
-    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
-        metrics, labels = self._metrics["train"], inputs["label"]
+    def _compute_kl_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Such that the mean of what they differ by from the model at the start is that of all rows of the batch."""
+        logps: torch.Tensor = super()._compute_kl_logps(model, batch)
+        if self.accelerator.num_processes == 1:
+            return logps
+        (difference,) = self.total((logps - batch["ref_KL_logps"]).sum())
+        batch["ref_KL_logps"] = torch.zeros_like(logps)
+        return torch.full_like(logps, difference / self.rows)
+
+    def _loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        metrics, labels = self._metrics["train"], inputs["label"].bool()
         seen = {side: len(metrics.get(f"logps/{side}", ())) for side in ("chosen", "rejected")}
-        loss: torch.Tensor = super()._compute_loss(model, inputs, return_outputs)
+        loss = super()._loss(model, inputs)
         metrics["reference_point"].append(metrics["kl"].pop())
+        sums = (inputs["ref_logps"].sum(), inputs["completion_mask"].sum(), labels.sum(), (~labels).sum())
+        at_start, tokens, *rows = self.total(*sums)
         now = 0.0
-        for side, rows in (("chosen", labels.sum().item()), ("rejected", (~labels.bool()).sum().item())):
+        for side, count in zip(("chosen", "rejected"), rows, strict=True):
             if len(metrics.get(f"logps/{side}", ())) > seen[side]:  # a batch may have rows of one kind only
-                now += metrics[f"logps/{side}"][-1] * rows
-        self.note_kl(inputs["ref_logps"].sum().item(), now, inputs["completion_mask"])
+                now += metrics[f"logps/{side}"][-1] * count
+        self.note_kl(at_start, now, tokens)
         return loss
 
 
@@ -195,31 +199,31 @@ class ReferenceFreeTrainer(PairTrainer):
         self.loss = loss  # (B,), (B,) nats per token -> (B,)
         super().__init__(*args, **kwargs)
 
-    def _compute_loss(self, model: Any, inputs: Mapping[str, torch.Tensor], return_outputs: bool) -> torch.Tensor:
+    def _loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs, mask = self.outputs(model, inputs), inputs["completion_mask"][:, 1:]
         chosen, rejected = (outputs.log_probs.sum(dim=1) / mask.sum(dim=1)).chunk(2)
         margins = (chosen - rejected).detach()
-        metrics = {
-            "entropy": outputs.entropy.sum() / mask.sum(),
-            "logps_per_token/chosen": chosen.detach().mean(),
-            "logps_per_token/rejected": rejected.detach().mean(),
-            "logps_per_token/margins": margins.mean(),
-            "logps_per_token/accuracies": (margins > 0).float().mean(),
+        per_pair = {
+            "logps_per_token/chosen": chosen.detach(),
+            "logps_per_token/rejected": rejected.detach(),
+            "logps_per_token/margins": margins,
+            "logps_per_token/accuracies": (margins > 0).float(),
         }
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value.item())
-        self.note_kl(self.at_start(inputs), outputs.log_probs.detach().sum().item(), mask)
+        sums = (self.at_start(inputs), outputs.log_probs.detach().sum(), outputs.entropy.sum(), mask.sum())
+        at_start, now, entropy, tokens, *of_pairs = self.total(*sums, *(each.sum() for each in per_pair.values()))
+        self._metrics["train"]["entropy"].append(entropy / tokens)
+        for name, value in zip(per_pair, of_pairs, strict=True):
+            self._metrics["train"][name].append(value / self.rows)
+        self.note_kl(at_start, now, tokens)
         return self.loss(chosen, rejected).mean()
 
 
-def score(
-    scorer: Scorer, sequences: Sequence[Scored], max_tokens: int = sys.maxsize
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def score(scorer: Scorer, sequences: Sequence[Scored]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(T,) log-probabilities and entropies of each sequence, in nats, in their order."""
     empty = torch.zeros(0, device=scorer.model.device)
     found = [(empty, empty)] * len(sequences)
     known = [i for i, (_, tokens) in enumerate(sequences) if tokens]
-    for batch in pack([sequences[i] for i in known], max_tokens, share=scorer.shares):
+    for batch in pack([sequences[i] for i in known], sys.maxsize, share=scorer.shares):
         out = scorer(batch, entropy=True)
         assert out.entropy is not None
         for i, *both in zip(batch.sequences, batch.split(out.logps), batch.split(out.entropy), strict=True):

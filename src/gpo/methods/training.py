@@ -9,13 +9,15 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+from accelerate import Accelerator
 from peft import PeftModel
 
 from gpo.errors import ConfigError
 from gpo.methods.metrics import begin_rows, write_rows
 from gpo.methods.policy import Policy, checksum, context_length, load_policy
+from gpo.methods.processes import join
 from gpo.methods.trackers import Trackers
 from gpo.types import ModelRef, RoundContext
 
@@ -49,6 +51,8 @@ class Training(ABC):
     save_steps: int = 100  # between checkpoints of an unfinished update
     trackers: tuple[str, ...] = ()  # get the rows of metrics too: tensorboard, trackio, wandb
 
+    _own_update: ClassVar[bool]  # whether a subclass takes the steps of the optimizer itself
+
     def __post_init__(self) -> None:
         self._positive("learning_rate", "epochs", "max_grad_norm", "save_steps", "lora")
         if not self.weight_decay >= 0:
@@ -61,6 +65,11 @@ class Training(ABC):
         self._context = RoundContext()
         self._round_model: ModelRef | None = None
         self._trackers = Trackers(self.trackers)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The device, and the other processes if there are any."""
+        return join(own_update=self._own_update)
 
     @cached_property
     def policy(self) -> Policy:
@@ -76,6 +85,7 @@ class Training(ABC):
             ref, own = self._round_model, False
         else:
             raise ConfigError(f"No model to train: give {type(self).__name__}(model=...), or a round that has one.")
+        _ = self.accelerator  # how weights are read depends on it
         return load_policy(ref, own=own, lora=self.lora, seed=self.seed)
 
     @property
@@ -89,6 +99,11 @@ class Training(ABC):
     def merges(self) -> bool:
         """Whether `save` merges adapters: a later round goes on with them."""
         return self.merge and self._context.last
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self.accelerator.is_main_process)
 
     def _positive(self, *names: str) -> None:
         for name in names:
@@ -114,11 +129,13 @@ class Training(ABC):
         return self.max_length or context_length(self.policy.model)
 
     def _begin_rows(self) -> None:
-        if self._context.metrics_path is not None:
+        if self._writes and self._context.metrics_path is not None:
             begin_rows(self._context.metrics_path, self.updates)
 
     def _write_row(self, metrics: Mapping[str, float]) -> None:
         """Write the row of a whole update, and hand it to the trackers."""
+        if not self._writes:
+            return
         row = {"update": self.updates, **self._context.sampled, **metrics}
         if self._context.metrics_path is not None:
             write_rows(self._context.metrics_path, [row])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpo.methods.processes import load_optimizer, put, whole
 from gpo.storage.files import replacing
 
 
@@ -34,23 +35,29 @@ class UpdateCheckpoint:
         state: dict[str, Any] = torch.load(self.path, weights_only=True)
         if state["fingerprint"] != self.fingerprint:
             return []
-        with torch.no_grad():
-            for parameter, value in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
+        for parameter, value in zip(parameters, state["parameters"], strict=True):
+            put(parameter, value)
+        load_optimizer(optimizer, state["optimizer"])
         steps: list[dict[str, float]] = state["steps"]
         return steps
 
     def save(
-        self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, steps: Sequence[Mapping[str, float]]
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        steps: Sequence[Mapping[str, float]],
+        *,
+        write: bool = True,
     ) -> None:
-        """Replace the file."""
+        """Replace the file; with `write` False only tell the others this process's part of what is in it."""
         state = {
             "fingerprint": self.fingerprint,
-            "parameters": [parameter.detach() for parameter in parameters],
-            "optimizer": optimizer.state_dict(),
+            "parameters": [whole(parameter.detach(), keep=write) for parameter in parameters],
+            "optimizer": whole(optimizer.state_dict(), keep=write),
             "steps": list(steps),
         }
+        if not write:
+            return
         with replacing(self.path) as partial:
             torch.save(state, partial)
 
