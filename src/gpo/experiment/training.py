@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -124,13 +126,26 @@ def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]
     environment = {**os.environ, LAUNCHED: str(work.files.path), "GPO_TRUST": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        said = [line for line in done.stderr.split("\n") if line.strip()][-3:]
         raise EngineError(
-            f"Training of {state.label} ended with code {done.returncode}: {' '.join(said)} "
-            f"The command was: {shlex.join(words)}"
+            f"Training of {state.label} ended with code {done.returncode}: {_why(done.stderr)} The same command goes "
+            f"on from the last checkpoint. It had started: {shlex.join(words)}"
         )
     metrics: dict[str, float] = read_json(work.files.arm(state.arm, state.number) / "training.json")
     return metrics
+
+
+def _why(said: str) -> str:
+    """The one cause among what several processes and those who started them have said."""
+    # Processes that lose another one complain, and are then ended by SIGTERM: nobody learns anything of that.
+    for process, number in re.findall(r"rank +: (\d+).*\n *exitcode +: -(\d+)", said):
+        if int(number) != signal.SIGTERM:
+            hint = ", perhaps because the memory was full" if int(number) == signal.SIGKILL else ""
+            return f"process {process} was ended by {signal.Signals(int(number)).name}{hint}."
+    lines = [line.strip() for line in said.split("\n") if line.strip()]
+    ours = [line.partition("gpo: ")[2] for line in lines if re.match(r"(\[rank\d+\]: *)?gpo: ", line)]
+    raised = [line for line in lines if re.match(r"(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b", line)]
+    found = [line for line in raised if "ChildFailedError" not in line and "CalledProcessError" not in line]
+    return " ".join(ours[:1] or found[-1:] or lines[-3:])
 
 
 def main(arguments: Sequence[str]) -> int:
