@@ -1,6 +1,9 @@
 """Suites of toy runs: every cell once, tuned on development questions, resumed, and compared."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from gpo.cli import main
 from gpo.errors import ConfigError, GPOError
 from gpo.experiment.run import Run
+from gpo.storage.lock import locked
 from gpo.suites.cells import ArmOutcome, Outcome, SuiteRuns, flops, parameters
 from gpo.suites.command import test_cells as cells_of
 from gpo.suites.page import markdown
@@ -81,6 +85,41 @@ def test_methods_of_one_seed_share_what_is_sampled(tmp_path: Path, monkeypatch: 
     assert first.read_bytes() == second.read_bytes()
     events = (tmp_path / "out/test/run/weak/0/events.jsonl").read_text().splitlines()
     assert not any(json.loads(event)["tokens"] for event in events if json.loads(event)["stage"] == "rollout")
+
+
+def test_two_processes_share_a_suite_by_its_directory(tmp_path: Path) -> None:
+    """The other one leaves a cell that is held here, and one that samples the same, until all else is done."""
+    toy_suite(tmp_path)
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    assert main(["compare", str(tmp_path / "toy.toml"), str(alone)]) == 0
+    path = ":".join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    words = [sys.executable, "-m", "gpo", "compare", str(tmp_path / "toy.toml"), str(out)]
+    with locked(out / "test/run/weak/0"):
+        environment = {**os.environ, "PYTHONPATH": path, "GPO_TRUST": "1", "COLUMNS": "200"}
+        other = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        said = []
+        for line in other.stdout:
+            said.append(line.strip())
+            if line.startswith("waiting"):
+                break
+        assert [line.partition(" (")[0] for line in said if line.startswith("test/")] == [
+            "test/run/toy/1",
+            "test/run/weak/1",
+        ]
+        assert said[-1] == "waiting for other processes: test/run/toy/0, test/run/weak/0"
+    assert main(words[3:]) == 0
+    other.communicate(timeout=120)
+    assert other.returncode == 0
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    found = [(row["cell"]["method"], row["cell"]["seed"]) for row in rows]
+    assert sorted(found) == [("toy", 0), ("toy", 1), ("weak", 0), ("weak", 1)]
+    assert accuracies(out) == accuracies(alone)
+
+
+def accuracies(folder: Path) -> str:
+    """What the page says but for seconds."""
+    return (folder / "table.md").read_text().partition("\n## ")[0]
 
 
 def test_an_arm_takes_the_setting_that_did_best_on_development_questions(tmp_path: Path) -> None:

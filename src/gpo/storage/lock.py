@@ -20,6 +20,21 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SETTLED = 0.2  # seconds in which two that take over the same name see each other
 
 
+class Held(ConfigError):
+    """A directory that another process works in."""
+
+
+def is_held(directory: Path) -> bool:
+    """Whether another process works in a directory just now."""
+    if not (directory / ".lock").exists():
+        return False
+    try:
+        with locked(directory):
+            return False
+    except Held:
+        return True
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[Callable[[], None]]:
     """Hold a directory for this process. The system lets go of it when the process dies, however it dies.
@@ -27,7 +42,7 @@ def locked(directory: Path) -> Iterator[Callable[[], None]]:
     Gives a function that raises DataError once the directory is no longer there, or is another one.
 
     Raises:
-        ConfigError: another process holds it.
+        Held: another process holds it.
         DataError: it cannot be written, or a folder in it is a symbolic link.
     """
     lock = directory / ".lock"
@@ -44,7 +59,7 @@ def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(
+        raise Held(
             f"Another process works in {directory}. Wait for it to end, or choose another run directory."
         ) from None
     except OSError as error:
@@ -59,14 +74,14 @@ def _named(directory: Path) -> Iterator[None]:
     """Hold a directory of a file system without locks by a file that says who does.
 
     Raises:
-        ConfigError: somebody else does who may be alive.
+        Held: somebody else does who may be alive.
     """
     path = directory / ".held"
     own = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "began": time.time_ns()})
     if path.exists() and _is_dead(path):
         path.unlink(missing_ok=True)
     if not _write_new(path, own):
-        raise ConfigError(
+        raise Held(
             f"Another process works in {directory}: {path} says so, since its file system has no locks. Wait for it "
             "to end, or choose another run directory. If it is gone, delete that file."
         )

@@ -1,10 +1,12 @@
-"""The runs of a suite, one after another, and what is kept of each."""
+"""The runs of a suite, and what is kept of each. A cell belongs to the process that holds its directory."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from gpo import __version__
 from gpo.config.options import resolve
-from gpo.config.run import RunConfig, describe, differences
+from gpo.config.run import describe, differences
 from gpo.errors import GPOError
 from gpo.experiment.reuse import TRAINED, copy_samples
 from gpo.experiment.run import Run
@@ -21,8 +23,11 @@ from gpo.report.results import right_samples, summarize
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import read_json
+from gpo.storage.lock import Held, is_held, locked
 from gpo.suites.suite import Cell, Options, Suite
 from gpo.types import Group, Stage
+
+WAIT, SOON = 2.0, 0.05  # seconds until it is looked again whether others are done: with a cell, with writing
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class SuiteRuns:
 
     Args:
         on_cell: called with a cell before it is run, and how many come after it.
+        on_outcome: called with a cell that this process has finished.
+        on_wait: called once for each wait, with the cells that other processes run.
         on_progress: as of a run.
         known: outcomes from elsewhere; their cells are not run again.
     """
@@ -79,65 +86,118 @@ class SuiteRuns:
         *,
         known: Sequence[Outcome] = (),
         on_cell: Callable[[Cell, int], None] = lambda cell, left: None,
+        on_outcome: Callable[[Cell], None] = lambda cell: None,
+        on_wait: Callable[[Sequence[Cell]], None] = lambda cells: None,
         on_progress: Callable[[Any], None] | None = None,
     ) -> None:
         self.suite, self.folder = suite, folder
         self.file = Chunks(folder / "results.jsonl", Outcome)
         self._known = list(known)
-        self._on_cell, self._on_progress = on_cell, on_progress
+        self._on_cell, self._on_outcome, self._on_wait, self._on_progress = on_cell, on_outcome, on_wait, on_progress
 
     def outcomes(self) -> list[Outcome]:
-        """Of this suite, with the options that it gives its cells now; an outcome of other options does not count."""
+        """Of this suite, with the options that it gives its cells now; an outcome of other options does not count.
+
+        In the suite's order, whoever finished when.
+        """
         rows = {}
         for row in [*self._known, *self.file.read()]:
             ours = row.suite == self.suite.name and row.cell.regime in self.suite.regimes
             if ours and row.cell.method in self.suite.methods and row.options == self.suite.options(row.cell):
                 rows[row.cell] = row
-        return list(rows.values())
+        regimes, methods = list(self.suite.regimes), list(self.suite.methods)
+        return sorted(
+            rows.values(),
+            key=lambda row: (row.cell.seed, regimes.index(row.cell.regime), methods.index(row.cell.method)),
+        )
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Every cell that is not finished, in order. A failed one stops the suite; the same command goes on there.
+        """Every cell that is not finished, in order; those that other processes run are waited for at the end.
+
+        A failed cell stops this process; the same command goes on there.
 
         Raises:
             GPOError: a cell failed; the message names it.
         """
-        finished = {row.cell for row in self.outcomes()}
-        left = [cell for cell in cells if cell not in finished]
-        for number, cell in enumerate(left):
-            self._on_cell(cell, len(left) - number - 1)
+        waiting = False
+        while left := self.left(cells):
+            cell = next((cell for cell in left if self._is_free(cell, left)), None)
+            if cell is None:
+                if not waiting:
+                    self._on_wait(left)
+                waiting = True
+                time.sleep(WAIT)
+                continue
+            waiting = False
             try:
-                self.file.append([self._run(cell)])
+                self._run(cell, len(left) - 1)
+            except Held:
+                continue  # somebody was faster
             except GPOError as error:
                 raise type(error)(f"In {cell.name} of the suite {self.suite.name}: {error}") from error
 
-    def _run(self, cell: Cell) -> Outcome:
+    def left(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those without an outcome."""
+        finished = {row.cell for row in self.outcomes()}
+        return [cell for cell in cells if cell not in finished]
+
+    def _is_free(self, cell: Cell, left: Sequence[Cell]) -> bool:
+        """Whether no other process runs it, or samples what it could take."""
+        options = self.suite.options(cell)
+        held = (each for each in left if is_held(self.folder / each.name))
+        return not any(each == cell or self._samples_alike(options, self.suite.options(each)) for each in held)
+
+    def _run(self, cell: Cell, left: int) -> None:
         options = self.suite.options(cell)
         config = resolve(options)
         directory = self.folder / cell.name
-        source = self._alike(cell, config) if config.rounds == 1 else None
+        source = self._source(cell)
         if source is not None:
             copy_samples(source, directory, config)
         run = Run(directory, config, on_progress=self._on_progress)
         arms = cell.arms or tuple(config.arms)
         with run.held():
+            if not self.left([cell]):
+                return  # somebody was even faster
+            self._on_cell(cell, left)
             for arm in arms:
                 run.train(arm)
             for name in (BASE, *arms):
                 run.evaluate(name)
             run.report()
-        return outcome_of(self.suite.name, cell, options, run.files, arms, source)
+            outcome = outcome_of(self.suite.name, cell, options, run.files, arms, source)
+            with self.alone():
+                self.file.append([outcome])
+        self._on_outcome(cell)
 
-    def _alike(self, cell: Cell, config: RunConfig) -> Path | None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process writes into the folder of the suite."""
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(locked(self.folder))
+                    break
+                except Held:
+                    time.sleep(SOON)
+            yield
+
+    def _source(self, cell: Cell) -> Path | None:
         """A finished run of the suite that sampled what this one would sample."""
-        wanted = describe(config)
+        options = self.suite.options(cell)
         for row in self.file.read():
             directory = self.folder / row.cell.name
-            if row.cell != cell and row.cell.seed == cell.seed and (directory / "config.json").exists():
-                found = resolve(row.options)
-                changed = differences(describe(found), wanted)
-                if found.rounds == 1 and all(each.startswith(TRAINED) for each in changed):
-                    return directory
+            there = row.cell != cell and (directory / "config.json").exists()
+            if there and self._samples_alike(options, row.options):
+                return directory
         return None
+
+    def _samples_alike(self, options: Options, others: Options) -> bool:
+        if options["seed"] != others["seed"]:
+            return False
+        one, other = resolve(options), resolve(others)
+        changed = differences(describe(one), describe(other))
+        return one.rounds == other.rounds == 1 and all(each.startswith(TRAINED) for each in changed)
 
 
 def outcome_of(

@@ -83,17 +83,35 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
             display.stages.clear()  # each run has stages of the same names
             console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True)
 
+        def show(cell: Cell) -> None:
+            """After the last cell of a seed, while other seeds are left."""
+            seeds = {each.seed for each in runs.left(cells)}
+            if seeds and cell.phase == "test" and cell.seed not in seeds:
+                write()
+
+        def write() -> None:
+            with runs.alone():
+                write_page(suite, runs.outcomes(), folder, page)
+
+        def wait(left: Sequence[Cell]) -> None:
+            names = ", ".join(cell.name for cell in left)
+            console.print(f"waiting for other processes: {names}", highlight=False, soft_wrap=True)
+
         runs = SuiteRuns(
             suite,
             folder,
             known=known,
             on_cell=announce,
+            on_outcome=show,
+            on_wait=wait,
             on_progress=display,
         )
+        cells: list[Cell] = []
         runs.run(list(suite.tuning_cells()))
-        for seed in suite.seeds:  # a whole table of one seed first
-            runs.run(test_cells(suite, runs, seed))
-            write_page(suite, runs.outcomes(), folder, page)
+        # A whole table of one seed first.
+        cells += [cell for seed in suite.seeds for cell in test_cells(suite, runs, seed)]
+        runs.run(cells)
+        write()
     found = contrasts(suite, runs.outcomes())
     console.print()
     console.print(rich_table(*difference_rows(found)))
