@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from gpo.errors import ConfigError
-from gpo.reasoner import boolean, dyck, navigate, tracking
+from gpo.reasoner import boolean, dyck, long, navigate, tracking
 from gpo.reasoner.example import NO_SLIPS, Slips
-from gpo.reasoner.families import FAMILIES, generate, held_out, question_hash
+from gpo.reasoner.families import FAMILIES, SIZES, generate, held_out, question_hash
 from gpo.reasoner.pretrain import DRILL, MIXTURE, SLIPS
 
 DATA = Path(os.environ.get("GPO_DATA") or Path(__file__).parents[3] / "shared" / "data") / "bbh"
@@ -156,3 +156,29 @@ def test_unknown_families_are_named() -> None:
 
 def test_every_family_is_in_the_mixture() -> None:
     assert set(MIXTURE) == {*FAMILIES, DRILL}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_questions_of_every_size_are_solved(family: str) -> None:
+    _, smallest, largest = SIZES[family]
+    rng = Random(9)
+    for size in (smallest, (smallest + largest) // 2, largest):
+        for slips in (NO_SLIPS, long.SLIPS):
+            for _ in range(20):
+                example = generate(family, rng, None, slips, size)
+                assert example.solution.rpartition("So the answer is ")[2]
+                if slips is NO_SLIPS:
+                    assert example.solution.endswith(f"So the answer is {example.answer}")
+                if family == "multistep_arithmetic_two":
+                    assert str(eval(example.question.removesuffix(" ="))) == example.answer
+                    assert example.question.count("(") == size + 1
+                if family.startswith("tracking"):
+                    assert len(re.findall(r"(?:First|Then|Finally), ", example.question)) == size
+    for size in (smallest - 1, largest + 1):
+        with pytest.raises(ConfigError, match=f"expected {smallest} to {largest}"):
+            generate(family, rng, size=size)
+
+
+def test_every_family_has_sizes_and_a_share_of_the_long_questions() -> None:
+    assert set(SIZES) == set(long.MIXTURE) == set(FAMILIES)
+    assert set(long.SLIPS.rates) == set(SLIPS.rates)

@@ -71,3 +71,36 @@ def test_grading_and_prompt() -> None:
 def test_unknown_subtasks_are_named() -> None:
     with pytest.raises(ConfigError, match="navigate"):
         Generated("navigat")
+
+
+def test_questions_of_chosen_sizes_are_kept_apart() -> None:
+    task = Generated(sizes="web_of_lies 8-9, dyck_languages 3", train_problems=12, dev_problems=8, test_problems=8)
+    questions = {split: task.problems(split) for split in ("train", "dev", "test")}  # type: ignore[arg-type]
+    for problems in questions.values():
+        lies = [problem for problem in problems if problem.subtask == "web_of_lies"]
+        assert {problem.metadata["size"] for problem in lies} == {8, 9}
+        assert all(problem.question.count(" says ") + 1 == problem.metadata["size"] for problem in lies)
+        assert {problem.metadata["source"] for problem in problems} == {"generated"}
+        assert all(len(p.question.split("Input: ")[1].split()) == 3 for p in problems if p.subtask == "dyck_languages")
+    assert [problem.subtask for problem in questions["test"]][:9] == ["web_of_lies"] * 8 + ["dyck_languages"]
+    texts = {split: {problem.question for problem in problems} for split, problems in questions.items()}
+    assert not texts["train"] & texts["dev"]
+    assert not texts["test"] & (texts["train"] | texts["dev"])
+    # another seed and other sizes do not move a question into another split: short ones come up again
+    other = Generated(sizes="dyck_languages 3-4", train_problems=200, seed=5).problems("train")
+    assert {problem.question for problem in other} & texts["train"]
+    assert not {problem.question for problem in other} & (texts["dev"] | texts["test"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("navigat 3", "navigate"),
+        ("web_of_lies 8-99", "people from 2 to 16"),
+        ("web_of_lies", "people"),
+        ("", "sub-task"),
+    ],
+)
+def test_sizes_that_no_family_has_are_refused(sizes: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Generated(sizes=sizes)

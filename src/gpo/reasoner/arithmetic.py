@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from gpo.reasoner.example import Example, Slips, between, listed
@@ -56,6 +57,11 @@ def chain(term: Term, rng: Random, slips: Slips, *, marks: bool, keeps: bool) ->
     return " = ".join(parts), int(term[0])
 
 
+def joined(parts: Sequence[str], operators: Sequence[str]) -> str:
+    """ "A + B - C"."""
+    return " ".join([parts[0], *(f"{op} {part}" for op, part in zip(operators, parts[1:], strict=True))])
+
+
 def random_term(rng: Random, numbers: int, largest: int = 9) -> Term:
     term: Term = [rng.randint(-largest, largest)]
     for _ in range(numbers - 1):
@@ -69,14 +75,18 @@ def true_value(term: Term) -> int:
     return int(term[0])
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
-    """With a level, fewer numbers a bracket, and a quarter of the questions with four brackets."""
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
+    """With a level, fewer numbers a bracket, and a quarter of the questions with four brackets.
+
+    A `size` is the number of brackets; other than two of them are added and subtracted in a row.
+    """
     numbers = 4 if level is None else between(rng, 2, 4, level)
-    four = level is not None and rng.random() < 0.25 * level
-    terms = [random_term(rng, numbers) for _ in range(4 if four else 2)]
-    operators = [rng.choice(OPERATORS) for _ in range(len(terms) - 1)]
+    four = not size and level is not None and rng.random() < 0.25 * level
+    row = size is not None and size != 2
+    terms = [random_term(rng, numbers) for _ in range(size or (4 if four else 2))]
+    operators = [rng.choice(OPERATORS[:2] if row else OPERATORS) for _ in range(len(terms) - 1)]
     brackets = [f"({text(term)})" for term in terms]
-    letters = "ABCD"[: len(terms)]
+    letters = "ABCDEFGH"[: len(terms)]
     marks, keeps = rng.random() < 0.3, rng.random() < 0.3
     wrapped = rng.random() < 0.3
 
@@ -84,11 +94,11 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
         if four:
             first, second = f"{parts[0]} {operators[0]} {parts[1]}", f"{parts[2]} {operators[2]} {parts[3]}"
             return f"({first}) {operators[1]} ({second})"
-        return f"{parts[0]} {operators[0]} {parts[1]}"
+        return joined(parts, operators)
 
     names = layout(list(letters))
     where = listed([f"{letter} = {bracket}" for letter, bracket in zip(letters, brackets, strict=True)])
-    if not four:
+    if len(terms) == 2:
         where = where.replace(", and ", " and ")
     lines = [f'This equation can be written as "{f"({names})" if wrapped and not four else names}", where {where}.']
     values = []
@@ -105,8 +115,13 @@ def make(rng: Random, level: float | None, slips: Slips) -> Example:
         result = computed(left, operators[1], right, rng, slips)
         answer = apply(apply(truth[0], operators[0], truth[1]), operators[1], apply(truth[2], operators[2], truth[3]))
     else:
-        result = computed(values[0], operators[0], values[1], rng, slips)
-        answer = apply(truth[0], operators[0], truth[1])
-    equation.append(str(result))
+        result, answer = values[0], truth[0]
+        for i, operator in enumerate(operators, start=1):
+            result = computed(result, operator, values[i], rng, slips)
+            answer = apply(answer, operator, truth[i])
+            if i < len(operators):
+                equation.append(joined([str(result), *map(str, values[i + 1 :])], operators[i:]))
+    if len(terms) > 1:
+        equation.append(str(result))
     lines.append(f"Then, the final equation is {' = '.join(equation)}. So the answer is {result}")
     return Example(f"({layout(brackets)}) =", "\n".join(lines), str(answer))

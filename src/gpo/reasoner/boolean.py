@@ -52,8 +52,8 @@ def reduce_once(tokens: list[str], rng: Random, slips: Slips) -> list[str]:
     raise AssertionError(f"nothing to reduce in {tokens}")
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
-    length = REAL_LENGTH if level is None else between(rng, 2, 11, level)
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
+    length = size or (REAL_LENGTH if level is None else between(rng, 2, 11, level))
     tokens = expression(rng, length)
     question = " ".join(tokens) + " is"
     lines = [" ".join(tokens)]

@@ -28,8 +28,10 @@ def sequence(rng: Random, length: int) -> list[str]:
     return symbols
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
-    if level is None:
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
+    if size:
+        length = size
+    elif level is None:
         i = rng.randrange(len(LENGTHS) - 1)
         length = rng.randint(LENGTHS[i], LENGTHS[i + 1])
     else:

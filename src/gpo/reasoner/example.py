@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -42,7 +42,11 @@ class Slips:
 
 NO_SLIPS = Slips()
 
-Make = Callable[[Random, float | None, Slips], Example]
+
+class Make(Protocol):
+    """A family's generator. `size` is in the family's own unit (`families.SIZES`) and comes before `level`."""
+
+    def __call__(self, rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example: ...
 
 
 def between(rng: Random, low: int, high: int, level: float | None) -> int:

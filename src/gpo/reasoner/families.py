@@ -11,7 +11,7 @@ from hashlib import blake2b
 from importlib.resources import files
 from random import Random
 
-from gpo.errors import unknown
+from gpo.errors import ConfigError, unknown
 from gpo.reasoner import arithmetic, boolean, dyck, lies, navigate, temporal, tracking
 from gpo.reasoner.example import NO_SLIPS, Example, Make, Slips
 
@@ -28,6 +28,20 @@ FAMILIES: dict[str, Make] = {
 }
 
 
+# What a family's size counts, and the sizes that there are: (unit, smallest, largest).
+SIZES: dict[str, tuple[str, int, int]] = {
+    "boolean_expressions": ("symbols", 2, 24),
+    "dyck_languages": ("symbols", 2, 90),
+    "multistep_arithmetic_two": ("brackets", 1, 8),
+    "navigate": ("instructions", 1, 20),
+    "web_of_lies": ("people", 2, 16),
+    "temporal_sequences": ("events", 2, 8),
+    "tracking_shuffled_objects_three_objects": ("swaps", 1, 20),
+    "tracking_shuffled_objects_five_objects": ("swaps", 1, 20),
+    "tracking_shuffled_objects_seven_objects": ("swaps", 1, 20),
+}
+
+
 def question_hash(question: str) -> str:
     """16 hexadecimal digits that identify a question whatever its white space."""
     return blake2b(" ".join(question.split()).encode(), digest_size=8).hexdigest()
@@ -39,17 +53,23 @@ def held_out() -> frozenset[str]:
     return frozenset(files("gpo.reasoner").joinpath("held_out.txt").read_text().split())
 
 
-def generate(family: str, rng: Random, level: float | None = None, slips: Slips = NO_SLIPS) -> Example:
+def generate(
+    family: str, rng: Random, level: float | None = None, slips: Slips = NO_SLIPS, size: int | None = None
+) -> Example:
     """A question that is not in the real files.
 
-    `level` in (0, 1] makes it easier and varies its size; None draws sizes like the real questions.
+    `level` in (0, 1] makes it easier and varies its size; None draws sizes like the real questions. `size` is one of
+    `SIZES`, whatever the level.
 
     Raises:
-        ConfigError: the family is unknown.
+        ConfigError: the family or the size is unknown.
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
+    unit, smallest, largest = SIZES[family]
+    if size is not None and not smallest <= size <= largest:
+        raise ConfigError(f"{family} has no questions of {size} {unit}, expected {smallest} to {largest}.")
     while True:
-        example = FAMILIES[family](rng, level, slips)
+        example = FAMILIES[family](rng, level, slips, size)
         if question_hash(example.question) not in held_out():
             return example

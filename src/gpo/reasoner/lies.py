@@ -20,8 +20,8 @@ def verb(truthful: bool) -> str:
     return "tells the truth" if truthful else "lies"
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
-    people = rng.sample(NAMES, REAL_PEOPLE if level is None else between(rng, 2, 8, level))
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
+    people = rng.sample(NAMES, size or (REAL_PEOPLE if level is None else between(rng, 2, 8, level)))
     truthful = rng.random() < 0.5
     written = truthful
     said = [f"{people[0]} {verb(truthful)}."]

@@ -43,10 +43,10 @@ def turning_walk(rng: Random, length: int, returns: bool) -> list[str]:
     return walk
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
     facing = rng.random() < 0.5
     returns = rng.random() < 0.42
-    length = rng.randint(2, 7) if level is None else between(rng, 1, 7, level)
+    length = size or (rng.randint(2, 7) if level is None else between(rng, 1, 7, level))
     if returns:
         length = max(1, length // 2)
     walk = (facing_walk if facing else turning_walk)(rng, length, returns)

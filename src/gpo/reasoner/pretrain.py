@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpo.reasoner import foreign, lookups
+from gpo.reasoner import foreign, long, lookups
 from gpo.reasoner.decoder import CONTEXT, Decoder, Shape, library_model
 from gpo.reasoner.example import NO_SLIPS, Example, Slips
 from gpo.reasoner.families import FAMILIES, generate
@@ -149,6 +150,7 @@ class Settings:
     compile: bool = True
     init: str = ""  # directory of a reasoner to go on from, past the curriculum, instead of from scratch
     foreign: bool = False  # solutions that somebody else began (foreign.py), for a reasoner that judges traces
+    long: bool = False  # questions of all sizes (long.py), from nearly always solved to nearly never
 
 
 class Pretraining:
@@ -246,7 +248,8 @@ class Pretraining:
         self.pools += 1
         settings = self.settings
         rng = Random(f"{settings.seed}/{self.pools}")
-        examples = (foreign.make(rng) if settings.foreign else family(rng, progress) for _ in count())
+        kind = foreign.make if settings.foreign else long.make if settings.long else partial(family, progress=progress)
+        examples = (kind(rng) for _ in count())
         return pool(self.tokenizer, examples, rng, 40 * settings.step_tokens, settings.micro_tokens)
 
     def export(self, path: Path) -> None:

@@ -44,8 +44,8 @@ def consecutive(rng: Random, count: int) -> list[str]:
     return spans
 
 
-def make(rng: Random, level: float | None, slips: Slips) -> Example:
-    events = rng.randint(3, 5) if level is None else between(rng, 2, 5, level)
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None) -> Example:
+    events = size or (rng.randint(3, 5) if level is None else between(rng, 2, 5, level))
     times = sorted(rng.sample(range(5, 23), events + 2))
     spans = list(pairwise(times))
     free = rng.randrange(len(spans))

@@ -143,11 +143,11 @@ def asks(
     )
 
 
-def make(rng: Random, level: float | None, slips: Slips, *, objects: int) -> Example:
+def make(rng: Random, level: float | None, slips: Slips, size: int | None = None, *, objects: int) -> Example:
     theme = rng.choice(THEMES)
     people = NAMES[:objects]
     items = rng.sample(theme.items, objects)
-    count = objects if level is None else between(rng, 1, objects, level)
+    count = size or (objects if level is None else between(rng, 1, objects, level))
     pairs = [tuple(rng.sample(people, 2)) for _ in range(count)]
     asked = rng.choice(people)
     stop = "." if level is not None and rng.random() < 0.15 else ""

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from gpo.errors import DataError, unknown
-from gpo.reasoner.families import FAMILIES, generate
+from gpo.errors import ConfigError, DataError, unknown
+from gpo.reasoner.families import FAMILIES, SIZES, generate, question_hash
 from gpo.tasks.data import Hub, load_rows, names
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
@@ -27,7 +27,8 @@ class Generated:
     """Nine sub-tasks of BBH; train and dev questions are generated, and never one of the real ones.
 
     The test split is the real questions. Where neither a data folder nor the hub has them it is generated too;
-    `metadata["source"]` of a problem says which it is ("bbh" or "generated").
+    `metadata["source"]` of a problem says which it is ("bbh" or "generated"). With `sizes` all questions are
+    generated, those of the test too; `metadata["size"]` is a question's own, and its text decides which split has it.
     """
 
     subtasks: str | Sequence[str] = tuple(FAMILIES)  # names, or one string of names separated by commas
@@ -35,23 +36,25 @@ class Generated:
     train_problems: int = 250  # of each sub-task
     dev_problems: int = 100
     test_problems: int = 250  # where they must be generated
+    sizes: str | None = None  # instead of sub-tasks, such as "web_of_lies 8-16, dyck_languages 30-90"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in names(self.subtasks):
+        self._sizes()
+        for name in self._names():
             if name not in FAMILIES:
                 raise unknown("sub-task", name, FAMILIES)
 
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if `path` is given and has no questions."""
-        if split != "test":
-            return self._generated(split, self.train_problems if split == "train" else self.dev_problems)
+        if self.sizes is not None or split != "test":
+            return self._generated(split)
         try:
-            return [problem for name in names(self.subtasks) for problem in self._real(name)]
+            return [problem for name in self._names() for problem in self._real(name)]
         except DataError:
             if self.path is not None:
                 raise
-            return self._generated("test", self.test_problems)
+            return self._generated("test")
 
     def prompt(self, problem: Problem) -> list[Message]:
         return [{"role": "user", "content": problem.question}]
@@ -66,18 +69,50 @@ class Generated:
             for i, row in enumerate(load_rows([f"bbh/{name}.json"], hub, self.path))
         ]
 
-    def _generated(self, split: Split, count: int) -> list[Problem]:
+    def _names(self) -> list[str]:
+        return list(names(self.subtasks) if self.sizes is None else self._sizes())
+
+    def _sizes(self) -> dict[str, range]:
+        """What `sizes` says. Raises: ConfigError if it says nothing that a family has."""
+        found = {}
+        for part in (self.sizes or "").split(",") if self.sizes is not None else ():
+            name, _, size = part.strip().partition(" ")
+            if name not in SIZES:
+                raise unknown("sub-task", name, SIZES)
+            unit, smallest, largest = SIZES[name]
+            first, _, last = size.strip().partition("-")
+            try:
+                found[name] = range(int(first), int(last or first) + 1)
+            except ValueError:
+                found[name] = range(0)
+            if not found[name] or found[name][0] < smallest or found[name][-1] > largest:
+                raise ConfigError(
+                    f"sizes has {part.strip()!r}, expected a name and {unit} from {smallest} to {largest}, such as "
+                    f'"{name} {smallest}-{largest}".'
+                )
+        return found
+
+    def _generated(self, split: Split) -> list[Problem]:
+        count = {"train": self.train_problems, "dev": self.dev_problems, "test": self.test_problems}[split]
         problems = []
-        for name in names(self.subtasks):
+        for name in self._names():
             seen: set[str] = set()
-            rng = Random(f"{self.seed}/{split}/{name}")
+            sizes = self._sizes().get(name)
+            rng = Random(f"{self.seed}/{split}/{name}{'' if sizes is None else f'/{sizes}'}")
             tries = 0
-            while len(seen) < count and tries < 20 * count:
+            while len(seen) < count and tries < 80 * count:
                 tries += 1
-                example = generate(name, rng)
-                if example.question in seen:
+                size = rng.choice(sizes) if sizes is not None else None
+                example = generate(name, rng, size=size)
+                if example.question in seen or (size is not None and _split_of(example.question) != split):
                     continue
-                metadata = {"subtask": name, "source": "generated"}
+                metadata = {"subtask": name, "source": "generated"} | ({} if size is None else {"size": size})
                 problems.append(Problem(f"{split}/{name}/{len(seen)}", example.question, example.answer, metadata))
                 seen.add(example.question)
         return problems
+
+
+def _split_of(question: str) -> Split:
+    """Half of all questions are for training, a quarter each for the others, whatever the seed and the sizes."""
+    splits: tuple[Split, ...] = ("train", "train", "dev", "test")
+    return splits[int(question_hash(question), 16) % 4]
