@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
 from gpo.statistics import (
+    STRATA,
     Interval,
+    binned,
     bootstrap_mean,
     exact,
     jeffreys,
@@ -178,3 +180,9 @@ def test_nine_of_nine_is_exact_and_has_a_width() -> None:
     assert bootstrap_mean([[1.0], [0.0], [1.0]]).by == "bootstrap"
     assert paired_difference([[1.0]] * 9, [[1.0]] * 9).by == "exact"
     assert [f(9, 9).by for f in (wilson, exact, jeffreys)] == ["wilson", "exact", "jeffreys"]
+
+
+def test_values_are_in_the_bin_that_ends_at_or_above_them() -> None:
+    bins = (("none", 0.0), ("some", 0.5), ("all", 1.0))
+    assert binned([0.0, 0.5, 0.51, None, float("nan"), 1.0], bins) == {"none": [0], "some": [1], "all": [2, 5]}
+    assert binned([1 / 3, 0.9999, 1.0], STRATA)["nearly always"] == [1]

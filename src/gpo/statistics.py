@@ -6,9 +6,10 @@ A sample that could not be graded (None or NaN) is left out, and a question with
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isnan, nan, sqrt
+from math import ceil, floor, inf, isnan, nan, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,10 @@ from gpo.errors import ConfigError, DataError
 
 Samples = Sequence[Sequence[float | None]]  # (Q, ragged) the scores of each question's samples
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Bins = Sequence[tuple[str, float]]  # names and largest values, in order
+# How often a question is solved before training, and how many steps its solution takes.
+STRATA: Bins = (("never", 0.0), ("rarely", 0.25), ("sometimes", 0.75), ("nearly always", 1 - 1e-9), ("always", 1.0))
+HORIZONS: Bins = (("up to 8 steps", 8), ("9 to 16", 16), ("17 to 32", 32), ("more than 32", inf))
 By = Literal["", "wilson", "exact", "jeffreys", "bootstrap"]
 
 
@@ -103,6 +108,15 @@ def paired_difference(
         raise DataError(f"Paired arms must align: got {len(a)} and {len(b)} questions, expected the same in order.")
     difference = _question_means(b) - _question_means(a)
     return _bootstrap(difference[~np.isnan(difference)], confidence, resamples, seed, (-1.0, 1.0))
+
+
+def binned(values: Sequence[float | None], bins: Bins) -> dict[str, list[int]]:
+    """The places of the values in each bin; one that is not known (None, NaN) is in none."""
+    found: dict[str, list[int]] = {name: [] for name, _ in bins}
+    for place, value in enumerate(values):
+        if value is not None and not isnan(value):
+            found[bins[bisect_left([most for _, most in bins], value)][0]].append(place)
+    return found
 
 
 def pass_at_k(right: int, n: int, k: int) -> float:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gpo.errors import DataError
 from gpo.report.progress import print_results
-from gpo.report.results import accuracy_rows, markdown, percent, summarize, token_rows
+from gpo.report.results import accuracy_rows, markdown, percent, strata_rows, summarize, token_rows
 from gpo.statistics import Interval
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import RunDirectory
@@ -62,6 +62,22 @@ def test_accuracy_is_compared_on_the_questions_that_all_models_answered(files: R
     assert {name: interval.estimate for name, interval in trained.subtasks.items()} == {"x": 1.0, "y": 0.0}
     assert (base.mean_score, trained.mean_score) == (None, None)
     assert trained.verdicts == {"right": 2, "wrong": 0, "ungradable": 1, "failed": 1}
+
+
+def test_results_are_told_by_how_often_a_question_was_solved_before_training_and_by_its_steps(
+    files: RunDirectory,
+) -> None:
+    results = summarize(files)
+    told = {each.name: each for each in results.strata}
+    assert list(told) == ["never", "rarely", "sometimes", "nearly always", "always"]
+    assert [(each.training, each.test) for each in results.strata] == [(0, 1), (0, 0), (1, 1), (0, 0), (0, 0)]
+    assert told["sometimes"].models["gpo"].estimate == 1.0
+    assert told["never"].models["gpo"].estimate == 0.0  # one wrong, one that could not be graded
+    assert [(each.training, each.test) for each in results.horizons] == [(1, 2), (0, 0), (0, 0), (0, 0)]
+    header, rows = strata_rows(results)
+    assert header == ["before training", "training questions", "test questions", "base", "gpo"]
+    assert [row[:3] for row in rows] == [["never", "0", "1"], ["sometimes", "1", "1"], ["up to 8 steps", "1", "2"]]
+    assert "| sometimes | 1 | 1 | 50.0 [" in markdown(results)
 
 
 def test_every_sampled_token_is_counted_once_for_each_arm(files: RunDirectory) -> None:

@@ -155,12 +155,12 @@ def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch:
     assert [row.cell.method for row in SuiteRuns(suite, tmp_path / "out").outcomes()] == ["toy"]
 
 
-def outcome(seed: int, gpo: list[float | None], plain: list[float | None]) -> Outcome:
+def outcome(seed: int, gpo: list[float | None], plain: list[float | None], steps: tuple[float, ...] = ()) -> Outcome:
     rights = {"plain": plain, "gpo": gpo}
     arms = tuple(ArmOutcome(name, tuple(right), 100, 50, {"train": 1.0}) for name, right in rights.items())
     base = tuple(0.5 for _ in gpo)
     options = {"arms": "plain,gpo"}
-    return Outcome("s", Cell("r", "m", seed), options, tuple(map(str, range(len(gpo)))), 4, base, arms, 10, "0")
+    return Outcome("s", Cell("r", "m", seed), options, tuple(map(str, range(len(gpo)))), 4, base, arms, 10, "0", steps)
 
 
 def test_arms_that_are_named_one_by_one_have_the_order_of_the_run() -> None:
@@ -184,6 +184,12 @@ def test_a_contrast_pairs_questions_and_averages_seeds() -> None:
     assert found.strata["never"].n == 0
     page = markdown(SUITE, rows)
     assert "gpo is ahead of plain in 1 of 1 rows" in page
+    assert "steps the model took" not in page
+    rows = [outcome(0, [1, 1, 0, None], [0, 1, 0, 1], (4, 4, 20, 40)), outcome(1, [1, 0, 0, 1], [0, 0, 0, 1])]
+    [found] = contrasts(SUITE, rows)
+    assert found.horizons["up to 8 steps"].estimate == 0.5
+    assert [interval.n for interval in found.horizons.values()] == [2, 0, 1, 1]
+    assert "steps the model took" in markdown(SUITE, rows)
     assert flops(rows[0], rows[0].arms["gpo"]) == 10 * (2 * 100 + 6 * 50)
 
 

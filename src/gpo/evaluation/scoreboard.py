@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpo.contracts import ComparingTask, Task
-from gpo.report.results import VERDICTS, markdown_table, percent, right_samples
+from gpo.report.results import VERDICTS, markdown_table, percent
+from gpo.report.strata import right_samples
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
 from gpo.types import Group, Problem, tokens_of
 

@@ -19,7 +19,7 @@ from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
 from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
-from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, token_rows
+from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, strata_rows, token_rows
 from gpo.report.show import Shown, level_lengths, show, signed
 from gpo.statistics import Interval
 from gpo.storage.directory import model_name
@@ -84,6 +84,7 @@ def render(
         intervals=INTERVALS,
         facts=_facts(readings),
         accuracy=accuracy_rows(results) if results.models else None,
+        strata=strata_rows(results),
         tokens=token_rows(results),
         figures=figures,
         views=views,

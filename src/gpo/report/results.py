@@ -9,6 +9,7 @@ from typing import Any
 
 from gpo.errors import DataError
 from gpo.report.clean import one_line
+from gpo.report.strata import Stratum, right_samples, strata
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
 from gpo.storage.files import read_json, read_rows, write_json, write_text
@@ -65,6 +66,8 @@ class Results:
     samples: int  # of each question and model
     arms: tuple[ArmResults, ...]
     models: tuple[ModelResults, ...]  # base first; those evaluated so far
+    strata: tuple[Stratum, ...]  # by how often the model before training solves a question
+    horizons: tuple[Stratum, ...]  # by how many steps it takes
 
 
 def asked(sources: set[str], split: str) -> str:
@@ -94,6 +97,8 @@ def summarize(files: RunDirectory) -> Results:
     references = [name for name in (BASE, *arms[:1]) if name in evaluated]
     sources = {str(problem.metadata.get("source", "")) for problem in problems}
     budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)
+    base = evaluated.get(BASE, [])
+    by_share, by_steps = strata(first, base, evaluated if base else {})
     return Results(
         task=config["task"]["name"],
         model=model_name(config),
@@ -105,6 +110,8 @@ def summarize(files: RunDirectory) -> Results:
             _model(name, groups, subtasks, {other: evaluated[other] for other in references if other != name})
             for name, groups in evaluated.items()
         ),
+        strata=by_share,
+        horizons=by_steps,
     )
 
 
@@ -169,11 +176,6 @@ def _model(
     )
 
 
-def right_samples(groups: Sequence[Group]) -> list[list[float | None]]:
-    """1, 0 or None (failed) for each sample of each question."""
-    return [[None if t.score.verdict == "failed" else float(t.score.right) for t in g.trajectories] for g in groups]
-
-
 def write_results(files: RunDirectory, results: Results) -> None:
     """Write `results.json` and `table.md`."""
     write_json(files.results, results)
@@ -206,6 +208,17 @@ def accuracy_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     if trained.keys() & {model.name for model in models}:
         rows.append(["training", *(trained.get(model.name, "") for model in models)])
     return header, rows
+
+
+def strata_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: accuracy by how often the model before training solves a question, then by its steps."""
+    models = [one_line(model.name, NAME) for model in results.models] if any(s.test for s in results.strata) else []
+    rows = [
+        [each.name, str(each.training), str(each.test), *map(percent, each.models.values())]
+        for each in (*results.strata, *results.horizons)
+        if each.training or each.test
+    ]
+    return ["before training", "training questions", "test questions", *models], rows
 
 
 def not_trained(arm: ArmResults) -> str:
@@ -252,8 +265,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown(results: Results) -> str:
     """The tables of a run."""
     parts = ["# Results", "", origin(results), INTERVALS, ""]
-    for table in (accuracy_rows(results), token_rows(results)):
-        parts += [markdown_table(*table), ""]
+    for table in (accuracy_rows(results), strata_rows(results), token_rows(results)):
+        parts += [markdown_table(*table), ""] if table[1] else []
     counts = [
         f"- {one_line(model.name, NAME)}: " + ", ".join(f"{n} {verdict}" for verdict, n in model.verdicts.items())
         for model in results.models

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from gpo import __version__
@@ -19,13 +18,14 @@ from gpo.config.run import describe, differences
 from gpo.errors import GPOError
 from gpo.experiment.reuse import TRAINED, copy_samples
 from gpo.experiment.run import Run
-from gpo.report.results import right_samples, summarize
+from gpo.report.results import summarize
+from gpo.report.strata import horizons, shares
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import read_json
 from gpo.storage.lock import Held, is_held, locked
 from gpo.suites.suite import Cell, Options, Suite
-from gpo.types import Group, Stage
+from gpo.types import Stage
 
 WAIT, SOON = 2.0, 0.05  # seconds until it is looked again whether others are done: with a cell, with writing
 
@@ -54,6 +54,7 @@ class Outcome:
     trained: tuple[ArmOutcome, ...]
     parameters: int | None  # of the model; None where its files do not tell
     version: str
+    steps: tuple[float | None, ...] = ()  # (Q,) of the responses of the model before training, on average
 
     @property
     def arms(self) -> dict[str, ArmOutcome]:
@@ -207,17 +208,18 @@ def outcome_of(
     results = summarize(files)
     tokens = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
     problems = files.problems("test") or []
+    base = files.evaluation(BASE).read()
     return Outcome(
         suite=suite,
         cell=cell,
         options=options,
         questions=tuple(problem.id for problem in problems),
         samples=results.samples,
-        base=_shares(files.evaluation(BASE).read()),
+        base=shares(base),
         trained=tuple(
             ArmOutcome(
                 name=arm,
-                right=_shares(files.evaluation(arm).read()),
+                right=shares(files.evaluation(arm).read()),
                 sampled_tokens=tokens[arm],
                 trained_tokens=_trained(files, arm),
                 seconds=_seconds(files, arm, source),
@@ -226,6 +228,7 @@ def outcome_of(
         ),
         parameters=parameters(Path(str(files.config()["model"]))),
         version=__version__,
+        steps=horizons(base),
     )
 
 
@@ -234,11 +237,6 @@ def _seconds(files: RunDirectory, arm: str, source: Path | None) -> dict[str, fl
     before = {} if source is None else RunDirectory(source).seconds_of(arm)
     spent = {stage: seconds for stage, seconds in before.items() if stage in sampling} | files.seconds_of(arm)
     return {stage: round(seconds, 1) for stage, seconds in spent.items()}
-
-
-def _shares(groups: Sequence[Group]) -> tuple[float | None, ...]:
-    graded = [[right for right in samples if right is not None] for samples in right_samples(groups)]
-    return tuple(round(fmean(right), 4) if right else None for right in graded)
 
 
 def _trained(files: RunDirectory, arm: str) -> int | None:

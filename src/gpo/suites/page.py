@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 
 from gpo.report.clean import one_line
 from gpo.report.plots import COLORS, MARKERS, save
 from gpo.report.results import NAME, markdown_table, percent
+from gpo.statistics import Interval
 from gpo.storage.files import write_text
 from gpo.suites.cells import Outcome
 from gpo.suites.suite import Suite
@@ -55,12 +57,13 @@ def standing_rows(found: Sequence[Standing]) -> Table:
     return header, rows
 
 
-def strata_rows(found: Sequence[Contrast]) -> Table:
-    """Header and rows: the differences among questions by how often the model solved them before training."""
-    names = list(found[0].strata) if found else []
+def strata_rows(found: Sequence[Contrast], kind: Literal["strata", "horizons"] = "strata") -> Table:
+    """Header and rows: the differences among questions by how often the model solved them, or in how many steps."""
+    told: list[dict[str, Interval]] = [getattr(each, kind) for each in found]
+    names = list(told[0]) if told else []
     rows = []
-    for each in found:
-        cells = [f"{percent(each.strata[name], signed=True)} (n={each.strata[name].n})" for name in names]
+    for each, intervals in zip(found, told, strict=True):
+        cells = [f"{percent(intervals[name], signed=True)} (n={intervals[name].n})" for name in names]
         rows.append(
             [f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}", f"{each.arm} - {each.other}", *cells]
         )
@@ -118,6 +121,13 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         markdown_table(*strata_rows(found)),
         "",
     ]
+    if any(interval.n for each in found for interval in each.horizons.values()):
+        parts += [
+            "## By how many steps the model took before training",
+            "",
+            markdown_table(*strata_rows(found, "horizons")),
+            "",
+        ]
     return "\n".join(parts)
 
 

@@ -12,13 +12,11 @@ import numpy as np
 from scipy.special import ndtri
 
 from gpo.config.options import resolve
-from gpo.statistics import Interval, exact
+from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, exact
 from gpo.suites.cells import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Suite
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-# How often the model before training solves a question, and what that is called.
-STRATA = (("never", 0.0), ("rarely", 0.25), ("sometimes", 0.75), ("nearly always", 1 - 1e-9), ("always", 1.0))
 BOOTSTRAPS = 4000
 # Of a difference of two arms, where nothing was measured yet: spread of what seeds do to it, spread of its truth over
 # questions, and the variance of a sample within its question.
@@ -36,6 +34,7 @@ class Contrast:
     difference: Interval  # of accuracy, arm minus other; n counts questions
     seeds: int
     strata: dict[str, Interval]  # the same among the questions of a stratum
+    horizons: dict[str, Interval]  # and among those of so many steps; NaN where outcomes do not tell
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,23 @@ def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
 
 
 def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Outcome]) -> Contrast:
-    tables, bases = [], []
+    tables, bases, steps = [], [], []
     for seed in sorted({row.cell.seed for row in rows}):
         of_seed = [row for row in rows if row.cell.seed == seed]
         ours, theirs = (next((row for row in of_seed if name in row.arms), None) for name in (arm, other))
         if ours is not None and theirs is not None and ours.questions == theirs.questions:
             tables.append(_numbers(ours.arms[arm].right) - _numbers(theirs.arms[other].right))
             bases.append(_numbers(ours.base))
+            steps.append(_numbers(ours.steps or (None,) * len(ours.base)))
     same = [table for table in tables if len(table) == len(tables[0])]
-    strata: dict[str, Interval] = {}
-    if same:
-        solved = _solved(bases[: len(same)])
-        low = -1.0
-        for name, high in STRATA:
-            inside = (solved > low) & (solved <= high)
-            low = high
-            strata[name] = hierarchical([table[inside] for table in same])
-    return Contrast(regime, method, arm, other, hierarchical(same), len(same), strata)
+
+    def among(values: Array, bins: Bins) -> dict[str, Interval]:
+        places = binned(values.tolist(), bins)
+        return {name: hierarchical([table[inside] for table in same]) for name, inside in places.items()}
+
+    solved, taken = (_over_seeds(each[: len(same)]) for each in (bases, steps))
+    strata, horizons = (among(solved, STRATA), among(taken, HORIZONS)) if same else ({}, {})
+    return Contrast(regime, method, arm, other, hierarchical(same), len(same), strata, horizons)
 
 
 def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
@@ -197,8 +196,8 @@ def _numbers(right: Sequence[float | None]) -> Array:
     return np.array([nan if x is None else x for x in right], dtype=np.float64)
 
 
-def _solved(bases: Sequence[Array]) -> Array:
-    """(Q,) the mean over seeds; NaN where no seed has a graded sample."""
+def _over_seeds(bases: Sequence[Array]) -> Array:
+    """(Q,) the mean over seeds; NaN where no seed knows."""
     table = np.array(bases)
     there = ~np.isnan(table)
     counts = there.sum(axis=0)
