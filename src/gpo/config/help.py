@@ -25,10 +25,11 @@ from gpo.types import PairSettings
 
 WIDTH = 80
 SAMPLING = ("max_tokens", "temperature", "chunk", "piece_seconds", "seed")
+ALLOCATION = ("allocation", "fresh_least")
 OF_STAGE: Mapping[str, Sequence[str]] = {
     "rollout": ("model", "task", "engine", "segmenter", "problems", "rollouts", *SAMPLING),
-    "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem"),
-    "reset": ("reset_rollouts", "reset_fraction", "budget"),
+    "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem", *ALLOCATION),
+    "reset": ("reset_rollouts", "reset_fraction", "budget", *ALLOCATION),
     "build": ("credit", "pairs", "reuse"),
     "train": ("method", "rounds", "round_problems", "reuse", "launch"),
     "evaluate": ("test_problems", "test_samples", "test_split"),

@@ -37,6 +37,7 @@ ESTIMATORS: dict[str, str] = {
     "random_unsearched": "gpo.estimators.random:RandomStep",
     "monte_carlo": "gpo.estimators.monte_carlo:MonteCarlo",
     "bisect": "gpo.estimators.bisect:Bisect",
+    "halfway": "gpo.estimators.halfway:Halfway",
     "adaptive": "gpo.estimators.adaptive:Adaptive",
     "entropy": "gpo.estimators.entropy:Entropy",
     "critic": "gpo.estimators.critic:Critic",

@@ -12,7 +12,7 @@ from gpo.config.components import Spec, describe_component
 from gpo.config.models import resolve_model
 from gpo.config.presets import EMBEDDED, OTHERS, PIECE_SECONDS, REASONER, SEGMENTS, SHIPPED
 from gpo.contracts import Engine, Estimator, Method, Task
-from gpo.errors import ConfigError
+from gpo.errors import ConfigError, unknown
 from gpo.rollout.segmenters import Segmenter
 from gpo.storage.codec import to_json
 from gpo.types import Credit, PairSettings
@@ -56,6 +56,8 @@ class RunConfig:
     locate_per_problem: int = 4  # trajectories to search at most
     reset_rollouts: int = 8  # of each reset start when its turn comes
     reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
+    allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
+    fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
     reuse: bool = True  # train on the search's rollouts too
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
     round_problems: int | None = None  # training problems of each round, in turns; None: all
@@ -78,10 +80,7 @@ class RunConfig:
                 raise ConfigError(f"{name} is {value}, expected at least 1{', or none for all' * (name in OR_ALL)}.")
         if not 1 < self.budget < inf:
             raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
-        if not 0 < self.locate_share < 1:
-            raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
-        if not 0 <= self.reset_fraction <= 1:
-            raise ConfigError(f"reset_fraction is {self.reset_fraction}, expected a share from 0 to 1.")
+        self._check_shares()
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
         if not 0 <= (self.piece_seconds or 0) < inf:
@@ -95,6 +94,21 @@ class RunConfig:
         for name in self.arms:
             if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
                 raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
+
+    def _check_shares(self) -> None:
+        if not 0 < self.locate_share < 1:
+            raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
+        for name in ("reset_fraction", "fresh_least"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1.")
+        if self.allocation not in ("uniform", "stratum"):
+            for name in self.allocation.split(","):
+                if name.strip() not in self.arms:
+                    raise unknown("allocation", name.strip(), ("uniform", "stratum", *self.arms))
+
+    def by_stratum(self, arm: str) -> bool:
+        """Whether the tokens of an arm that resets go where most is learned for each."""
+        return self.allocation == "stratum" or arm in [name.strip() for name in self.allocation.split(",")]
 
     def _name_components(self) -> None:
         """A name becomes a `Spec`; method and segmenter have what suits the model where nothing else is said."""

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gpo import __version__
+from gpo.contracts import Estimator
 from gpo.errors import DataError, naming
 from gpo.estimators.matched import MatchedRandom
+from gpo.estimators.none import NoReset
+from gpo.experiment.allocation import next_apportioned, outcomes, rare_outcomes, tokens_for_resets
 from gpo.experiment.budget import (
     expected_lengths,
     next_resets,
@@ -106,8 +109,10 @@ def locate(work: Resources, state: RoundState) -> None:
             _copy_search(work, state, estimator)
             return
         estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
-    candidates = to_search(state.rollouts.read(), work.config.locate_per_problem)
-    limit = round(work.config.locate_share * work.allowance(state))
+    stratum = _by_stratum(work, state.arm, estimator)
+    candidates = (rare_outcomes if stratum else to_search)(state.rollouts.read(), work.config.locate_per_problem)
+    share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
+    limit = round(share * work.allowance(state))
     while True:
         found = state.scores.read()
         spent = sum(score.tokens for score in found)
@@ -152,6 +157,16 @@ def reset(work: Resources, state: RoundState) -> None:
     budget = work.allowance(state)
     left = budget - spent[Stage.ROLLOUT] - spent[Stage.LOCATE]
     at_most = min(left, round(work.config.reset_fraction * budget))
+    if _by_stratum(work, state.arm, work.estimator(state.arm, state.checkpoint)):
+        inside = [start for start in starts if start.prefix_ids]
+        lengths = expected_lengths([*inside, *questions], known)
+        n = work.config.reset_rollouts
+        at_most = min(at_most, round((1 - work.config.fresh_least) * budget) - spent[Stage.LOCATE])
+        share = tokens_for_resets(inside, questions, lengths, outcomes(known), left=left, n=n, at_most=at_most)
+        fill(work, state, Stage.RESET, state.resets, inside, share, known, by_worth=True)
+        resets = state.resets.read()
+        fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets], by_worth=True)
+        return
     # What the search sampled from a reset start is trained on, so that the start needs less.
     had = rollouts_from(searched) if work.config.reuse else None
     fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had)
@@ -169,8 +184,10 @@ def fill(
     budget: int,
     known: Sequence[Group],
     had: Mapping[StartKey, int] | None = None,
+    *,
+    by_worth: bool = False,
 ) -> None:
-    """Rollouts from these starts in turns until the tokens of a budget are spent."""
+    """Rollouts from these starts, in turns or by what they teach, until the tokens of a budget are spent."""
     most = max(1, work.config.chunk // work.config.reset_rollouts)
     while True:
         groups = file.read()
@@ -178,9 +195,11 @@ def fill(
         usable = [start for start in starts if start.key not in empty]
         lengths = expected_lengths(usable, [*known, *groups])
         left = budget - tokens_of(groups)
-        batch, n = next_resets(
-            usable, lengths, done=len(groups), left=left, n=work.config.reset_rollouts, most=most, had=had
-        )
+        each = work.config.reset_rollouts
+        if by_worth:
+            batch, n = next_apportioned(usable, lengths, outcomes([*known, *groups]), left=left, n=each, most=most)
+        else:
+            batch, n = next_resets(usable, lengths, done=len(groups), left=left, n=each, most=most, had=had)
         if not batch:
             return
         expected = round(sum(n * lengths[start.key] for start in batch))
@@ -245,6 +264,11 @@ def _pairs_that_are_there(path: Path) -> list[Pair] | None:
     except DataError as error:
         log.warning("%s They are built again.", error)
         return None
+
+
+def _by_stratum(work: Resources, arm: str, estimator: Estimator) -> bool:
+    """An arm that resets nowhere samples the questions evenly all the same: it is the baseline."""
+    return work.config.by_stratum(arm) and not isinstance(estimator, NoReset)
 
 
 def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> None:

@@ -146,7 +146,9 @@ def difference_figure(found: Sequence[Contrast]) -> Figure:
             [max(0.0, 100 * (each.difference.upper - each.difference.estimate)) for each in ours],
         ]
         label, color = f"{pair[0]} - {pair[1]}", COLORS[(i + 1) % len(COLORS)]
-        axes.errorbar(values, places, xerr=errors, fmt=MARKERS[i], ms=5, capsize=2, color=color, label=label)
+        axes.errorbar(
+            values, places, xerr=errors, fmt=MARKERS[i % len(MARKERS)], ms=5, capsize=2, color=color, label=label
+        )
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(rows)), [f"{regime}: {method}" for regime, method in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)

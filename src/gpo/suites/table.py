@@ -97,12 +97,12 @@ def detectable(
 
 
 def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
-    """The last arm of each row against every other one, over the seeds that both have finished."""
+    """Every arm of a row against those before it, the last one first, over the seeds that both have finished."""
     found = []
     for regime, method, rows in _rows(suite, outcomes):
         arms = _arms(rows)
-        for other in arms[:-1]:
-            found.append(_contrast(regime, method, arms[-1], other, rows))
+        for last in range(len(arms) - 1, 0, -1):
+            found += [_contrast(regime, method, arms[last], other, rows) for other in arms[:last]]
     return [each for each in found if each.seeds]
 
 

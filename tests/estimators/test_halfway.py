@@ -1,0 +1,74 @@
+"""Halving for a value of 1/2 on chains whose values are known."""
+
+from math import ceil, log2
+
+import numpy as np
+import pytest
+from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
+
+from gpo.errors import ConfigError
+from gpo.estimators.halfway import Halfway
+from gpo.toy import ChainEngine
+from gpo.types import StepScores, Trajectory
+
+HARD = ChainEngine((mistake_chain([0.25] * 12),))  # solved in 3% of the rollouts; the value rises step by step
+EASY = ChainEngine((mistake_chain([0.04, 0.04, 0.04] + [0.001] * 9),))  # solved in 88%
+SUCCESSES = [t for t in first_rollouts(HARD, 600) if t.score.right]
+FAILURES = [t for t in first_rollouts(EASY, 200) if not t.score.right]
+
+
+def found(engine: ChainEngine, trajectories: list[Trajectory], **settings: float) -> list[StepScores]:
+    return Halfway(**settings)(trajectories, make_sampler(engine))  # type: ignore[arg-type]
+
+
+def test_a_rare_success_is_gone_back_to_where_success_is_as_likely_as_failure() -> None:
+    assert len(SUCCESSES) > 8
+    scores = found(HARD, SUCCESSES, rollouts=16)
+    at = [
+        exact_values(HARD, t)[s.reset_boundary]
+        for s, t in zip(scores, SUCCESSES, strict=True)
+        if s.reset_boundary is not None
+    ]
+    assert len(at) == len(SUCCESSES)
+    assert 0.3 < np.mean(at) < 0.7
+    # halving the other way round would end near the question, whose value is 0.03, or near the answer
+    assert np.mean([0.15 < value < 0.85 for value in at]) > 0.9
+
+
+def test_a_rare_failure_is_gone_back_to_before_the_step_that_lost_it() -> None:
+    """Nothing in between: the value falls from 0.9 to 0 at once, so that only the side before it has both outcomes."""
+    scores = found(EASY, FAILURES, rollouts=16)
+    lost = [int(np.argmin(np.diff(exact_values(EASY, t)))) for t in FAILURES]
+    resets = [(s.reset_boundary, step) for s, step in zip(scores, lost, strict=True) if s.reset_boundary is not None]
+    assert len(resets) > len(FAILURES) / 3
+    assert all(boundary <= step for boundary, step in resets)
+    for s, step in zip(scores, lost, strict=True):
+        looked = [k for k, count in enumerate(s.counts[:-1]) if count]
+        assert len(looked) >= 2
+        assert min(abs(k - step) for k in looked) <= 1  # the search closed in on it
+        assert s.critical_step == s.reset_boundary
+
+
+def test_it_costs_a_halving_and_stops_early_where_the_middle_is_near_a_half() -> None:
+    recorder = Recorder(make_sampler(HARD))
+    scores = Halfway(rollouts=4)(SUCCESSES, recorder)
+    steps = len(SUCCESSES[0].step_ends)
+    assert recorder.calls[0] == (len(SUCCESSES), 4)
+    assert len(recorder.calls) <= ceil(log2(steps))
+    assert sum(starts for starts, _ in recorder.calls) < len(SUCCESSES) * ceil(log2(steps))
+    assert sum(s.tokens for s in scores) == recorder.sample.tokens  # type: ignore[attr-defined]
+    narrow = Recorder(make_sampler(HARD))
+    Halfway(rollouts=4, near=0.0)(SUCCESSES, narrow)
+    assert sum(starts for starts, _ in narrow.calls) > sum(starts for starts, _ in recorder.calls)
+
+
+def test_where_no_boundary_has_both_outcomes_there_is_no_reset() -> None:
+    sure = ChainEngine((mistake_chain([0.0] * 6),))
+    [score] = found(sure, first_rollouts(sure, 1))
+    assert (score.critical_step, score.reset_boundary) == (None, None)
+
+
+@pytest.mark.parametrize("settings", [{"near": 0.5}, {"near": -0.1}, {"rollouts": 0}])
+def test_settings_that_make_no_search_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="Halfway got"):
+        Halfway(**settings)  # type: ignore[arg-type]

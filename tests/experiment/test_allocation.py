@@ -1,0 +1,172 @@
+"""Where the tokens of a round go with allocation "stratum"."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_budget import group
+from test_rounds import contents
+
+from gpo.config.run import RunConfig
+from gpo.errors import ConfigError
+from gpo.experiment.allocation import apportioned, next_apportioned, outcomes, rare_outcomes, spread, tokens_for_resets
+from gpo.experiment.run import Run
+from gpo.storage.rounds import RoundState
+from gpo.types import Start, tokens_of
+from toy import toy_config
+
+HERE = Path(__file__).parents[1]
+A, B, C = (Start("p", (i,)) for i in range(3))
+
+
+def test_rare_successes_and_rare_failures_are_searched_and_nothing_else() -> None:
+    groups = [
+        group("a", *["wrong"] * 7, "right"),  # rarely: its success
+        group("b", *["right"] * 7, "wrong"),  # nearly always: its failure
+        group("c", *["right"] * 4, *["wrong"] * 4),
+        group("d", *["wrong"] * 8),
+        group("e", *["right"] * 8),
+        group("f", "failed", "failed"),
+        group("g", "right", *["wrong"] * 6, "right"),
+    ]
+    assert [t.id for t in rare_outcomes(groups, 1)] == ["a7", "b7", "g0"]
+    assert [t.id for t in rare_outcomes(groups, 2)] == ["a7", "b7", "g0", "g7"]
+
+
+def test_what_a_start_teaches_is_the_posterior_mean_of_p_times_its_rest() -> None:
+    assert spread(0, 0) == 0.125  # of Beta(1/2, 1/2)
+    assert spread(4, 8) == pytest.approx(4.5 * 4.5 / 90)
+    assert spread(0, 8) == spread(8, 8) == pytest.approx(0.5 * 8.5 / 90)
+    assert 0.249 < spread(5000, 10000) < 0.25
+
+
+def test_tokens_go_to_starts_in_proportion_to_what_they_teach() -> None:
+    known = {A.key: (500.0, 1000), B.key: (100.0, 1000), C.key: (500.0, 1000)}
+    lengths = {A.key: 10.0, B.key: 10.0, C.key: 20.0}
+    turns = apportioned([A, B, C], lengths, known, tokens=2_000_000, n=4, most=10**6)
+    rollouts = {start.key: known[start.key][1] + 4 * turns.count(start) for start in (A, B, C)}
+    tokens = {key: count * lengths[key] for key, count in rollouts.items()}
+    assert tokens[A.key] == pytest.approx(tokens[C.key], rel=0.01)
+    assert tokens[B.key] / tokens[A.key] == pytest.approx(0.09 / 0.25, rel=0.02)
+
+
+def test_rollouts_that_there_are_already_count() -> None:
+    lengths = dict.fromkeys((A.key, B.key), 10.0)
+    known = {A.key: (4.0, 8), B.key: (50.0, 100)}
+    assert apportioned([B, A], lengths, known, tokens=400, n=4, most=99) == [A] * 10
+
+
+def test_the_last_chunk_spends_what_is_left_to_within_half_a_rollout() -> None:
+    lengths = {A.key: 10.0, B.key: 20.0}
+    known = {A.key: (4.0, 8), B.key: (0.0, 8)}
+
+    def chunk(left: int, most: int = 9) -> tuple[list[Start], int]:
+        return next_apportioned([A, B], lengths, known, left=left, n=4, most=most)
+
+    assert chunk(10_000, most=3) == ([A, A, A], 4)
+    assert chunk(41) == ([A], 4)
+    assert chunk(39) == ([A], 4)  # 40 tokens: to within half a rollout
+    assert chunk(29) == ([A], 3)
+    assert chunk(4) == chunk(-20) == ([], 4)
+    assert next_apportioned([], {}, {}, left=100, n=4, most=9) == ([], 4)
+
+
+def test_resets_get_what_they_teach_and_never_more_than_is_allowed() -> None:
+    known = {A.key: (2.0, 4), B.key: (1.0, 8)}
+    lengths = {A.key: 10.0, B.key: 30.0}
+
+    def share(at_most: int, right: float = 2.0) -> int:
+        of = known | {A.key: (right, 4)}
+        return tokens_for_resets([A], [B], lengths, of, left=10_000, n=4, at_most=at_most)
+
+    a, b = spread(2, 4), spread(1, 8)
+    assert share(10_000) == pytest.approx(10_000 * a / (a + b), rel=0.05)
+    assert share(10_000, right=4.0) < share(10_000)
+    assert share(3000) == 3000
+    assert share(-5) == 0
+
+
+def stratum_config(**changes: Any) -> RunConfig:
+    arms = {"plain": "none", "random": "random_matched", "gpo": "halfway"}
+    settings = {"allocation": "stratum", "fresh_least": 0.6, "arms": arms, "rollouts": 8, "budget": 4.0, "rounds": 2}
+    return toy_config(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("stratum") / "whole", stratum_config())
+    run.all()
+    return run
+
+
+def test_every_arm_keeps_the_budget_and_as_much_fresh_as_stated(finished: Run) -> None:
+    for arm in ("plain", "random", "gpo"):
+        whole = sum(sum(RoundState.of(finished.files, arm, number).tokens().values()) for number in (1, 2))
+        assert whole == pytest.approx(2 * 4 * tokens_of(finished.files.rollouts.read()), rel=0.01)
+        for number in (1, 2):
+            state = RoundState.of(finished.files, arm, number)
+            allowed = finished.allowance(state)
+            fresh = tokens_of([*state.rollouts.read(), *state.more.read()])
+            if arm == "plain":
+                fresh += tokens_of(state.resets.read())  # of the questions, all of them
+            assert fresh >= 0.6 * allowed - 20
+    searched = RoundState.of(finished.files, "gpo").scores.read()
+    assert searched
+    assert tokens_of(finished.files.resets("gpo").read())
+
+
+def test_only_rare_outcomes_are_searched_and_the_baseline_stays_even(finished: Run) -> None:
+    first = {t.id: t for g in finished.files.rollouts.read() for t in g.trajectories}
+    share = {g.start.problem_id: sum(t.score.right for t in g.trajectories) / 8 for g in finished.files.rollouts.read()}
+    for score in finished.files.scores("gpo").read():
+        t = first[score.trajectory_id]
+        assert share[t.start.problem_id] <= 0.25 if t.score.right else share[t.start.problem_id] > 0.75
+    even = [group.start.problem_id for group in finished.files.resets("plain").read()]
+    assert max(map(even.count, even)) - min(map(even.count, even)) <= 1
+    more = [group.start.problem_id for group in finished.files.more("gpo").read()]
+    worth = outcomes(finished.files.rollouts.read())
+    by_worth = {key[0]: spread(*value) for key, value in worth.items()}
+    assert by_worth[max(more, key=more.count)] > sum(by_worth.values()) / len(by_worth)
+
+
+def test_all_fresh_is_no_search_and_no_reset(tmp_path: Path) -> None:
+    run = Run(tmp_path, stratum_config(fresh_least=1.0, rounds=1))
+    run.reset("gpo")
+    state = RoundState.of(run.files, "gpo")
+    assert tokens_of(state.resets.read()) == sum(score.tokens for score in state.scores.read()) == 0
+    assert sum(state.tokens().values()) == pytest.approx(run.allowance(state), abs=10)
+
+
+def test_a_run_that_was_killed_decides_the_same(finished: Run, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from test_allocation import stratum_config; from gpo.experiment.run "
+        "import Run; Run(Path(sys.argv[1]), stratum_config()).all()"
+    )
+    paths = [str(HERE.parent / "src"), str(HERE), str(HERE / "experiment")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "killed")], env=environment)
+    while not (tmp_path / "killed/arms/gpo/more.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    Run(tmp_path / "killed", stratum_config()).all()
+    assert contents(tmp_path / "killed") == contents(finished.files.path)
+
+
+def test_some_arms_may_go_by_stratum() -> None:
+    config = stratum_config(allocation="gpo, random")
+    assert [config.by_stratum(arm) for arm in ("plain", "random", "gpo")] == [False, True, True]
+    assert stratum_config().by_stratum("gpo")
+    assert not stratum_config(allocation="uniform").by_stratum("gpo")
+
+
+@pytest.mark.parametrize("change", [{"allocation": "fair"}, {"fresh_least": 1.5}])
+def test_allocations_that_there_are_not_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        RunConfig(**change)
