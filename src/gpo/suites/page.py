@@ -137,24 +137,26 @@ def difference_figure(found: Sequence[Contrast]) -> Figure:
     pairs = list(dict.fromkeys((each.arm, each.other) for each in found))
     figure = Figure(figsize=(8, 1.4 + 0.2 * len(rows) * (len(pairs) + 0.6)), dpi=130, layout="constrained")
     axes = figure.subplots()
+    apart = min(0.3, 0.8 / max(1, len(pairs)))
     for i, pair in enumerate(pairs):
         ours = [each for each in found if (each.arm, each.other) == pair]
-        places = [rows.index((each.regime, each.method)) + (i - (len(pairs) - 1) / 2) * 0.3 for each in ours]
+        places = [rows.index((each.regime, each.method)) + (i - (len(pairs) - 1) / 2) * apart for each in ours]
         values = [100 * each.difference.estimate for each in ours]
         errors = [
             [max(0.0, 100 * (each.difference.estimate - each.difference.lower)) for each in ours],
             [max(0.0, 100 * (each.difference.upper - each.difference.estimate)) for each in ours],
         ]
         label, color = f"{pair[0]} - {pair[1]}", COLORS[(i + 1) % len(COLORS)]
-        axes.errorbar(
-            values, places, xerr=errors, fmt=MARKERS[i % len(MARKERS)], ms=5, capsize=2, color=color, label=label
-        )
+        shape = MARKERS[i % len(MARKERS)]
+        axes.errorbar(values, places, xerr=errors, fmt=shape, ms=5, capsize=2, color=color, label=label)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(rows)), [f"{regime}: {method}" for regime, method in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("difference of accuracy in points, 95% interval over seeds and questions")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / figure.get_size_inches()[1]), ncols=len(pairs))
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / figure.get_size_inches()[1]), ncols=min(3, len(pairs))
+    )
     return figure
 
 
