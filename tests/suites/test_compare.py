@@ -68,6 +68,14 @@ def test_a_suite_is_run_once_and_its_table_comes_from_what_is_kept(
     assert main(command) == 0
     assert (tmp_path / "out/results.jsonl").read_bytes() == kept
 
+    # Of what is finished, while other cells are missing.
+    rows = (tmp_path / "out/results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text(rows[0])
+    some = [*command[:2], str(tmp_path / "some"), "--finished", "--results", str(tmp_path / "some.jsonl")]
+    assert main(some) == 0
+    assert "from 1 finished cells" in (tmp_path / "some/table.md").read_text()
+    assert not (tmp_path / "some/test").exists()
+
     # Elsewhere, from the kept outcomes alone.
     elsewhere = [*command[:2], str(tmp_path / "other"), "--results", str(tmp_path / "out/results.jsonl")]
     assert main(elsewhere) == 0

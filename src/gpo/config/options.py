@@ -28,7 +28,7 @@ RENAMED: tuple[
 )
 NO_VALUE = ("help", "version")
 # Stand for themselves; settings of components that are true or false do too.
-FLAGS = (*NO_VALUE, "dry-run", "plan", "quick", "reuse", "watch")
+FLAGS = (*NO_VALUE, "dry-run", "finished", "plan", "quick", "reuse", "watch")
 SHORT = {"estimator": "arms.gpo"}
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
     "pairs_per_start": "per_start",

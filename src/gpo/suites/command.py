@@ -21,6 +21,7 @@ DEFAULT = "runs/compare"
 OPTIONS = {
     "--quick": "one seed and small runs: the suite's options for it, no tuning",
     "--plan": "say what would be run and what difference it could tell, and stop",
+    "--finished": "run nothing; the page of the cells that are finished",
     "--results FILE": "a results.jsonl from elsewhere; its cells are not run again",
     "--page FILE": "write the page there too, such as docs/results.md",
     "--data FOLDER": "where data sets are (also: the environment variable GPO_DATA)",
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if "help" in options else 2
     take_data_folder(options)
     for name in options:
-        if name not in ("quick", "plan", "results", "page"):
+        if name not in ("quick", "plan", "finished", "results", "page"):
             raise unknown("option", f"--{name}", [entry.partition(" ")[0] for entry in OPTIONS])
     if len(names) > 2:
         raise ConfigError(f"gpo compare takes a suite and a directory, got {len(names)} names: {' '.join(names)}.")
@@ -107,10 +108,11 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
             on_progress=display,
         )
         cells: list[Cell] = []
-        runs.run(list(suite.tuning_cells()))
-        # A whole table of one seed first.
-        cells += [cell for seed in suite.seeds for cell in test_cells(suite, runs, seed)]
-        runs.run(cells)
+        if "finished" not in options:
+            runs.run(list(suite.tuning_cells()))
+            # A whole table of one seed first.
+            cells += [cell for seed in suite.seeds for cell in test_cells(suite, runs, seed)]
+            runs.run(cells)
         write()
     found = contrasts(suite, runs.outcomes())
     console.print()
