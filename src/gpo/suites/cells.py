@@ -14,6 +14,7 @@ from typing import Any
 
 from gpo import __version__
 from gpo.config.options import resolve
+from gpo.config.presets import model_path
 from gpo.config.run import describe, differences
 from gpo.errors import GPOError
 from gpo.experiment.reuse import TRAINED, copy_samples
@@ -226,7 +227,7 @@ def outcome_of(
             )
             for arm in arms
         ),
-        parameters=parameters(Path(str(files.config()["model"]))),
+        parameters=parameters(str(files.config()["model"])),
         version=__version__,
         steps=horizons(base),
     )
@@ -247,10 +248,10 @@ def _trained(files: RunDirectory, arm: str) -> int | None:
     return round(sum(told)) if metrics and len(told) == len(metrics) else None
 
 
-def parameters(model: Path) -> int | None:
-    """How many numbers the safetensors files of a directory hold; None without any."""
+def parameters(model: str) -> int | None:
+    """How many numbers the safetensors files of a model hold, a directory or one that ships; None without any."""
     total = 0
-    for path in model.glob("*.safetensors"):
+    for path in Path(model_path(model)).glob("*.safetensors"):
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(size))
