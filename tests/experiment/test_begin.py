@@ -57,8 +57,36 @@ def test_a_directory_that_has_sampled_nothing_takes_new_settings(tmp_path: Path)
     again = Run(tmp_path, toy_config(problems=5))
     assert len(again.problems("train")) == 5
     again.rollout()
-    with pytest.raises(ConfigError, match="problems was 5, now 6"):
-        Run(tmp_path, toy_config(problems=6))
+    with pytest.raises(ConfigError, match="rollouts was 4, now 5"):
+        Run(tmp_path, toy_config(problems=5, rollouts=5))
+
+
+def test_what_only_arms_use_may_change_until_one_has_sampled_more_than_searches(tmp_path: Path) -> None:
+    first = Run(tmp_path, toy_config(problems=3))
+    first.locate("gpo")
+    asked = first.files.rollouts.path.read_bytes()
+    changed = {"problems": 5, "budget": 7.0, "test_samples": 3, "arms": {"plain": "none", "gpo": "monte_carlo"}}
+    again = Run(tmp_path, toy_config(**changed))
+    assert [problem.id for problem in again.problems("train")] == list("01234")
+    assert len(again.rollout()) == 5
+    assert again.files.rollouts.path.read_bytes().startswith(asked)
+    again.reset("plain")
+    with pytest.raises(ConfigError, match=r"budget was 7\.0, now 8\.0"):
+        Run(tmp_path, toy_config(**changed | {"budget": 8.0}))
+
+
+def test_a_search_that_is_there_stays_what_it_was_or_goes_with_its_arm(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config()).locate("gpo")
+    other = Spec("estimator", "monte_carlo", {"rollouts": 1})
+    with pytest.raises(ConfigError, match=r"arms\.gpo\.rollouts was 4, now 1"):
+        Run(tmp_path, toy_config(arms={"plain": "none", "gpo": other}))
+    Run(tmp_path, toy_config(arms={"plain": "none"})).reset("plain")
+
+
+def test_fewer_questions_than_were_asked_are_refused(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config(problems=4)).rollout()
+    with pytest.raises(ConfigError, match="has asked 4 questions, which are not the first of the 3"):
+        Run(tmp_path, toy_config(problems=3)).rollout()
 
 
 def test_more_problems_than_there_are_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,8 @@ from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.experiment.run import Run
+from gpo.experiment.stages import locate, rollout
+from gpo.storage.rounds import RoundState
 from gpo.toy import ChainEngine
 from gpo.types import Evidence, StepScores, Trajectory, tokens_of
 from toy import toy_config
@@ -125,3 +127,21 @@ def test_a_search_that_reads_a_model_reads_the_one_that_samples(tmp_path: Path) 
     run.locate("gpo")
     assert set(TOLD) == {"somewhere/else"}
     assert {pair.provenance["model"] for pair in run.build("gpo")} == {"somewhere/else"}
+
+
+def test_a_search_that_a_pilot_began_goes_on_with_all_questions(tmp_path: Path) -> None:
+    """What was searched of the first questions counts, and is not searched twice."""
+    run = Run(tmp_path, toy_config(problems=3, arms={"gpo": "monte_carlo"}))
+    with run.held():
+        state = RoundState.of(run.files, "gpo")
+        rollout(run, state)
+        locate(run, state, searches=2)
+    begun = [score.trajectory_id for score in run.files.scores("gpo").read()]
+    assert len(begun) == 2
+    whole = Run(tmp_path, toy_config(problems=8, arms={"gpo": "monte_carlo"}))
+    found = [score.trajectory_id for score in whole.locate("gpo")]
+    assert found[:2] == begun
+    assert len(set(found)) == len(found) > 4
+    assert sum(score.tokens for score in whole.files.scores("gpo").read()) <= 0.4 * whole.budget(whole.rollout())
+    whole.reset("gpo")
+    assert len(whole.files.searched("gpo")) == len(found)

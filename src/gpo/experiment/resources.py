@@ -23,6 +23,7 @@ from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import allowance
+from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
 from gpo.rollout.journal import Journal
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
@@ -34,11 +35,6 @@ from gpo.storage.rounds import RoundState
 from gpo.types import Group, ModelRef, Problem, Split, Stage, tokens_of
 
 log = logging.getLogger(__name__)
-OF_TRAINING = ("method.", "credit ")  # settings that may change until a model is trained
-FREE = (
-    "launch",
-    "piece_seconds",
-)  # settings that may differ from call to call: what is computed does not depend on them
 
 
 class Resources:
@@ -97,21 +93,14 @@ class Resources:
     def _changes(self, stored: dict[str, Any] | None) -> list[str]:
         """The settings that differ from those of the directory, which then takes the new ones.
 
-        Before anything is sampled all settings may change, and those of training until a model is trained.
-
         Raises:
-            ConfigError: another one changed.
+            ConfigError: one changed too late (`changes.too_late`).
         """
         known = {} if stored is None else with_defaults(stored)
         changed = [each for each in differences(known, self.described) if not each.startswith(FREE)] if known else []
         if not changed:
             return []
-        evaluated = any(path.stat().st_size for path in (self.files.path / "evaluation").glob("*.jsonl"))
-        sampled = bool(self.files.rollouts.read()) or evaluated
-        trained = any(
-            (self.files.arm(arm) / name).exists() for arm in known["arms"] for name in ("model", "checkpoints")
-        )
-        refused = [each for each in changed if sampled and (trained or not each.startswith(OF_TRAINING))]
+        refused = too_late(self.files, known, self.described, changed)
         if refused:
             raise ConfigError(
                 f"{self.files.path} was made with other settings: {'; '.join(refused[:3])}. "
@@ -132,9 +121,18 @@ class Resources:
         if any(each.startswith("credit ") for each in changed):
             for arm in self.config.arms:
                 remove(self.files.pairs(arm))
-        if not self.files.rollouts.read():
+        asked = [group.start.problem_id for group in self.files.rollouts.read()]
+        if not asked:
             chosen = self.choose_problems()
             self.engine()
+            self.files.write_problems(chosen)
+        elif any(each.startswith(OF_QUESTIONS) for each in changed):
+            chosen = self.choose_problems()
+            if asked != [problem.id for problem in chosen["train"]][: len(asked)]:
+                raise ConfigError(
+                    f"{self.files.path} has asked {len(asked)} questions, which are not the first of the "
+                    f"{len(chosen['train'])} that these settings choose. Choose another run directory."
+                )
             self.files.write_problems(chosen)
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)

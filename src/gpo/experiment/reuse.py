@@ -11,7 +11,8 @@ from gpo.config.options import resolve
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
-from gpo.experiment.resources import FREE, Resources
+from gpo.experiment.changes import FREE
+from gpo.experiment.resources import Resources
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import replacing
 from gpo.storage.rounds import RoundState

@@ -97,8 +97,12 @@ def ask(
             report(done + len(new), len(problems), "problems", sampler.tokens)
 
 
-def locate(work: Resources, state: RoundState) -> None:
+def locate(work: Resources, state: RoundState, searches: int | None = None) -> None:
     """Search trajectories for their critical steps until the search's share of the budget is spent.
+
+    Args:
+        searches: stop once so many are searched. A pilot's are of the questions that there were; the rest follows in the
+            order of all.
 
     Raises:
         EngineError: an estimator does not account for what it was given and what it sampled.
@@ -116,9 +120,12 @@ def locate(work: Resources, state: RoundState) -> None:
     while True:
         found = state.scores.read()
         spent = sum(score.tokens for score in found)
+        if searches is not None and len(found) >= searches:
+            return
+        known = {score.trajectory_id for score in found}
         batch = next_searches(
-            candidates[len(found) :],
-            weight=sum(map(search_weight, candidates[: len(found)])),
+            [trajectory for trajectory in candidates if trajectory.id not in known],
+            weight=sum(search_weight(trajectory) for trajectory in candidates if trajectory.id in known),
             spent=spent,
             left=limit - spent,
             first=SEARCH_FIRST,
