@@ -40,6 +40,7 @@ COMMANDS = {
 }
 # Commands with arguments of their own: "module:function", which takes them and returns the exit code; and what it does.
 PROGRAMS = {
+    "advise": ("gpo.advice.command:main", "what a run would take and which arm to choose, from a pilot"),
     "agreement": ("gpo.annotate.agree:main", "how often people chose the step that the search chose"),
     "annotate": ("gpo.annotate.serve:main", "a web page where people mark the step that they find most critical"),
     "compare": ("gpo.suites.command:main", "a suite of runs, and what their arms differ by"),

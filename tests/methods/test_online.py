@@ -214,6 +214,7 @@ def test_prefix_tokens_carry_loss_only_if_asked() -> None:
     for train_prefix, expected in ((False, 4.0), (True, 8.0)):
         method, metrics = run(GRPO, make_model(), groups, train_prefix=train_prefix)
         assert metrics["loss_tokens"] == expected
+        assert metrics["trained_tokens"] == 12.0  # two sequences of 6, whatever carries loss
         rows, _ = method._rows(groups)
         assert {row.context for row in rows} == {(1, 2) if train_prefix else (1, 2, 3, 4)}
 

@@ -101,8 +101,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     """Search trajectories for their critical steps until the search's share of the budget is spent.
 
     Args:
-        searches: stop once so many are searched. A pilot's are of the questions that there were; the rest follows in the
-            order of all.
+        searches: stop once so many are searched. Those of a pilot are of its questions; the rest follows in order.
 
     Raises:
         EngineError: an estimator does not account for what it was given and what it sampled.

@@ -131,9 +131,10 @@ class Online(Training):
 
         Returns:
             reward, reset_share, rows, rows_left_out (failed grade, empty or too long), loss_tokens (that carry loss),
-            steps, ratio_error (largest |policy / sampler - 1| of the first step), and means over steps of loss,
-            entropy, kl (policy before || policy), kl_reference (policy || reference, where beta is not 0),
-            clip_fraction, importance_capped (share that has the largest weight) and grad_norm.
+            trained_tokens (of all epochs, context included), steps, ratio_error (largest |policy / sampler - 1| of
+            the first step), and means over steps of loss, entropy, kl (policy before || policy), kl_reference (policy
+            || reference, where beta is not 0), clip_fraction, importance_capped (share that has the largest weight) and
+            grad_norm.
             Entropy and both KLs are in nats per token. Where there is nothing to learn (no row, or all advantages 0):
             skipped (1), rows, rows_left_out, steps (0), and reward and reset_share if there is a row.
 
@@ -157,6 +158,7 @@ class Online(Training):
             metrics = {
                 **of_rows,
                 "loss_tokens": float(sum(len(row.tokens) for row in rows)),
+                "trained_tokens": float(self.epochs * sum(len(row.ids) for row in rows)),
                 "steps": float(len(steps)),
                 **{key: fmean(step[key] for step in steps) for key in steps[0]},
                 "ratio_error": steps[0]["ratio_error"],

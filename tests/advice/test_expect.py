@@ -1,0 +1,62 @@
+"""Which arm is chosen, and that nothing is promised which was not measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_pilot import SEARCHED, asked, pilot
+
+from gpo.advice.expect import Evidence, expect, known_evidence, pooled
+from gpo.suites.table import hierarchical
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "credit.jsonl"
+ROW = Evidence("dpo", True, "m", 0.6, 0.02, 0.01, 0.03, 3, 100, "somewhere")
+
+
+def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
+    cells = {tuple(row["cell"]): row for row in map(json.loads, RESULTS.read_text().splitlines())}
+    arms = [[np.array(cells[seed, arm, "tail", 3e-4]["each"]) for seed in range(3)] for arm in ("gpo", "plain")]
+    found = hierarchical([ours - theirs for ours, theirs in zip(*arms, strict=True)])
+    row = next(row for row in known_evidence() if "credit.jsonl" in row.where)
+    assert (row.difference, row.lower, row.upper) == tuple(
+        round(x, 3) for x in (found.estimate, found.lower, found.upper)
+    )
+    assert (row.seeds, row.questions) == (3, found.n)
+
+
+def test_what_ships_is_a_tie_near_its_base() -> None:
+    found = expect(pilot(*[asked(5, 3)] * 4), True, known_evidence())
+    assert found.measured is not None
+    assert found.tie
+    assert found.measured.lower < 0 < found.measured.upper
+    assert found.measured.n == len(known_evidence())
+
+
+def test_pooling_weighs_by_precision_and_a_single_seed_counts_for_less() -> None:
+    other = replace(ROW, difference=-0.02, lower=-0.04, upper=0.0)
+    assert pooled([ROW, ROW]).estimate == pytest.approx(0.02)
+    assert pooled([ROW, other]).estimate == pytest.approx((0.02 * 4 - 0.02) / 5)
+    assert pooled([replace(ROW, seeds=1)]).upper > ROW.upper == pytest.approx(pooled([ROW]).upper)
+
+
+def test_a_measured_difference_decides_and_far_ones_do_not() -> None:
+    seen = pilot(*[asked(5, 3)] * 4)
+    ahead = expect(seen, True, [ROW])
+    assert (ahead.search, ahead.tie) == (True, False)
+    behind = expect(seen, True, [replace(ROW, difference=-0.02, lower=-0.03, upper=-0.01)])
+    assert (behind.search, behind.tie) == (False, False)
+    for evidence in ([replace(ROW, base=0.9)], [replace(ROW, pairs=False)], []):
+        assert expect(seen, True, evidence).measured is None
+
+
+def test_where_nothing_was_measured_rare_success_takes_the_search_if_the_rule_does() -> None:
+    rare, common = pilot(*[asked(1, 7)] * 4, searched=(SEARCHED,)), pilot(*[asked(7, 1)] * 4, searched=(SEARCHED,))
+    found = expect(rare, True, [])
+    assert found.rule == pytest.approx((0.25 / 30) / (7 / 56 / 50))
+    assert found.search
+    assert not found.tie
+    assert "nothing was measured" in found.reason
+    assert not expect(common, True, []).search
+    assert not expect(pilot(*[asked(1, 7)] * 4), True, []).search  # nothing was searched
