@@ -157,8 +157,8 @@ def seen_rows(advice: Advice) -> list[tuple[str, str]]:
         rows.append(
             (
                 "shared paths",
-                f"a step is taken again with probability {pilot.repeat:.2f} (median; quartiles {low:.2f}, {high:.2f}); a "
-                f"rollout from the question tells of {pilot.reached:.0%} of the boundaries",
+                f"a step is taken again with probability {pilot.repeat:.2f} (median; quartiles {low:.2f}, {high:.2f}); "
+                f"a rollout from the question tells of {pilot.reached:.0%} of the boundaries",
             )
         )
     if pilot.search is not None and not isnan(pilot.search_tokens):

@@ -71,8 +71,8 @@ def pooled(rows: Sequence[Evidence]) -> Interval:
 def expect(pilot: Pilot, pairs: bool, evidence: Sequence[Evidence]) -> Expectation:
     """What a run like the pilot's may expect of a search.
 
-    1. Measurements of the same kind of method whose base success is within `NEAR` decide, pooled. An interval that holds
-       0 is a tie, and the arm with the larger estimate is taken.
+    1. Measurements of the same kind of method whose base success is within `NEAR` decide, pooled. An interval that
+       holds 0 is a tie, and the arm with the larger estimate is taken.
     2. Else, if success is rare, the search is taken if the rule v (1 - v) / tokens speaks for it: theory has resets
        ahead there with separate and with shared skills alike.
     3. Else plain sampling: a search is paid for before it gives anything.
