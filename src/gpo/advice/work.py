@@ -64,7 +64,9 @@ def searches(estimator: Any) -> bool:
 
 def _class_of(estimator: Any) -> type:
     if isinstance(estimator, Spec | str):
-        return (Spec("estimator", estimator) if isinstance(estimator, str) else estimator).component_class()
+        spec = Spec("estimator", estimator) if isinstance(estimator, str) else estimator
+        found: type = spec.component_class()
+        return found
     return type(estimator)
 
 
