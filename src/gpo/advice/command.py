@@ -218,7 +218,7 @@ def memory_lines(advice: Advice) -> list[str]:
     parts = {"weights": held.weights, "gradients": held.gradients, "Adam": held.optimizer}
     parts |= {"activations": held.activations, "logits": held.logits}
     told = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in parts.items())
-    lines = [f"Training holds about {held.total / 1e9:.2g} GB ({told}), libraries aside."]
+    lines = [f"Training holds at least {held.total / 1e9:.2g} GB ({told})."]
     if cost.hours is not None:
         lines.append(
             f"Sampling: {advice.shape.parameters * advice.shape.bytes / 1e9:.2g} GB of weights, "

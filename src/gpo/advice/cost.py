@@ -102,7 +102,7 @@ def operations(shape: ModelShape, work: Work, *, lora: int | None = None, twice:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes at the peak of a step, roughly."""
+    """Bytes at the peak of a step, at least: libraries, an allocator's slack and scores of attention come on top."""
 
     weights: float
     gradients: float
