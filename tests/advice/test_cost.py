@@ -86,3 +86,10 @@ def test_adapters_have_the_shape_of_their_base(tmp_path: Path) -> None:
     base = reference("reasoner")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base.source)}))
     assert shape_of(reference(str(tmp_path))) == shape_of(base)
+
+
+def test_the_example_of_the_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "advise.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    exec(code, {})
+    assert f"# {capsys.readouterr().out}" in code

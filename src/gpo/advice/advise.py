@@ -26,8 +26,10 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import questions_of
+from gpo.experiment.plan import EVALUATION, foretell
 from gpo.experiment.run import Run
 from gpo.experiment.stages import ask, locate
+from gpo.report.progress import short
 from gpo.storage.rounds import RoundState
 from gpo.types import ModelRef, Stage
 
@@ -186,6 +188,9 @@ def advise(
         )
     else:
         notes.append("The model is no causal language model of transformers: operations and memory are not known.")
+    tests = len(run.problems("test"))
+    asked = foretell(config, questions, tests, pilot.response)[EVALUATION] / (1 + len(arms))
+    notes.append(f"Evaluation samples {short(asked)} tokens of each model, base included, on top.")
     plain, search = plain_arm(config), searching_arm(config)
     expected, arm = None, search or plain or next(iter(config.arms))
     if plain is not None and search is not None:

@@ -16,6 +16,7 @@ from gpo.config.run import RunConfig
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
+from gpo.experiment.plan import FIRST, foretell
 from gpo.types import Stage
 
 STRENGTHS = tuple(2.0**power for power in range(-3, 6))  # of the prior of a question's success, that are tried
@@ -83,8 +84,9 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     kind = _class_of(config.arms[arm])
     asked = min(config.round_problems or questions, questions)
     length, prompt = pilot.response, pilot.prompt
-    first = asked * config.rollouts * length
-    budget = config.budget * first
+    planned = foretell(config, questions, 0, length)
+    first = float(planned[FIRST])
+    budget = (first + planned[arm]) / config.rounds
     looks = not issubclass(kind, NoReset | RandomStep)
     resets = not issubclass(kind, NoReset)
     each = pilot.search_tokens
