@@ -74,6 +74,13 @@ def test_a_stored_evaluation_is_as_foreign_as_a_run(here: Path, capsys: pytest.C
     assert not (here / "ran").exists()
 
 
+def test_a_component_of_a_component_is_code_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(here / "r", stored_run(engine={"name": "ray", "inner": {"name": "hostile:Task"}}))
+    assert main(["rollout", "r"]) == 2
+    assert "r/config.json names what is no part of GPO: hostile:Task" in capsys.readouterr().err
+    assert not (here / "ran").exists()
+
+
 def test_the_words_that_start_training_are_code_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(here / "r", stored_run(launch="touch ran"))
     assert main(["rollout", "r"]) == 2

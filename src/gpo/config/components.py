@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from gpo.config.presets import model_path
 from gpo.config.registry import REGISTRIES, lookup
@@ -48,9 +48,11 @@ class Spec:
         """
         found = self.component_class()
         known = setting_types(found)
-        for key in self.settings:
+        for key, value in self.settings.items():
             if key not in known:
                 raise unknown(f"setting of {self.kind} {self.name!r}", key, known)
+            if isinstance(value, Spec):
+                value.check_settings()
         return found
 
     def make(self, **more: Any) -> Any:
@@ -81,7 +83,7 @@ class Spec:
             if item.name in types:
                 default = item.default if item.default_factory is MISSING else item.default_factory()
                 value = known.get(item.name, None if default is MISSING else default)
-                values[item.name] = _json_or_type(value, types[item.name])
+                values[item.name] = _described(self.kind, value, types[item.name])
         return {"name": self.name} | values
 
 
@@ -127,10 +129,17 @@ def describe_component(kind: str, component: Any) -> dict[str, Any]:
     target = f"{type(component).__module__}:{type(component).__qualname__}"
     name = next((name for name, known in REGISTRIES[kind].items() if known == target), target)
     types = setting_types(type(component))
-    return {"name": name} | {key: _json_or_type(getattr(component, key), types[key]) for key in types}
+    return {"name": name} | {key: _described(kind, getattr(component, key), types[key]) for key in types}
 
 
-def _json_or_type(value: Any, kind: Any) -> Any:
+def is_component(kind: Any) -> bool:
+    """Whether a setting of this type is a component by its name, of the same kind as the one that it belongs to."""
+    return Spec in get_args(kind)
+
+
+def _described(owner: str, value: Any, kind: Any) -> Any:
+    if is_component(kind):
+        return describe_component(owner, value)
     if kind is float and isinstance(value, int):
         value = float(value)  # as it is read again, so that the same settings are the same text
     try:

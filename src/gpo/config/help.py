@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from gpo.config.components import Spec, setting_types
+from gpo.config.components import Spec, is_component, setting_types
 from gpo.config.options import SHORT, presets_of
 from gpo.config.presets import OTHERS, REASONER, SEGMENTS
 from gpo.config.registry import REGISTRIES
@@ -55,15 +55,23 @@ def options_text(command: str, options: Mapping[str, str]) -> str:
     for kind in (*COMPONENTS, *SHORT):
         if kind in options:
             lines += ["", *component_lines(kind, options[kind])]
+            for part in parts_of(kind, options[kind]):
+                if f"{kind}.{part}" in options:
+                    lines += ["", *component_lines(kind, options[f"{kind}.{part}"], f"{kind}.{part}")]
     return "\n".join(lines)
 
 
-def component_lines(kind: str, name: str) -> list[str]:
-    """The settings of one component."""
-    component = Spec(kind, name).component_class()
-    lines = [f"Settings of {kind} {name}:", *settings(component, f"--{kind}.")]
+def parts_of(kind: str, name: str) -> list[str]:
+    """The settings of a component that are components."""
+    return [key for key, type_ in setting_types(Spec(kind, name).component_class()).items() if is_component(type_)]
+
+
+def component_lines(kind: str, name: str, path: str | None = None) -> list[str]:
+    """The settings of one component, which is named by the option `path`."""
+    component, path = Spec(kind, name).component_class(), path or kind
+    lines = [f"Settings of {kind} {name}:", *settings(component, f"--{path}.")]
     if known := presets_of(component):
-        lines += entry(f"--{kind}.preset", f"all of them at once: {', '.join(known)}")
+        lines += entry(f"--{path}.preset", f"all of them at once: {', '.join(known)}")
     for model, presets in (("a model that ships with GPO", REASONER), ("another model", {**OTHERS, **SEGMENTS})):
         if kind in ("method", "segmenter") and name in presets:
             tuned = ", ".join(f"{key} {value}" for key, value in presets[name].items())

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpo.config.components import Spec, setting_types
+from gpo.config.components import Spec, is_component, setting_types
 from gpo.config.presets import OTHERS, REASONER, SEGMENTS
 from gpo.config.registry import REGISTRIES, lookup
 from gpo.config.run import ARMS, COMPONENTS, RunConfig
@@ -201,11 +201,16 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
         raise ConfigError(f"--{option} needs a value: --{option} NAME.")
     if name is None:
         raise ConfigError(f"Which {kind}? Give --{path}: {', '.join(sorted(REGISTRIES[kind]))}.")
-    known = setting_types(Spec(kind, name).component_class())
+    component = Spec(kind, name).component_class()
+    known = setting_types(component)
     same = name == stored.get("name")
-    values = {key: from_json(known[key], stored[key]) for key in known if same and key in stored}
+    parts = [key for key in known if is_component(known[key])]
+    values = {key: from_json(known[key], stored[key]) for key in known if same and key in stored and key not in parts}
     if (preset := left.pop(f"{path}.preset", None)) is not None:
         values = _preset(Spec(kind, name), preset)
+    for key in parts:
+        inner = stored[key] if same and key in stored else {"name": getattr(component, key, None)}
+        values[key] = spec_from_options(kind, f"{path}.{key}", inner, left)
     for option in [option for option in left if option.startswith(f"{path}.")]:
         key = option.removeprefix(f"{path}.")
         if kind == "method" and key in MOVED and key not in known:

@@ -8,7 +8,7 @@ configuration, where the command names them again, or where the user says so (`-
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -19,10 +19,18 @@ from gpo.errors import ConfigError
 
 def foreign_code(stored: Mapping[str, Any]) -> set[str]:
     """What a stored configuration would run that is no part of GPO: every `module:Class`, and what starts training."""
-    components = [*stored.values(), *(stored.get("arms") or {}).values()]
-    names = {str(each.get("name")) for each in components if isinstance(each, Mapping)}
+    names = set(_names(stored))
     launch = {str(stored["launch"])} if stored.get("launch") else set()
     return launch | {name for name in names if ":" in name and not name.startswith("gpo.")}
+
+
+def _names(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Of components, and of those that are settings of components."""
+    if "name" in settings:
+        yield str(settings["name"])
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            yield from _names(value)
 
 
 def refuse_strangers(directory: Path, stored: Mapping[str, Any] | None, named: Collection[str] = ()) -> None:
