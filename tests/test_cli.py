@@ -170,6 +170,11 @@ def test_help_lists_commands_options_and_settings(capsys: pytest.CaptureFixture[
     assert "  --budget               tokens of each arm, as a multiple of the first" in out
     assert "--estimator.rollouts   N; the paper improves up to 12 (4)" in out
     assert max(map(len, out.split("\n"))) <= 80
+    assert main(["run", "--help", "--engine", "ray", "--engine.inner", "chain"]) == 0
+    out = capsys.readouterr().out
+    assert "  --engine.actors        (2)" in out
+    assert "--engine.inner.padding" in out
+    assert max(map(len, out.split("\n"))) <= 80
     assert main(["build", "--help"]) == 0
     out = capsys.readouterr().out
     assert "--pairs.per_start" in out

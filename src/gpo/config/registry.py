@@ -28,6 +28,8 @@ TASKS: dict[str, str] = {
 ENGINES: dict[str, str] = {
     "hf": "gpo.engines.hf:HFEngine",
     "openai": "gpo.engines.openai:OpenAIEngine",
+    "ray": "gpo.engines.ray:RayEngine",
+    "vllm": "gpo.engines.vllm:VLLMEngine",
     "chain": "gpo.toy:ChainEngine",
 }
 

@@ -20,6 +20,7 @@ from gpo.types import Credit, PairSettings
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
 ARMS: dict[str, dict[str, Any]] = {"plain": {"name": "none"}, "random": {"name": "random_matched"}, "gpo": SEARCH}
 COMPONENTS = ("task", "engine", "method", "segmenter")
+SAMPLE_SHIPPED = ("hf", "openai", "ray", "vllm")  # engines that sample from the models that ship with GPO
 
 
 OR_ALL = ("test_problems", "round_problems", "pairs.per_problem", "pairs.most")
@@ -118,7 +119,7 @@ class RunConfig:
         arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
         object.__setattr__(self, "arms", arms)
         engine = self.engine.name if isinstance(self.engine, Spec) else None  # None: made in Python, with its model
-        shipped = engine in ("hf", "openai") and resolve_model(self).name in SHIPPED
+        shipped = engine in SAMPLE_SHIPPED and resolve_model(self).name in SHIPPED
         tuned, cut = (REASONER, {}) if shipped else ({}, {}) if engine is None else (OTHERS, SEGMENTS)
         for kind, presets in (("method", tuned), ("segmenter", cut)):
             if isinstance(spec := getattr(self, kind), Spec):

@@ -35,6 +35,9 @@ class StepTexts:
         config = self.files.config()
         engine = config.get("engine")
         engine = engine if isinstance(engine, Mapping) else {"name": engine or "hf"}
+        inner, own = engine.get("inner"), engine.get("tokenizer")
+        if isinstance(inner, Mapping):
+            engine = inner if own is None else {**inner, "tokenizer": own}
         if engine["name"] != "hf" and engine["name"] in ENGINES:
             spec = spec_from_options("engine", "engine", engine, {})
             if "model" not in setting_types(spec.component_class()):
