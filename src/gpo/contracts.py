@@ -141,6 +141,15 @@ class RemoteEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class RestingEngine(Engine, Protocol):
+    """An engine that can leave its memory to training without being closed, and is sooner back than a new one."""
+
+    def rest(self) -> None:
+        """Hold as little memory as possible until something is asked or loaded."""
+        ...
+
+
+@runtime_checkable
 class Sample(Protocol):
     """The one verb: rollouts from starts, scored and segmented, every sampled token counted."""
 
