@@ -20,7 +20,7 @@ from gpo.experiment.run import Run
 from gpo.storage.directory import Progress, RunDirectory
 from gpo.storage.lock import locked
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Evidence, Problem, Split, StepScores, Trajectory, tokens_of
+from gpo.types import Evidence, ModelRef, Problem, Split, StepScores, Trajectory, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
@@ -225,3 +225,49 @@ def test_steps_cut_at_low_probabilities_go_through_every_stage(tmp_path: Path) -
     run = Run(tmp_path, toy_config(segmenter=cut, arms={"gpo": "monte_carlo"}))
     assert run.all().models
     assert any(len(t.step_ends) > 1 for group in run.files.evaluation("gpo").read() for t in group.trajectories)
+
+
+@dataclass
+class Resting(ChainEngine):
+    """Counts how often it rests and is made."""
+
+    rests: int = 0
+
+    def rest(self) -> None:
+        self.rests += 1
+
+
+@pytest.mark.parametrize("kind", [ChainEngine, Resting])
+def test_an_engine_that_can_rest_is_kept_through_training(tmp_path: Path, kind: type[ChainEngine]) -> None:
+    run = Run(tmp_path / "run", replace(toy_config(), engine=kind(padding=2), arms={"plain": "none"}, rounds=2))
+    run.rollout()
+    first = run.engine()
+    run.train("plain")
+    assert run.engine(run.files.model("plain")) is not first or kind is Resting
+    assert getattr(run.engine(run.files.model("plain")), "rests", 2) == 2
+    assert first._closed is (kind is ChainEngine)
+    run.release_engine()
+
+
+def test_every_piece_of_sampling_names_the_policy_that_made_it(tmp_path: Path) -> None:
+    config = replace(toy_config(), arms={"plain": "none"}, rounds=3, test_samples=1)
+    run = Run(tmp_path / "run", config)
+    run.evaluate("plain")
+    events = [json.loads(line) for line in (run.files.path / "events.jsonl").read_text().splitlines()]
+    told = list(dict.fromkeys(event["policy"] for event in events if event["tokens"]))
+    checkpoints = [run.files.checkpoint("plain", 1), run.files.checkpoint("plain", 2), run.files.model("plain")]
+    assert told == ["toy processes", *map(str, checkpoints)]
+    assert all("policy" not in event for event in events if not event["tokens"])
+
+
+class Stuck(ChainEngine):
+    """Takes no other weights."""
+
+    def load(self, model: ModelRef) -> None:
+        pass
+
+
+def test_an_engine_that_stays_with_an_older_policy_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", replace(toy_config(), engine=Stuck(padding=2), arms={"plain": "none"}, rounds=2))
+    with pytest.raises(EngineError, match=r"The engine Stuck samples from toy processes, expected .*/checkpoints/1"):
+        run.train("plain")

@@ -20,8 +20,8 @@ from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
-from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, Task
-from gpo.errors import ConfigError, DataError
+from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, RestingEngine, Task
+from gpo.errors import ConfigError, DataError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
 from gpo.rollout.journal import Journal
@@ -211,10 +211,22 @@ class Resources:
         if loaded != checkpoint:
             engine.load(self.model_of(checkpoint))
             self._engine = (checkpoint, engine)
+        if checkpoint is not None and engine.model_ref != self.model_of(checkpoint):
+            raise EngineError(
+                f"The engine {type(engine).__name__} samples from {engine.model_ref.name}, expected {checkpoint}: an "
+                "older policy would be counted as the present one. Its `load` must change `model_ref`."
+            )
         return engine
 
+    def make_room(self) -> None:
+        """For training: the engine rests if it can, and else goes."""
+        if self._engine is not None and isinstance(self._engine[1], RestingEngine):
+            self._engine[1].rest()
+        else:
+            self.release_engine()
+
     def release_engine(self) -> None:
-        """Make room for training."""
+        """Close the engine; another one is made when it is needed."""
         if self._engine is not None:
             self._engine[1].close()
             self._engine = None
@@ -312,7 +324,8 @@ class Resources:
             progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
             if self._holding is not None:
                 self._holding()
-            self.files.log(progress, self._new_trouble())
+            policy = self._engine[1].model_ref.name if tokens and self._engine is not None else None
+            self.files.log(progress, self._new_trouble(), policy)
             if self._journal is not None:
                 self._journal.clear()  # what it holds is written
             if self.on_progress is not None:

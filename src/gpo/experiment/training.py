@@ -41,7 +41,7 @@ def train(work: Resources, state: RoundState) -> None:
     if state.number <= trained(work, state.arm):
         return
     with work.piece(Stage.TRAIN, state.label) as report:
-        work.release_engine()
+        work.make_room()
         if work.config.launch is None:
             metrics = train_round(
                 work,

@@ -199,16 +199,18 @@ class RunDirectory:
         write_rows(self.path / "problems.jsonl", rows)
         self._problems.clear()
 
-    def log(self, progress: Progress, trouble: Mapping[str, int] | None = None) -> None:
+    def log(self, progress: Progress, trouble: Mapping[str, int] | None = None, policy: str | None = None) -> None:
         """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
 
         All other files are so the same in every run.
 
         Args:
             trouble: what went wrong meanwhile and was done again, by kind.
+            policy: the model that sampled what is counted.
         """
-        row = {"time": round(time.time(), 3), **asdict(progress)} | ({"trouble": dict(trouble)} if trouble else {})
-        append_row(self.path / "events.jsonl", row)
+        more: dict[str, Any] = {"trouble": dict(trouble)} if trouble else {}
+        more |= {"policy": policy} if policy else {}
+        append_row(self.path / "events.jsonl", {"time": round(time.time(), 3), **asdict(progress)} | more)
 
     def trouble(self) -> dict[str, int]:
         """What went wrong with engines elsewhere and was done again, by kind, over all processes; most first."""
