@@ -131,29 +131,33 @@ def test_a_killed_actor_costs_its_work_and_the_next_one_has_the_present_weights(
     later.save(weights)
     asked, spec = requests(40), Spec("engine", "ray_engines:Marking", {"folder": str(marks), "seconds": 0.1})
     assert later.generate(asked) != ChainEngine().generate(asked)
-    with RayEngine(inner=spec, piece=4) as engine:
+    with RayEngine(inner=spec, actors=1, piece=4) as engine:
         engine.load(ModelRef(str(weights), "later"))
         coming = engine.stream(asked)
         came = [next(coming)]
-        killed = max(calls(marks), key=calls(marks).__getitem__)
+        [killed] = calls(marks)
         os.kill(killed, signal.SIGKILL)
         came += coming
         assert [answer for _, answer in sorted(came)] == later.generate(asked)
         assert sum(engine.trouble.values()) in (1, 2)
         assert engine.generate(asked) == later.generate(asked)
         assert engine.model_ref == ModelRef(str(weights), "later")
-        assert len(calls(marks)) >= 2
-        # What a copy is asked, this one's actors do: there is no room for more of them.
-        while engine.generate(asked[:8]) and not all(place.ready for place in engine._pool._places):  # type: ignore[union-attr]
-            time.sleep(0.5)
-        engine.generate(asked)
-        before = set(calls(marks))
+        assert len(calls(marks)) == 2
+
+
+@whole
+def test_a_copy_takes_the_actors_over(cluster: Any, tmp_path: Path) -> None:
+    asked, alone = requests(8), ChainEngine()
+    with RayEngine(inner=Spec("engine", "ray_engines:Marking", {"folder": str(tmp_path)}), actors=1) as engine:
+        assert engine.generate(asked) == alone.generate(asked)
+        [process] = calls(tmp_path)
         twin = copy.copy(engine)
-        assert twin.generate(asked[:4]) == later.generate(asked[:4])
-        assert set(calls(marks)) == before
+        assert twin.generate(asked) == alone.generate(asked)
+        assert set(calls(tmp_path)) == {process}
         assert twin.model_ref == engine.model_ref
         twin.close()
-        assert engine.generate(asked[:4]) == later.generate(asked[:4])
+        assert engine.generate(asked) == alone.generate(asked)
+        assert len(calls(tmp_path)) == 2
 
 
 def test_a_killed_node_costs_its_work_and_another_takes_its_place(cluster: Any, tmp_path: Path) -> None:
