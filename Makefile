@@ -2,6 +2,8 @@
 # make test   set up .venv, check the code and run all tests
 # make check  the checks alone
 # make coverage   the tests again, and which lines they reach
+# make faults   the whole suite of faults (hours; GPO_FAULTS=20: at most 20 of each kind a test), and docs/reliability.md of it
+# make audit  known vulnerabilities and licences of what constraints.txt names, by tools in an environment of their own
 # make docs   the docs site into site/
 # make real-model   a small pretrained model for the tests of real models, once, into a cache folder
 # make vllm   a vLLM server for CPUs in an environment of its own, .venv-vllm; the tests that need one run from then on
@@ -20,7 +22,7 @@ endif
 export GPO_CACHE ?= $(HOME)/.cache/gpo
 REAL_MODEL := $(or $(GPO_REAL_MODEL),$(GPO_CACHE)/models/smollm2)
 
-.PHONY: demo test check coverage docs setup real-model vllm
+.PHONY: demo test check coverage faults audit docs setup real-model vllm
 
 demo: $(SETUP)
 	$(BIN)/gpo run runs/demo $(if $(GPO_DATA),--data "$(GPO_DATA)")
@@ -37,6 +39,28 @@ check: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+FAULTS := benchmarks/results/faults.jsonl
+
+faults: $(SETUP)
+	rm -f $(FAULTS)
+	GPO_FAULTS=$(or $(GPO_FAULTS),whole) GPO_FAULTS_LOG=$(FAULTS) $(BIN)/python -m pytest tests/faults
+	$(BIN)/python benchmarks/reliability.py
+
+# Names as packages write them. Of a licence that is copyleft for single files or libraries (MPL, LGPL) nothing spreads to users.
+COPYLEFT := GPL-2.0-only;GPL-2.0-or-later;GPL-3.0-only;GPL-3.0-or-later;AGPL-3.0-only;AGPL-3.0-or-later;GPL;GPLv2;GPLv3;AGPL
+COPYLEFT := $(COPYLEFT);GNU General Public License (GPL);GNU General Public License v2 (GPLv2);GNU General Public License v3 (GPLv3)
+COPYLEFT := $(COPYLEFT);GNU General Public License v2 or later (GPLv2+);GNU General Public License v3 or later (GPLv3+)
+COPYLEFT := $(COPYLEFT);GNU Affero General Public License v3;GNU Affero General Public License v3 or later (AGPLv3+)
+
+audit: $(SETUP) .venv-audit/.set-up
+	.venv-audit/bin/pip-licenses --python $(BIN)/python --from mixed --order license --ignore-packages gpo --fail-on "$(COPYLEFT)"
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+.venv-audit/.set-up:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 pip-licenses==5.5.5
+	touch $@
 
 docs: $(SETUP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

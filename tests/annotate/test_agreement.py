@@ -64,6 +64,17 @@ def test_krippendorffs_alpha_of_a_worked_example() -> None:
     assert alpha([*marks("a", 0, 0), *marks("b", None, None)]) == 1.0
 
 
+def test_alpha_of_the_published_example_with_missing_marks() -> None:
+    # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: nominal alpha .743.
+    rows = {"A": "123321412...", "B": "1233224125.3", "C": ".3332342251.", "D": "12332441251."}
+    given = [
+        Mark(f"unit {unit}", observer, "skip" if value == "." else "step", None if value == "." else int(value))
+        for observer, values in rows.items()
+        for unit, value in enumerate(values)
+    ]
+    assert alpha(given) == pytest.approx(0.743, abs=5e-4)
+
+
 def test_alpha_is_not_defined_without_two_marks_on_an_item_or_with_one_value() -> None:
     assert math.isnan(alpha([*marks("a", 0), *marks("b", 1)]))
     assert math.isnan(alpha(marks("a", 0, 0)))

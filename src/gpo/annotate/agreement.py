@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpo.annotate.marks import Mark
-from gpo.errors import DataError, MissingDependency
+from gpo.errors import DataError
 from gpo.statistics import Interval, bootstrap_mean, wilson
 from gpo.storage.directory import RunDirectory
 from gpo.types import StepScores
@@ -100,26 +100,31 @@ def _item(score: StepScores, chosen: Sequence[int | None]) -> ItemAgreement:
 
 
 def alpha(marks: Iterable[Mark]) -> float:
-    """Krippendorff's alpha among annotators: nominal, steps of different items are different values.
+    """Krippendorff's alpha among annotators: nominal, over step numbers and "no step stands out".
+
+    1 - D_o / D_e, with n_uc the marks of value c on item u, m_u their sum (items with m_u < 2 are left out), n_c and n the sums over
+    items: D_o = sum_u (m_u^2 - sum_c n_uc^2) / (m_u - 1) / n and D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
 
     NaN where no item has two marks, or where all marks are the same one.
 
-    Raises:
-        MissingDependency: the package `krippendorff` is not installed.
+    Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
-    try:
-        import krippendorff
-    except ImportError as error:
-        raise MissingDependency(f"{error}. Agreement needs: pip install 'gpo[annotate]'") from error
     counts: dict[str, Counter[int | None]] = defaultdict(Counter)
     for mark in marks:
         if mark.kind != "skip":
             counts[mark.item][mark.step] += 1
-    values = sorted({-1 if step is None else step for steps in counts.values() for step in steps})
-    table = [[steps[None if value == -1 else value] for value in values] for steps in counts.values()]
-    if len(values) < 2 or not any(sum(row) > 1 for row in table):
+    paired = [steps for steps in counts.values() if steps.total() > 1]
+    all_paired = sum(paired, Counter[int | None]())
+    n, expected = all_paired.total(), _unlike(all_paired)
+    if not expected:
         return math.nan
-    return float(krippendorff.alpha(value_counts=table, level_of_measurement="nominal"))
+    observed = sum(_unlike(steps) / (steps.total() - 1) for steps in paired)
+    return 1 - observed * (n - 1) / expected
+
+
+def _unlike(counts: Counter[int | None]) -> int:
+    """Ordered pairs of marks with different values."""
+    return int(counts.total() ** 2 - sum(count**2 for count in counts.values()))
 
 
 def attentive(marks: Sequence[Mark], checks: Mapping[str, int]) -> tuple[list[Mark], tuple[str, ...]]:
