@@ -110,6 +110,7 @@ def test_a_directory_that_is_gone_in_the_middle_is_told(
 
         with disturbed(folder, at, disturb), pytest.raises(GPOError, match=re.escape(str(folder / "run"))):
             work(folder / "run", program)
+        assert not (folder / "run").exists(), at  # nothing is made anew with half a run in it
         work(folder / "run", program)
         assert not differing(results_of(folder / "run"), expected), at
     survived(f"directory {gone} in the middle", len(calls))

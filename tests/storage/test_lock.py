@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from gpo.errors import ConfigError, DataError
+from gpo.methods.metrics import write_rows
 from gpo.storage import lock
+from gpo.storage.files import append_row, make_folder, replacing, write_text
 from gpo.storage.lock import locked
 
 
@@ -54,6 +56,51 @@ def test_a_directory_that_was_removed_or_moved_is_missed(tmp_path: Path) -> None
         with pytest.raises(DataError, match="was removed or moved"):
             check()
         shutil.rmtree(run)
+
+
+WRITERS = {
+    "whole file": lambda run: write_text(run / "arms" / "x.txt", "text"),
+    "line": lambda run: append_row(run / "arms" / "x.jsonl", {}),
+    "metrics": lambda run: write_rows(run / "arms" / "training.jsonl", [{"loss": 1.0}]),
+    "folder": lambda run: make_folder(run / "arms" / "gpo"),
+    "anything else": lambda run: (run / "config.json").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_gone_is_not_made_anew_by_what_is_written_next(
+    name: str, replaced: bool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    def work() -> None:
+        with locked(run):
+            (run / "arms").mkdir()
+            run.rename(tmp_path / "elsewhere")
+            if replaced:  # the empty folder that an unmounted disk leaves
+                run.mkdir()
+            WRITERS[name](run)
+
+    with pytest.raises(DataError, match="run was removed or moved while this process worked in it"):
+        work()
+    assert run.exists() == replaced
+    assert not list(run.glob("*"))
+    with locked(run):
+        WRITERS["folder"](run)
+
+
+def test_a_whole_file_that_took_long_is_not_put_into_a_directory_that_is_gone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def work() -> None:
+        with locked(run), replacing(run / "model") as partial:
+            shutil.rmtree(run)
+            partial.mkdir(parents=True)  # as libraries do
+
+    with pytest.raises(DataError, match="run was removed"):
+        work()
+    assert not list(run.glob("*"))
 
 
 @pytest.fixture

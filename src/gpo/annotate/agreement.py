@@ -102,8 +102,8 @@ def _item(score: StepScores, chosen: Sequence[int | None]) -> ItemAgreement:
 def alpha(marks: Iterable[Mark]) -> float:
     """Krippendorff's alpha among annotators: nominal, over step numbers and "no step stands out".
 
-    1 - D_o / D_e, with n_uc the marks of value c on item u, m_u their sum (items with m_u < 2 are left out), n_c and n the sums over
-    items: D_o = sum_u (m_u^2 - sum_c n_uc^2) / (m_u - 1) / n and D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
+    1 - D_o / D_e, with n_uc the marks of value c on item u, m_u their sum (items with m_u < 2 are left out), n_c and n
+    the sums over items: D_o = sum_u (m_u^2 - sum_c n_uc^2) / (m_u - 1) / n, D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
 
     NaN where no item has two marks, or where all marks are the same one.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from gpo.storage.files import append, told
 
 
 def begin_rows(path: Path, update: int) -> None:
@@ -13,7 +14,7 @@ def begin_rows(path: Path, update: int) -> None:
     if not path.exists():
         return
     kept = 0
-    with path.open("r+b") as file:
+    with told(path), path.open("r+b") as file:
         for line in file:
             if not line.endswith(b"\n") or not _is_before(line, update):
                 break
@@ -23,11 +24,7 @@ def begin_rows(path: Path, update: int) -> None:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
     """Append rows; they are on the disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
+    append(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
 def _is_before(line: bytes, update: int) -> bool:

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,32 @@ ADVICE = {
     errno.ENOENT: "Its folder was removed while it was written. Put it back, or start anew.",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), BROKEN),
 }
+
+_held: dict[Path, Callable[[], None]] = {}  # directories of this process, each with what complains once it is gone
+
+
+@contextmanager
+def holding(directory: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Before anything is written below a directory ask `check`, which raises if it is no longer the one that it was.
+
+    A run that was removed or unmounted is so not made anew with what is written next.
+    """
+    place = directory.absolute()
+    _held[place] = check
+    try:
+        yield
+    except OSError:  # of whatever met the gap first
+        check()
+        raise
+    finally:
+        del _held[place]
+
+
+def _ask_holder(path: Path) -> None:
+    place = path.absolute()
+    for folder in (place, *place.parents) if _held else ():
+        if folder in _held:
+            _held[folder]()
 
 
 def dump(data: Any, **options: Any) -> bytes:
@@ -133,15 +159,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well.
 
     Raises:
-        DataError: it cannot be written there, or `path` is a symbolic link; the message names it.
+        DataError: it cannot be written there, `path` is a symbolic link, or the run that it is in is gone; the message
+            names it.
     """
     partial = path.with_name(path.name + ".partial")
+    _ask_holder(path)
     with told(path):
         refuse_link(path)
         make_folder(path.parent)
         _remove(partial)
         try:
             yield partial
+            _ask_holder(path)
             for file in [partial, *partial.rglob("*")]:
                 _sync(file)
             if path.is_dir():
@@ -160,6 +189,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         DataError: it cannot be written, or `path` is a symbolic link; the message names it.
     """
+    _ask_holder(path)
     with told(path):
         refuse_link(path)
         make_folder(path.parent)
@@ -213,6 +243,7 @@ def told(path: Path) -> Iterator[None]:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, each of which is still there after a loss of power."""
     if not folder.is_dir():
+        _ask_holder(folder)
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync(folder.parent)

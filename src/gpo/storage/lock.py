@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gpo.errors import ConfigError, DataError
-from gpo.storage.files import make_folder, refuse_link, refuse_linked_folders, told
+from gpo.storage.files import holding, make_folder, refuse_link, refuse_linked_folders, told
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SETTLED = 0.2  # seconds in which two that take over the same name see each other
@@ -39,7 +39,8 @@ def is_held(directory: Path) -> bool:
 def locked(directory: Path) -> Iterator[Callable[[], None]]:
     """Hold a directory for this process. The system lets go of it when the process dies, however it dies.
 
-    Gives a function that raises DataError once the directory is no longer there, or is another one.
+    Gives a function that raises DataError once the directory is no longer there, or is another one; all that writes
+    whole files or appends below it asks that function first.
 
     Raises:
         Held: another process holds it.
@@ -50,9 +51,10 @@ def locked(directory: Path) -> Iterator[Callable[[], None]]:
         make_folder(directory)
         refuse_link(lock)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "r+"), _lock(descriptor, directory):
+    check = partial(_check, descriptor, lock)
+    with os.fdopen(descriptor, "r+"), _lock(descriptor, directory), holding(directory, check):
         refuse_linked_folders(directory)
-        yield partial(_check, descriptor, lock)
+        yield check
 
 
 def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
