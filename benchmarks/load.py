@@ -1,15 +1,17 @@
 """What many trajectories take: memory and time of store, search bookkeeping, pairs, data set and report.
 
-    python benchmarks/load.py [--trajectories 100000] [--tokens 100] [--group 50]
+    python benchmarks/load.py [--trajectories 100000] [--tokens 100] [--group 50] [--out FILE]
 
 Made trajectories with log-probabilities go through what a run does with them, each stage in a process of its own. Shown
 are seconds of the processor and megabytes beyond an interpreter that has imported the same, for a quarter of them and
-for all: what is linear takes four times as much.
+for all: what is linear takes four times as much. `--out` adds them to a file of JSON lines, of which
+`benchmarks/reliability.py` makes a page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=50, help="trajectories of a question")
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON lines to add the numbers to")
     options = parser.parse_args()
     if options.stage is not None:
         before, began = peak(), time.process_time()
@@ -162,6 +165,10 @@ def main() -> None:
             cells = []
             for count in counts:
                 seconds, megabytes = measure(stage, Path(folder) / str(count), count, options.tokens, options.group)
+                row = {"load": stage, "trajectories": count, "seconds": seconds, "megabytes": megabytes}
+                if options.out is not None:
+                    with options.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
                 cells.append(f"{seconds:>14.1f}{megabytes:>8.0f}")
             print(f"{stage:<10}" + "".join(cells), flush=True)
 

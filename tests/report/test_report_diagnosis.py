@@ -10,6 +10,7 @@ from gpo.report.kinds import JOINED, Kinds
 from gpo.report.losses import check_choice, halves, question_losses, rank_losses
 from gpo.report.places import by_kind, by_length, by_position
 from gpo.report.reading import Reading, read_run
+from gpo.statistics import wilson
 from gpo.storage.directory import RunDirectory
 from gpo.types import Verdict
 from written_run import NAN, Written, write_run
@@ -75,6 +76,16 @@ def test_critical_steps_stand_beside_chance(tmp_path: Path) -> None:
     [kind] = by_kind(searched, KINDS)
     assert (kind.name, kind.critical.estimate, kind.critical.n) == ("Add #", 0.75, 4)
     assert kind.chance == pytest.approx(0.8)
+
+
+def test_as_many_kinds_as_steps_take_no_interval_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("gpo.report.places.wilson", lambda hits, n: asked.append(hits) or wilson(hits, n))
+    rows = [Written("q", [f"{'ab'[i % 2]}{chr(97 + i)} x", "So 5", "end"], [0.5, 0.5, 0.5, 0.0], 0) for i in range(20)]
+    searched = read(tmp_path, *rows, rows[0]).searched
+    [kind] = by_kind(searched, KINDS)
+    assert (kind.name, kind.critical) == ("aa x", wilson(2, 21))
+    assert sorted(asked) == [0, 1, 2]
 
 
 def test_the_searchs_value_is_checked_by_rollouts_that_it_did_not_see(tmp_path: Path) -> None:

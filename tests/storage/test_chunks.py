@@ -53,6 +53,20 @@ def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None
         from_json(Start, to_json(START) | change)
 
 
+def test_long_lists_of_one_kind_are_stored_as_their_entries_would_be() -> None:
+    for values in ([1, 2], ["a"], [0.5, math.inf, math.nan], [1, 0.5, None, True], [[math.nan], (1,)], [START], []):
+        assert to_json(values) == [to_json(value) for value in values]
+    floats = from_json(
+        Completion, {"token_ids": [1], "text": "", "finish_reason": "stop", "logprobs": [-1, None, -0.5]}
+    )
+    assert floats.logprobs is not None
+    assert [type(number) for number in floats.logprobs] == [float] * 3
+    assert math.isnan(floats.logprobs[1])
+    for wrong in (True, "x", []):
+        with pytest.raises(DataError, match=r"logprobs\[1\]"):
+            from_json(Completion, {"token_ids": [], "text": "", "finish_reason": "stop", "logprobs": [0.5, wrong]})
+
+
 def test_a_missing_field_and_an_unknown_word_are_named() -> None:
     with pytest.raises(DataError, match="Start lacks prompt_ids"):
         from_json(Start, {"problem_id": "p"})

@@ -31,8 +31,14 @@ class Kinds:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.names = {name for text in texts for name in _INSIDE.findall(text[:READ])}
+        self._known: dict[str, str] = {}
 
     def __call__(self, text: str) -> str:
+        if text not in self._known:
+            self._known[text] = self._kind(text)
+        return self._known[text]
+
+    def _kind(self, text: str) -> str:
         masked = _QUOTED.sub("…", " ".join(text[:READ].split()))
         masked = _EXPRESSION.sub(" # ", _NUMBER.sub("#", masked))
         masked = _BRACKETS.sub("[]", masked)

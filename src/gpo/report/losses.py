@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import fsum
 from statistics import fmean
 
 from gpo.report.kinds import JOINED, Kinds
@@ -66,14 +67,19 @@ def rank_losses(reading: Reading, kinds: Kinds, most: int = RANKED) -> Losses:
         for kind, _, text in step_losses(item, kinds)
     }
     ranking, measured = halves([items[0] for items in usable.values()])
-    by_rank = {kind: _mean(losses[name].get(kind, 0.0) for name in ranking) for kind in examples}
+    # There may be about as many kinds as steps: nothing goes through all questions for each of them.
+    of_kind: dict[str, list[float]] = defaultdict(list)
+    for name in ranking:
+        for kind, loss in losses[name].items():
+            of_kind[kind].append(loss)
+    by_rank = {kind: fsum(costs) / len(ranking) for kind, costs in of_kind.items()}
+    seen = Counter(kind for name in measured for kind in losses[name])
+    often = [kind for kind in examples if by_rank.get(kind, 0.0) > 0 and seen[kind] >= FEWEST]
     found: list[KindLoss] = []
-    for kind in sorted(by_rank, key=lambda kind: -by_rank[kind]):
-        seen = sum(kind in losses[name] for name in measured)
-        if by_rank[kind] > 0 and seen >= FEWEST and len(found) < min(most, RANKED):
-            costs = [[losses[name].get(kind, 0.0)] for name in measured]
-            loss = paired_difference([[0.0]] * len(costs), costs)
-            found.append(KindLoss(kind, examples[kind], by_rank[kind], loss, seen))
+    for kind in sorted(often, key=lambda kind: -by_rank[kind])[: min(most, RANKED)]:
+        costs = [[losses[name].get(kind, 0.0)] for name in measured]
+        interval = paired_difference([[0.0]] * len(costs), costs)
+        found.append(KindLoss(kind, examples[kind], by_rank[kind], interval, seen[kind]))
     return Losses(
         tuple(found),
         len(measured),

@@ -64,7 +64,7 @@ def _shares(searched: Sequence[Searched], names: Sequence[str], place: Callable[
         for k in range(len(item.steps)):
             chance[place(item, k)] += 1 / len(item.steps)
     total = max(1, len(chosen))
+    intervals = {hit: wilson(hit, len(chosen)) for hit in set(hits)}  # there may be as many kinds as steps
     return [
-        Share(name, wilson(hit, len(chosen)), expected / total)
-        for name, hit, expected in zip(names, hits, chance, strict=True)
+        Share(name, intervals[hit], expected / total) for name, hit, expected in zip(names, hits, chance, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -24,7 +24,7 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return _list_to_json(value)
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if is_dataclass(value):
@@ -32,6 +32,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"A {type(value).__name__} cannot be stored as JSON.")
+
+
+def _list_to_json(values: Sequence[Any]) -> list[Any]:
+    kinds = set(map(type, values))  # most of a file is in long lists of one kind
+    if kinds <= {int, str}:
+        return list(values)
+    if kinds == {float}:
+        return [number if math.isfinite(number) else None for number in values]
+    return [to_json(value) for value in values]
 
 
 def from_json(kind: type[T], data: Any) -> T:
@@ -69,7 +78,14 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
         item = arguments[0]
         if item is int:  # token ids, the bulk of every file
             return _whole_numbers(plain(data, where, list), where)
-        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(plain(data, where, list)))
+        entries = plain(data, where, list)
+        if item is float and set(map(type, entries)) <= {
+            float,
+            int,
+            types.NoneType,
+        }:  # log-probabilities, nearly as many
+            return tuple(math.nan if entry is None else float(entry) for entry in entries)
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(entries))
     return plain(data, where, dict if issubclass(origin, Mapping) else origin)
 
 
