@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,9 @@ from gpo.config.run import RunConfig
 from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
+from gpo.suites.cells import SuiteRuns
+from gpo.suites.command import test_cells as cells_of
+from gpo.suites.suite import read_suite
 from gpo.toy import ChainEngine
 from gpo.types import Completion, Group, Pair, RoundContext, Score, Start, Trajectory
 from toy import ToyMethod, ToyTask, toy_config
@@ -75,11 +79,44 @@ def reuse(directory: Path) -> None:
     Run(directory, config).all()
 
 
+SUITE = """
+seeds = [0]
+
+[run]
+task = "toy:ToyTask"
+"task.size" = 2
+engine = "chain"
+rollouts = 3
+locate_per_problem = 1
+reset_rollouts = 2
+test_samples = 2
+test_problems = 1
+"arms.gpo" = "monte_carlo"
+budget = 4
+
+[methods.toy]
+method = "toy:ToyMethod"
+[methods.weak]
+method = "toy:ToyMethod"
+"method.strength" = 1.0
+"""
+
+
+def suite(directory: Path) -> None:
+    """Two cells, the second on the samples of the first, as `gpo compare` runs them."""
+    file = directory.with_name(f"{directory.name}-suite.toml")
+    file.write_text(SUITE)
+    read = read_suite(str(file))
+    runs = SuiteRuns(read, directory)
+    runs.run(cells_of(read, runs, 0))
+
+
 PROGRAMS: dict[str, Callable[[Path], None]] = {
     "online": partial(run, method="online"),
     "offline": partial(run, method="offline"),
     "evaluate": evaluate,
     "reuse": reuse,
+    "suite": suite,
 }
 
 
@@ -91,7 +128,12 @@ def results_of(directory: Path) -> dict[str, bytes]:
     """Every file of a finished run but times and locks; folders do not count."""
     left_out = ("events.jsonl", "pieces.json", ".lock")
     files = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in left_out)
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+    return {str(path.relative_to(directory)): _without_times(path) for path in files}
+
+
+def _without_times(path: Path) -> bytes:
+    content = path.read_bytes()
+    return re.sub(rb'"seconds": {[^}]*}', b"", content) if path.name == "results.jsonl" else content
 
 
 def differing(left: dict[str, bytes], right: dict[str, bytes]) -> list[str]:

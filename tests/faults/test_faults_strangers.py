@@ -41,7 +41,7 @@ from toy import ToyTask
 Some = Callable[..., list[Any]]
 Survived = Callable[[str, int], None]
 HERE = Path(__file__).parent
-ASKED = os.environ.get("GPO_FAULTS")
+ASKED = os.environ.get("GPO_FAULTS") or "25"
 CORPUS = json.loads((HERE / "hostile.json").read_text())
 VALUES: list[Any] = [None, True, -1, 0, 1e308, 10**30, "", "../../x", "\u202e\x1b[2J", [], [[]], {}, {"name": 3}]
 
@@ -178,7 +178,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-EXAMPLES = settings(max_examples=2000 if ASKED else 25, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(
+    max_examples=2000 if ASKED == "whole" else min(2000, max(25, int(ASKED))),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @EXAMPLES

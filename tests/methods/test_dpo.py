@@ -14,8 +14,8 @@ from tiny_policy import EOS, completion_logps, make_model, make_pairs, make_toke
 from gpo.contracts import OfflineMethod
 from gpo.errors import ConfigError, EngineError
 from gpo.methods.dpo import DPO
-from gpo.methods.offline import last_checkpoint
 from gpo.methods.trainers import order_by_length
+from gpo.methods.update_checkpoint import last_checkpoint
 from gpo.types import Pair, RoundContext
 
 
@@ -210,14 +210,6 @@ def test_checkpoints_of_another_update_are_not_taken(tmp_path: Path) -> None:
     other.update(make_pairs(8, seed=1), context)
     fresh.update(make_pairs(8, seed=1))
     assert same(state(other.policy.model), state(fresh.policy.model))
-
-
-def test_a_checkpoint_that_was_cut_off_is_not_taken(tmp_path: Path) -> None:
-    for number, text in ((2, "{}"), (10, '{"global'), (12, None)):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-        if text is not None:
-            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(text)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
 def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
 
 from gpo.methods.dpo import DPO
 from gpo.methods.kto import KTO
-from gpo.methods.offline import Offline, last_checkpoint
+from gpo.methods.offline import Offline
 from gpo.methods.orpo import ORPO
 from gpo.methods.simpo import SimPO
 from gpo.methods.trainers import OnTokenIds
+from gpo.methods.update_checkpoint import last_checkpoint
 from gpo.types import RoundContext
 
 # A forked process has none of the OpenMP threads that its parent has begun, and would wait for them.

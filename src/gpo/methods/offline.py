@@ -25,6 +25,7 @@ from gpo.methods.division import PairRow
 from gpo.methods.policy import check_token_ids, quiet, save_policy
 from gpo.methods.trainers import MetricsCallback, order_by_length
 from gpo.methods.training import Training, logger
+from gpo.methods.update_checkpoint import SyncedCheckpoints, last_checkpoint
 from gpo.storage.files import write_text
 from gpo.types import Pair, PrefixIn, RoundContext
 
@@ -95,7 +96,7 @@ class Offline(Training):
                 processing_class=tokenizer,
                 train_dataset=Dataset.from_list(rows),
                 order=order,
-                callbacks=[metrics_of_steps],
+                callbacks=[metrics_of_steps, SyncedCheckpoints()],
             )
             trainer.remove_callback(PrinterCallback)
             try:
@@ -178,7 +179,7 @@ class Offline(Training):
             "use_cpu": not torch.cuda.is_available(),
             "save_strategy": "no" if self._context.work_dir is None else "steps",
             "save_steps": self.save_steps,
-            "save_total_limit": 1,
+            "save_total_limit": None,  # SyncedCheckpoints removes them
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "report_to": "none",
@@ -237,18 +238,6 @@ def pair_row(pair: Pair, prefix_in: PrefixIn) -> PairRow:
 def pair_collator(tokenizer: Any) -> Any:
     """TRL's collator; the padding token is masked, so that any id will do."""
     return DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id or 0)
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state comes last."""
-    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
 
 
 def _longest(pair: Pair) -> int:

@@ -1,4 +1,4 @@
-"""The checkpoint of an online update that is not finished."""
+"""Checkpoints of updates that are not finished: of an online one a file, of an offline one directories."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from gpo.methods.processes import load_optimizer, put, whole
-from gpo.storage.files import replacing
+from gpo.storage.files import remove, replacing, sync, write_text
+
+WHOLE = "whole"  # a file that says that all others of a checkpoint are on the disk
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,23 @@ class UpdateCheckpoint:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+class SyncedCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Brings each checkpoint of a trainer to the disk, marks it, and only then removes the one before."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        directory = Path(args.output_dir)
+        newest = directory / f"checkpoint-{state.global_step}"
+        sync(newest)
+        write_text(newest / WHOLE, "")
+        for path in set(directory.glob("checkpoint-*")) - {newest}:
+            remove(path)
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """The newest of a trainer's checkpoints that is on the disk as a whole."""
+    found = [path for path in directory.glob("checkpoint-*") if (path / WHOLE).exists()]
+    return str(max(found, key=lambda path: int(path.name.partition("-")[2]))) if found else None

@@ -171,8 +171,7 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield partial
             _ask_holder(path)
-            for file in [partial, *partial.rglob("*")]:
-                _sync(file)
+            _sync_all(partial)
             if path.is_dir():
                 _remove(path)
             partial.replace(path)
@@ -273,6 +272,22 @@ def remove(path: Path) -> None:
     """
     with told(path):
         _remove(path)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk under its name.
+
+    Raises:
+        DataError: the disk fails; the message names it.
+    """
+    with told(path):
+        _sync_all(path)
+        _sync(path.parent)
+
+
+def _sync_all(path: Path) -> None:
+    for each in [path, *path.rglob("*")]:
+        _sync(each)
 
 
 def _remove(path: Path) -> None:

@@ -119,7 +119,7 @@ class SuiteRuns:
         A failed cell stops this process; the same command goes on there.
 
         Raises:
-            GPOError: a cell failed; the message names it.
+            GPOError: a cell failed; the message names it. Or another process works in the folder.
         """
         waiting = False
         while left := self.left(cells):
