@@ -1,6 +1,6 @@
 """How fast the annotation pages answer when many people mark at once.
 
-    python benchmarks/annotate.py [--annotators 50] [--items 20] [--think 2.0] [--seed 0]
+    python benchmarks/annotate.py [--annotators 50] [--items 20] [--think 2.0] [--seed 0] [--out FILE]
 
 Starts `gpo annotate` on a small toy run, as a process of its own on loopback. Every annotator has an HTTP client, opens
 a personal link and goes through all solutions: reads the page, thinks (exponentially distributed with a mean of
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import re
 import socket
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--think", type=float, default=2.0, help="mean seconds between a page and its mark")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON lines to add the numbers to, for benchmarks/reliability.py")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -152,6 +154,15 @@ def main() -> None:
     print(f"{marked} marks acknowledged, {kept} in the database")
     if marked != kept:
         raise SystemExit(1)
+    if options.out is not None:
+        median, late = 1000 * np.percentile([each for some in times.values() for each in some], (50, 95))
+        measured = (
+            f"{requests / seconds:.0f} requests a second, answered in {median:.0f} ms (median) and {late:.0f} ms "
+            f"(95%); {marked:,} marks acknowledged, {kept:,} kept"
+        )
+        row = {"what": f"{options.annotators} annotators at once, {options.think:g} s a solution", "measured": measured}
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

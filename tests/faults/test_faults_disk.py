@@ -6,6 +6,7 @@ import itertools
 import json
 import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disk import disturbed
 from garbler import ALL, COUNTED, SEEN, damages
 from programs import differing, results_of, work
 
@@ -133,6 +135,52 @@ def test_files_that_may_not_grow_are_named_and_the_run_goes_on_once_they_may(
         work(run, "offline")
         assert not differing(results_of(run), results_of(finished))
     survived("file that may not grow (RLIMIT_FSIZE)", len(rooms))
+
+
+@contextmanager
+def mounted(folder: Path, size: int) -> Iterator[Path]:
+    """A file system in memory of so many bytes."""
+    folder.mkdir(parents=True)
+    options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
+
+
+def test_a_disk_that_is_full_for_real_is_told_and_the_run_goes_on_once_there_is_room(
+    finished: Path, tmp_path: Path, some: Some, survived: Survived
+) -> None:
+    pages = sum(-(-path.stat().st_size // 4096) for path in finished.rglob("*") if path.is_file())
+    sizes = some([4096 * n for n in range(1, pages)], 3, 20)
+    for size in sizes:
+        with mounted(tmp_path / str(size), size) as disk:
+            with pytest.raises(
+                DataError, match=rf"{disk}/run.* cannot be written: .*No space left on device.*Make room"
+            ):
+                work(disk / "run", "offline")
+            subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+            work(disk / "run", "offline")
+            assert not differing(results_of(disk / "run"), results_of(finished))
+    survived("disk that is full for real (tmpfs)", len(sizes))
+
+
+def test_a_disk_that_is_unmounted_under_a_run_is_missed_and_nothing_is_written_where_it_was(
+    tmp_path: Path, some: Some, survived: Survived
+) -> None:
+    calls = some(list(range(4, 200)), 3, 20)
+    for at in calls:
+        with mounted(tmp_path / str(at), 2**24) as disk:
+
+            def unmount(folder: Path = disk) -> None:
+                subprocess.run(["umount", "-l", str(folder)], check=True)
+
+            with disturbed(disk, at, unmount), pytest.raises(DataError, match=str(disk)):
+                work(disk, "online")
+            assert not list(disk.iterdir())
+    survived("disk that is unmounted in the middle", len(calls))
 
 
 @pytest.mark.parametrize("step", [-1.0, -1e6, 0.0])
