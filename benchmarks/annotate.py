@@ -35,6 +35,7 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.experiment.run import Run
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where the toy method is
 FIELD = re.compile(r'name="(token|item)" value="([^"]*)"')
 STEP = re.compile(r'name="step" value="(\d+)"')
 START = 60  # seconds that the server may take to start
@@ -47,7 +48,7 @@ def make_run(path: Path, items: int) -> None:
     config = RunConfig(
         task=Spec("task", "gpo.toy:ChainTask"),
         engine=Spec("engine", "gpo.toy:ChainEngine", {"padding": 8}),
-        method=Spec("method", "gpo.toy:ChainEngine"),  # nothing is trained
+        method=Spec("method", "toy:ToyMethod"),  # nothing is trained
         problems=items,
         budget=30.0,
         locate_share=0.9,

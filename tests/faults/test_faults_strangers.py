@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from gpo.preferences.pairs import read_pairs
 from gpo.report.command import write_report
 from gpo.report.results import summarize
 from gpo.rollout import prompting
+from gpo.rollout.scoring import within
 from gpo.storage.chunks import Chunks
 from gpo.storage.codec import from_json
 from gpo.storage.directory import RunDirectory
@@ -42,7 +43,7 @@ Some = Callable[..., list[Any]]
 Survived = Callable[[str, int], None]
 HERE = Path(__file__).parent
 ASKED = os.environ.get("GPO_FAULTS") or "25"
-CORPUS = json.loads((HERE / "hostile.json").read_text())
+CORPUS = json.loads((HERE / "corpus/hostile.json").read_text())
 VALUES: list[Any] = [None, True, -1, 0, 1e308, 10**30, "", "../../x", "\u202e\x1b[2J", [], [[]], {}, {"name": 3}]
 
 
@@ -66,20 +67,50 @@ GRADERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", GRADERS)
-def test_a_hostile_answer_gets_a_score_or_is_a_failure_and_never_hangs(
-    name: str, at_most: Callable[[int, int], int], survived: Survived
-) -> None:
-    from gpo.rollout.scoring import within
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+EXAMPLES = settings(
+    max_examples=2000 if ASKED == "whole" else min(2000, max(25, int(ASKED))),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 
+
+def grade(name: str, texts: Iterable[str]) -> int:
+    """Every text is graded within a limit; how many there were."""
     options, references = GRADERS[name]
-    task, count = make("task", name, **options), at_most(25, 10_000)
-    for number, text in enumerate(hostile_texts(count, seed=len(name))):
+    task, number = make("task", name, **options), 0
+    for number, text in enumerate(texts, 1):
         problem = Problem("p", "Options: (A) one (B) two", references[number % len(references)])
         score = within(20.0, partial(task.score, problem, text))
         assert isinstance(score, Score)
         assert score.value is None or 0 <= score.value <= 1
-    survived("hostile answer to a grader", count)
+    return number
+
+
+@pytest.mark.parametrize("name", GRADERS)
+def test_a_hostile_answer_gets_a_score_or_is_a_failure_and_never_hangs(
+    name: str, at_most: Callable[[int, int], int], survived: Survived
+) -> None:
+    wanted = at_most(25, 10_000)
+    survived("hostile answer to a grader", grade(name, hostile_texts(wanted, seed=len(name))))
+
+
+@pytest.mark.parametrize("name", GRADERS)
+def test_any_text_is_graded(name: str, survived: Survived) -> None:
+    tried = 0
+
+    @EXAMPLES
+    @given(st.lists(st.sampled_from(CORPUS["pieces"]) | st.text(max_size=30) | st.floats().map(str), max_size=8))
+    def check(pieces: list[str]) -> None:
+        nonlocal tried
+        tried += grade(name, ["".join(pieces)])
+
+    check()
+    survived("text of any kind to a grader", tried)
 
 
 def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -173,18 +204,6 @@ def test_any_field_of_a_stored_row_may_be_anything(
     survived("hostile field of a stored row", len(faults))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-EXAMPLES = settings(
-    max_examples=2000 if ASKED == "whole" else min(2000, max(25, int(ASKED))),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
 @EXAMPLES
 @given(JSON)
 def test_any_json_is_a_row_or_refused(data: Any) -> None:
@@ -258,6 +277,8 @@ TEMPLATES = [
 def test_a_hostile_chat_template_is_refused(
     template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: Survived
 ) -> None:
+    import transformers.utils.chat_template_utils  # noqa: F401  (not within the limit)
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompting, "LIMIT", 0.3)
     with pytest.raises(DataError, match="The chat template of the model cannot be used"):
