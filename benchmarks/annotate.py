@@ -101,7 +101,11 @@ async def annotate(link: str, think: float, rng: Random, times: Times) -> int:
     """Go through everything that one annotator is shown; the number of acknowledged marks."""
     await asyncio.sleep(rng.uniform(0, think))
     # Certificates, which nothing here is asked for, take longer to load than all of an annotator's requests.
-    async with httpx.AsyncClient(base_url=str(httpx.URL(link).join("/")), timeout=120, verify=False) as client:
+    # A connection that the server is about to close is one that browsers try again on; here each request has its own.
+    own = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(
+        base_url=str(httpx.URL(link).join("/")), timeout=120, verify=False, limits=own
+    ) as client:
 
         async def ask(kind: str, method: str, path: str, status: int, data: dict[str, str] | None = None) -> str:
             began = time.perf_counter()

@@ -104,7 +104,7 @@ method = "toy:ToyMethod"
 
 def suite(directory: Path) -> None:
     """Two cells, the second on the samples of the first, as `gpo compare` runs them."""
-    file = directory.with_name(f"{directory.name}-suite.toml")
+    file = directory.with_name("toy.toml")  # its name is in every row
     file.write_text(SUITE)
     read = read_suite(str(file))
     runs = SuiteRuns(read, directory)

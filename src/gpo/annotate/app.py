@@ -69,7 +69,7 @@ def make_app(
         loader=PackageLoader("gpo.annotate", "pages"), autoescape=select_autoescape(), undefined=StrictUndefined
     )
     known = {item.id: item for item in items}
-    forms, joins = limit or Limit(rate=5, burst=30), Limit(rate=2, burst=100)
+    forms, joins = limit or Limit(rate=5, burst=30), Limit(rate=2, burst=250)
 
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(pages.get_template(name).render(**values), status_code=status)
