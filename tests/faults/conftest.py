@@ -71,7 +71,7 @@ def some(at_most: Callable[[int, int], int]) -> Callable[..., list[Item]]:
 @pytest.fixture
 def survived(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], None]]:
     """Counts faults by what they are, once they were survived."""
-    began, found = time.monotonic(), dict[str, int]()
+    began, found = time.perf_counter(), dict[str, int]()
 
     def count(kind: str, faults: int) -> None:
         found[kind] = found.get(kind, 0) + faults
@@ -81,6 +81,6 @@ def survived(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], No
     if failed:
         found.setdefault(test, 0)
     for kind, faults in found.items():
-        seconds = round((time.monotonic() - began) / len(found), 3)
+        seconds = round((time.perf_counter() - began) / len(found), 3)
         injected = faults + (failed and kind == test)
         note({"test": test, "kind": kind, "injected": injected, "survived": faults, "seconds": seconds})
