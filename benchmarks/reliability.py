@@ -28,6 +28,9 @@ def read(path: Path) -> list[Row]:
 def page(faults: Sequence[Row], load: Sequence[Row]) -> str:
     """The Markdown of the page."""
     runs, counted = [row for row in faults if "asked" in row], [row for row in faults if "kind" in row]
+    files = tuple(f"test_faults_{name}.py::" for name in SECTIONS)
+    if strange := [row["test"] for row in counted if not row["test"].startswith(files)]:
+        raise SystemExit(f"No section for {strange[0]}: add it to SECTIONS and to reliability.md.jinja.")
     environment = Environment(  # no page of the web: nothing is escaped
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )

@@ -77,7 +77,7 @@ def survived(request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], No
         found[kind] = found.get(kind, 0) + faults
 
     yield count
-    test, failed = request.node.nodeid.rpartition("/")[2], request.node.stash.get(FAILED, False)
+    test, failed = f"{request.path.name}::{request.node.name}", request.node.stash.get(FAILED, False)
     if failed:
         found.setdefault(test, 0)
     for kind, faults in found.items():

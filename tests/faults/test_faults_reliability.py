@@ -18,7 +18,7 @@ def test_good(survived):
     survived("cut", 3)
     survived("torn", 1)
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, 2], ids=["a/b", "2"])
 def test_bad(n, survived):
     survived("cut", 2)
     assert n == 1
@@ -46,7 +46,7 @@ def test_every_fault_is_noted_and_one_that_is_not_survived_shows(
     assert counts == [
         ("test_good", "cut", 3, 3),
         ("test_good", "torn", 1, 1),
-        ("test_bad[1]", "cut", 2, 2),
+        ("test_bad[a/b]", "cut", 2, 2),
         ("test_bad[2]", "cut", 2, 2),
         ("test_bad[2]", "test_faults_kills.py::test_bad[2]", 1, 0),
     ]
@@ -62,6 +62,8 @@ def test_every_fault_is_noted_and_one_that_is_not_survived_shows(
     assert any(line.startswith("| test_faults_kills.py::test_bad[2] | 1 | 0 |") for line in lines)
     assert "| store | 100,000 | 12.3 | 512 |" in lines
     assert "| 200 annotators at once | median 5 ms |" in lines
+    with pytest.raises(SystemExit, match=r"No section for test_faults_new\.py::test_it"):
+        page([{**rows[0], "test": "test_faults_new.py::test_it"}], [])
 
 
 def test_no_test_of_faults_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
