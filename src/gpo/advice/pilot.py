@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 from gpo.contracts import Tokenizer
 from gpo.preferences.pairs import build_pairs
-from gpo.suites.table import STRATA
+from gpo.statistics import STRATA
 from gpo.types import Group, PairSettings, StepScores, Trajectory
 
 DEFAULT = PairSettings()
