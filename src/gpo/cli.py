@@ -46,6 +46,10 @@ PROGRAMS = {
     "compare": ("gpo.suites.command:main", "a suite of runs, and what their arms differ by"),
     "pretrain": ("gpo.reasoner.pretrain:main", "train the embedded reasoner from scratch"),
     "report": ("gpo.report.command:main", "everything that a run found as one HTML file, and plots"),
+    "states": (
+        "gpo.report.states:main",
+        "hidden states at every step boundary, with texts and values, for other tools",
+    ),
     "traces": (
         "gpo.experiment.traces:main",
         "solutions that somebody else wrote, as the trajectories of a run to be searched",

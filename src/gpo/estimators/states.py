@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpo.errors import ConfigError
 from gpo.estimators.gradient import loaded
 from gpo.types import StartKey, Trajectory
 
@@ -41,12 +42,28 @@ class States:
 
 
 def computed(model: Any, trajectories: Sequence[Trajectory]) -> list[Floats]:
-    """(K + 1, H) of each trajectory, several in one forward pass."""
+    """(K + 1, H) of each trajectory: the last layer at the token before each boundary."""
+    return [states[:, 0] for states in at_boundaries(model, trajectories)]
+
+
+def at_boundaries(
+    model: Any, trajectories: Sequence[Trajectory], layers: Sequence[int] = (-1,), *, mean: bool = False
+) -> list[Floats]:
+    """(K + 1, L, H) of each trajectory, several in one forward pass.
+
+    Args:
+        layers: 0 is the embedding, the last one is behind the final norm; negative ones count from the end.
+        mean: over the tokens of the step before each boundary (of the question, the last token), in place of the last.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
     import torch
 
     found: dict[int, Floats] = {}
     training = model.training
     model.eval()
+    last = tuple(layers) == (-1,)
     try:
         with torch.no_grad():
             for places in _passes([len(t.start.prompt_ids) + len(t.response_ids) for t in trajectories]):
@@ -54,14 +71,30 @@ def computed(model: Any, trajectories: Sequence[Trajectory]) -> list[Floats]:
                 longest = max(map(len, rows))
                 # Padded behind the end, which no token of a causal model looks at.
                 ids = torch.tensor([row + (0,) * (longest - len(row)) for row in rows], device=model.device)
-                hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-                for i, states in zip(places, hidden, strict=True):
+                more = {} if last else {"output_hidden_states": True}
+                output = model.get_decoder()(input_ids=ids, use_cache=False, **more)
+                chosen = [output.last_hidden_state] if last else _layers(output.hidden_states, layers)
+                for row, i in enumerate(places):
                     prompt = len(trajectories[i].start.prompt_ids)
-                    at = [prompt + boundary - 1 for boundary in trajectories[i].boundaries]
-                    found[i] = states[at].float().cpu().numpy()
+                    ends = [prompt + boundary for boundary in trajectories[i].boundaries]
+                    begins = [ends[0] - 1, *ends[:-1]] if mean else [end - 1 for end in ends]
+                    found[i] = np.stack(
+                        [
+                            [layer[row, begin:end].float().mean(0).cpu().numpy() for layer in chosen]
+                            for begin, end in zip(begins, ends, strict=True)
+                        ]
+                    )
     finally:
         model.train(training)
     return [found[i] for i in range(len(trajectories))]
+
+
+def _layers(hidden: Sequence[Any], layers: Sequence[int]) -> list[Any]:
+    """Raises: ConfigError if the model has no such layer."""
+    for layer in layers:
+        if not -len(hidden) <= layer < len(hidden):
+            raise ConfigError(f"The model has layers 0 to {len(hidden) - 1} (0 is its embedding), got {layer}.")
+    return [hidden[layer] for layer in layers]
 
 
 def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
