@@ -43,6 +43,7 @@ ESTIMATORS: dict[str, str] = {
     "adaptive": "gpo.estimators.adaptive:Adaptive",
     "entropy": "gpo.estimators.entropy:Entropy",
     "critic": "gpo.estimators.critic:Critic",
+    "probe": "gpo.estimators.probe:Probe",
     "gradient": "gpo.estimators.gradient:Gradient",
 }
 

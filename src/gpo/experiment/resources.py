@@ -25,6 +25,7 @@ from gpo.errors import ConfigError, DataError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
 from gpo.rollout.journal import Journal
+from gpo.rollout.prompting import Conclusions
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
@@ -32,7 +33,7 @@ from gpo.storage.directory import Partial, Progress, RunDirectory
 from gpo.storage.files import remove, write_json
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState
-from gpo.types import Group, ModelRef, Problem, Split, Stage, tokens_of
+from gpo.types import Group, ModelRef, Problem, Split, Stage, Start, tokens_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Resources:
         self.on_progress = on_progress
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
+        self._conclusions: Conclusions | None = None
         self._journal: Journal | None = None
         self._partial: Partial | None = None
         self._holding: Callable[[], None] | None = None  # held; complains once the directory is gone
@@ -193,8 +195,18 @@ class Resources:
             ConfigError: there is no such arm.
         """
         self.check_arm(arm)
-        estimator: Estimator = made("estimator", self.config.arms[arm], model=self.model_of(checkpoint).source)
+        estimator: Estimator = made(
+            "estimator", self.config.arms[arm], model=self.model_of(checkpoint).source, conclusion=self.conclusion
+        )
         return estimator
+
+    def conclusion(self, start: Start, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How a response to a training question says its answer; see `Conclusions`."""
+        if self._conclusions is None:
+            engine = self._engine[1] if self._engine is not None else self.engine()
+            problems = {problem.id: problem for problem in self.problems("train")}
+            self._conclusions = Conclusions(self.task, problems, engine.tokenizer)
+        return self._conclusions(start, answer)
 
     def check_arm(self, arm: str) -> None:
         if arm not in self.config.arms:

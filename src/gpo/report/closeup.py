@@ -24,7 +24,7 @@ from gpo.report.sampling import SamplingDisplay
 from gpo.report.show import success
 from gpo.report.terminal import print_question, print_verdict, rows_of, table
 from gpo.rollout.pace import Paced
-from gpo.rollout.prompting import question_start
+from gpo.rollout.prompting import Conclusions, question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
 from gpo.types import Group, Problem
@@ -88,7 +88,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
             problem,
             task,
             engine,
-            chosen_estimator(config, arm, left),
+            chosen_estimator(config, arm, left, Conclusions(task, {problem.id: problem}, engine.tokenizer)),
             seed=config.seed,
             segmenter=made("segmenter", config.segmenter),
             temperature=config.temperature,
@@ -124,7 +124,9 @@ def rules(config: RunConfig, task: Task, problem: Problem) -> str:
     return f"Task {one_line(name, 60)}: the question is {put}{stop} Answers are read {grading}."
 
 
-def chosen_estimator(config: RunConfig, arm: str | None, options: dict[str, str]) -> Estimator | None:
+def chosen_estimator(
+    config: RunConfig, arm: str | None, options: dict[str, str], conclusion: Conclusions
+) -> Estimator | None:
     """That of the arm, or the one that options name; None, the default of `diagnose`, if neither is given.
 
     The search of a run's arm may lean on other trajectories, of which there are none here.
@@ -134,7 +136,8 @@ def chosen_estimator(config: RunConfig, arm: str | None, options: dict[str, str]
     name = arm or "gpo"
     if name not in config.arms:
         raise ConfigError(f"There is no arm {name!r}. Arms: {', '.join(config.arms)}.")
-    estimator: Estimator = made("estimator", config.arms[name], model=resolve_model(config).source)
+    model = resolve_model(config).source
+    estimator: Estimator = made("estimator", config.arms[name], model=model, conclusion=conclusion)
     return estimator
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpo.contracts import Task
@@ -56,3 +57,39 @@ def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
 def question_start(problem: Problem, task: Task, tokenizer: Any) -> Start:
     """The start of a rollout from the question."""
     return Start(problem.id, render(task.prompt(problem), tokenizer))
+
+
+MARKS = {  # what a prompt asks an answer to be marked with: what is said before the answer, and behind it
+    "####": ("#### ", ""),
+    "\\boxed": ("The final answer is \\boxed{", "}"),
+    "answer is": ("So the answer is ", ""),
+}
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """How a response to a task's problems says its answer, as token ids."""
+
+    task: Task
+    problems: Mapping[str, Problem]
+    tokenizer: Any
+
+    def __call__(self, start: Start, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What comes before the answer behind a prefix, on a line of its own, and the answer."""
+        before, behind = form_of(self.task.prompt(self.problems[start.problem_id]))
+        last = self.tokenizer.decode(start.prefix_ids[-1:], skip_special_tokens=True)
+        line = "\n" if last and not last.endswith("\n") else ""
+        phrase, whole = (
+            tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            for text in (line + before, line + before + answer + behind)
+        )
+        # A space may be a part of the answer's first token.
+        same = next((i for i, (a, b) in enumerate(zip(phrase, whole, strict=False)) if a != b), len(phrase))
+        return whole[:same], whole[same:]
+
+
+def form_of(messages: Sequence[Message]) -> tuple[str, str]:
+    """By the mark that is named last in a prompt, examples included; "So the answer is" where none is."""
+    text = "\n".join(message["content"] for message in messages)
+    mark = max(MARKS, key=text.rfind)
+    return MARKS[mark if mark in text else "answer is"]
