@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -46,6 +46,9 @@ from gpo.types import Evidence, StepScores, Trajectory
 if TYPE_CHECKING:
     from gpo.estimators.critic import Critic
 
+ROUNDS = 8  # a first round takes this part of what may be spent on a trajectory
+LEAST = 4  # rollouts of a first round
+
 
 @dataclass(frozen=True)
 class Adaptive:
@@ -61,7 +64,7 @@ class Adaptive:
     """
 
     rollouts: float = 8  # for each step on average, at most
-    batch: int = 16  # rollouts of a trajectory in the first round; a later one takes as many as all before it
+    batch: int = 16  # rollouts of a trajectory in the first round, at most; a later one takes as many as all before it
     rule: Rule = "advantage"
     reset: Reset = "before"
     certainty: float = 0.98  # posterior probability of the best step at which the search stops
@@ -132,13 +135,15 @@ class Adaptive:
             for place, row in enumerate(live.tolist()):
                 steps = int(branches.steps[row])
                 merit = self._merit(values[place, :, : steps + 1])
-                best, share = _leader(merit)
-                results[row] = (values[place, :, : steps + 1], (best, best + 1) if best < steps else None)
+                share = _leader(merit)[1]
+                step = _choice(merit, self.certainty)
+                results[row] = (values[place, :, : steps + 1], (step, step + 1) if step is not None else None)
                 if share < self.certainty and spent[row] < budgets[row]:
                     cost = len(trajectories[row].response_ids) - np.array(trajectories[row].boundaries[:-1])
                     law = leave[row, :steps, :steps] / np.maximum(cost, 1)[:, None]
                     left = int(budgets[row]) - spent[row]
-                    slots = min(max(self.batch, spent[row]), left)
+                    first = min(self.batch, max(LEAST, ceil(budgets[row] / ROUNDS)))
+                    slots = min(max(first, spent[row]), left)
                     spent[row] += slots
                     asks += [(row, b) for b in _allocate(merit, branch[place, :, :steps], law, slots, rngs[row])]
             if not asks or sample.left == 0:
@@ -191,6 +196,15 @@ def _leader(merit: Array) -> tuple[int, float]:
     """The column that is the largest most often, and how often."""
     shares = np.bincount(merit.argmax(axis=1), minlength=merit.shape[1]) / len(merit)
     return int(shares.argmax()), float(shares.max())
+
+
+def _choice(merit: Array, certainty: float) -> int | None:
+    """The step that is the best most often; None where that is none, surely or by what the step is worth on average."""
+    best, share = _leader(merit)
+    if best < merit.shape[1] - 1:
+        return best
+    step = _leader(merit[:, :-1])[0]
+    return step if share < certainty and merit[:, step].mean() > merit[0, -1] else None
 
 
 def _allocate(merit: Array, branch: Array, law: Array, slots: int, rng: np.random.Generator) -> list[int]:
