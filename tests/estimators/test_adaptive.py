@@ -12,7 +12,7 @@ from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mist
 
 from gpo.contracts import Estimator
 from gpo.errors import ConfigError
-from gpo.estimators.adaptive import Adaptive
+from gpo.estimators.adaptive import Adaptive, _choice
 from gpo.estimators.bisect import Bisect
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.toy import ChainEngine, random_process
@@ -206,3 +206,26 @@ def test_settings_that_cannot_be(field: str, value) -> None:
 
 def test_adaptive_satisfies_the_protocol() -> None:
     assert isinstance(Adaptive(), Estimator)
+
+
+@pytest.mark.parametrize(("decisions", "first"), [(2, 4), (8, 9), (40, 16)])
+def test_a_first_round_takes_an_eighth_of_what_may_be_spent(decisions: int, first: int) -> None:
+    """Of a short response not all, which the prior alone would place. It has a step more than decisions."""
+    engine = ChainEngine((random_process(1, decisions=decisions),))
+    recorder = Recorder(make_sampler(engine))
+    Adaptive(rollouts=8, certainty=0.999)(first_rollouts(engine, 1, logprobs=True), recorder)
+    assert recorder.calls[0] == (first, 1)
+
+
+def test_in_doubt_the_leading_step_is_named_if_it_is_worth_anything() -> None:
+    none = np.full(100, 0.01)
+    paths = np.arange(100)
+
+    def named(often: int, merit: float, otherwise: float = 0.0) -> int | None:
+        step = np.where(paths < often, merit, otherwise)
+        return _choice(np.column_stack([np.full(100, -0.1), step, none]), 0.98)
+
+    assert named(60, 0.5) == 1
+    assert named(40, 0.5) == 1  # no step is the likeliest answer, but not surely
+    assert named(40, 0.5, -0.5) is None  # on average it is worth nothing
+    assert named(1, 0.5, -0.001) is None  # surely none
