@@ -178,11 +178,12 @@ class SuiteRuns:
         with ExitStack() as stack:
             while True:
                 try:
-                    stack.enter_context(locked(self.folder))
+                    check = stack.enter_context(locked(self.folder))
                     break
                 except Held:
                     time.sleep(SOON)
             yield
+            check()
 
     def _source(self, cell: Cell) -> Path | None:
         """A finished run of the suite that sampled what this one would sample."""
