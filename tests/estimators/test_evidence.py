@@ -53,7 +53,7 @@ def test_a_choice_by_reward_does_not_bias_the_shared_start(estimator: Any) -> No
             scores = search(chosen, make_sampler(ENGINE, seed=seed), known)
             errors[name] += [s.values[0] - exact_values(ENGINE, t)[0] for s, t in zip(scores, chosen, strict=True)]
     assert abs(np.mean(errors["told"])) < 0.04
-    assert np.mean(errors["not told"]) < -0.1
+    assert np.mean(errors["not told"]) < -0.07
 
 
 def test_the_start_is_shared_with_what_earlier_searches_sampled_from_it() -> None:

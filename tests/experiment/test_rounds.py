@@ -135,7 +135,7 @@ def test_impossible_rounds_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_a_run_of_a_version_without_rounds_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Run(tmp_path, toy_config()).rollout()
+    Run(tmp_path, toy_config()).reset("plain")
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("rounds", "round_problems", "reuse", "reset_fraction"):
         del config[name]

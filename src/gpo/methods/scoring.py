@@ -228,5 +228,5 @@ def _of_tokens(
     if not entropy:
         return logps, None
     with torch.no_grad():
-        spread = -torch.linalg.vecdot(every.exp(), every)
+        spread = -(every.exp() * every).sum(dim=-1)
     return logps, spread[places]

@@ -144,8 +144,8 @@ def test_all_fresh_is_no_search_and_no_reset(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_decides_the_same(finished: Run, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from test_allocation import stratum_config; from gpo.experiment.run "
-        "import Run; Run(Path(sys.argv[1]), stratum_config()).all()"
+        "import sys; from pathlib import Path; from test_allocation_by_stratum import stratum_config; "
+        "from gpo.experiment.run import Run; Run(Path(sys.argv[1]), stratum_config()).all()"
     )
     paths = [str(HERE.parent / "src"), str(HERE), str(HERE / "experiment")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
