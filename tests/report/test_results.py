@@ -74,6 +74,7 @@ def test_results_are_told_by_how_often_a_question_was_solved_before_training_and
     assert told["sometimes"].models["gpo"].estimate == 1.0
     assert told["never"].models["gpo"].estimate == 0.0  # one wrong, one that could not be graded
     assert [(each.training, each.test) for each in results.horizons] == [(1, 2), (0, 0), (0, 0), (0, 0)]
+    assert "compare the trained models with each other" in markdown(results)
     header, rows = strata_rows(results)
     assert header == ["before training", "training questions", "test questions", "base", "gpo"]
     assert [row[:3] for row in rows] == [["never", "0", "1"], ["sometimes", "1", "1"], ["up to 8 steps", "1", "2"]]

@@ -21,6 +21,7 @@ from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
 from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, strata_rows, token_rows
 from gpo.report.show import Shown, level_lengths, show, signed
+from gpo.report.strata import OF_STRATA
 from gpo.statistics import Interval
 from gpo.storage.directory import model_name
 
@@ -85,6 +86,7 @@ def render(
         facts=_facts(readings),
         accuracy=accuracy_rows(results) if results.models else None,
         strata=strata_rows(results),
+        of_strata=OF_STRATA,
         tokens=token_rows(results),
         figures=figures,
         views=views,

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpo.errors import DataError
 from gpo.report.clean import one_line
-from gpo.report.strata import Stratum, right_samples, strata
+from gpo.report.strata import OF_STRATA, Stratum, right_samples, strata
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
 from gpo.storage.files import read_json, read_rows, write_json, write_text
@@ -265,8 +265,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown(results: Results) -> str:
     """The tables of a run."""
     parts = ["# Results", "", origin(results), INTERVALS, ""]
-    for table in (accuracy_rows(results), strata_rows(results), token_rows(results)):
-        parts += [markdown_table(*table), ""] if table[1] else []
+    for table, note in ((accuracy_rows(results), ""), (strata_rows(results), OF_STRATA), (token_rows(results), "")):
+        parts += [markdown_table(*table), "", *([note, ""] if note and results.models else [])] if table[1] else []
     counts = [
         f"- {one_line(model.name, NAME)}: " + ", ".join(f"{n} {verdict}" for verdict, n in model.verdicts.items())
         for model in results.models

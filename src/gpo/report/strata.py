@@ -9,6 +9,11 @@ from statistics import fmean
 from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, bootstrap_mean
 from gpo.types import Group
 
+OF_STRATA = (
+    "How often a question was solved is told by the answers of base itself, which gains and loses there by luck: "
+    "compare the trained models with each other."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
