@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from test_pilot import SEARCHED, asked, pilot
 
-from gpo.advice.expect import Evidence, expect, known_evidence, pooled
-from gpo.suites.table import hierarchical
+from gpo.advice.expect import NEAR, Evidence, expect, known_evidence, pooled
+from gpo.storage.chunks import Chunks
+from gpo.suites.cells import Outcome
+from gpo.suites.suite import read_suite
+from gpo.suites.table import contrasts, hierarchical
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "credit.jsonl"
 ROW = Evidence("dpo", True, "m", 0.6, 0.02, 0.01, 0.03, 3, 100, "somewhere")
@@ -26,12 +29,26 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     assert (row.seeds, row.questions) == (3, found.n)
 
 
+def test_the_evidence_on_regimes_is_what_their_cells_say() -> None:
+    outcomes = Chunks(RESULTS.with_name("regimes.jsonl"), Outcome).read()
+    found = [c for c in contrasts(read_suite("regimes"), outcomes) if (c.arm, c.other) == ("gpo", "plain")]
+    rows = [row for row in known_evidence() if "regimes.jsonl" in row.where]
+    assert len(rows) == 3
+    for row in rows:
+        contrast = next(c for c in found if row.where.endswith(f" {c.regime} {c.method}"))
+        told = contrast.difference
+        assert (row.difference, row.lower, row.upper) == tuple(
+            round(x, 3) for x in (told.estimate, told.lower, told.upper)
+        )
+        assert (row.seeds, row.questions) == (contrast.seeds, told.n)
+
+
 def test_what_ships_is_a_tie_near_its_base() -> None:
     found = expect(pilot(*[asked(5, 3)] * 4), True, known_evidence())
     assert found.measured is not None
     assert found.tie
     assert found.measured.lower < 0 < found.measured.upper
-    assert found.measured.n == len(known_evidence())
+    assert found.measured.n == sum(row.pairs and abs(row.base - 5 / 8) <= NEAR for row in known_evidence()) == 5
 
 
 def test_pooling_weighs_by_precision_and_a_single_seed_counts_for_less() -> None:
