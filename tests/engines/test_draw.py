@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
+from gpo.engines import draw
 from gpo.engines.draw import GOLDEN, NextToken, mix, stream_keys, uniforms
 from gpo.errors import EngineError
 
@@ -53,7 +54,7 @@ def test_many_draws_from_shared_rows_are_those_of_searchsorted(temperature: floa
     rows, numbers = rng.integers(7, size=2000), rng.random(2000)
     tokens = following.draw(rows, numbers)
     if temperature:
-        sums = following.cumulative[rows]
+        sums = following.sums.cumulative[rows]
         assert tokens.tolist() == torch.searchsorted(
             sums, torch.from_numpy(numbers).unsqueeze(-1) * sums[:, -1:], right=True
         ).squeeze(-1).tolist()  # fmt: skip
@@ -62,6 +63,30 @@ def test_many_draws_from_shared_rows_are_those_of_searchsorted(temperature: floa
     for token in (0, 1, 32):
         said = following.draws(torch.from_numpy(rows), torch.full((2000,), token), numbers[None])
         assert said.tolist() == [(tokens == token).tolist()]
+
+
+@pytest.mark.parametrize("size", [4097, 5000, 6016])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_large_vocabularies_draw_as_small_ones(temperature: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(scale=5, size=(5, size)).astype(np.float32))
+    logits[1, -200:] = logits[2, :300] = logits[3, 128:4000] = -math.inf
+    logits[4] = 0.0  # sums are whole numbers, and some uniform numbers hit them
+    rows, numbers = rng.integers(5, size=4000), rng.random(4000)
+    numbers[:1000] = rng.integers(size, size=1000) / size
+    numbers[-2:] = 0.0, 1 - 2**-32
+    blocks = NextToken(logits, temperature)
+    monkeypatch.setattr(draw, "SMALL", size)
+    whole = NextToken(logits, temperature)
+    assert (type(blocks.sums), type(whole.sums)) == (draw.BlockSums, draw.WholeSums)
+    tokens = blocks.draw(rows, numbers)
+    assert tokens.tolist() == whole.draw(rows, numbers).tolist()
+    drawn = (torch.from_numpy(rows), torch.from_numpy(tokens))
+    assert torch.allclose(blocks.logprobs(*drawn), whole.logprobs(*drawn), atol=1e-12)
+    assert bool(torch.isfinite(blocks.logprobs(*drawn)).all())
+    for other in (drawn[1], drawn[1] - 1, drawn[1] + 1, torch.zeros_like(drawn[1])):
+        asked = (drawn[0], other.clamp(0, size - 1), numbers[None])
+        assert blocks.draws(*asked).tolist() == whole.draws(*asked).tolist() == [(tokens == asked[1].numpy()).tolist()]
 
 
 def test_temperature_divides_the_logits() -> None:

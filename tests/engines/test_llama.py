@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpo.engines import batch_cache
 from gpo.engines.hf import HFEngine
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder
 from gpo.engines.llama import LlamaDecoder, is_supported
@@ -53,7 +54,12 @@ def branched(decoder: BatchDecoder, rows: list[DecodeRow], index: int) -> Decode
 @pytest.mark.parametrize(
     "family", ["qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope"]
 )  # the families that the fused step serves
-def test_logits_equal_the_library_through_compaction_and_refill(family: str, build: Any) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_logits_equal_the_library_through_compaction_and_refill(
+    family: str, on_gpu: bool, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as they are computed on a GPU, where a tensor says which column is next."""
+    monkeypatch.setattr(batch_cache, "replayed", lambda states: on_gpu)
     model = build(family)
     assert is_supported(model)
     decoders = LlamaDecoder(model), LibraryDecoder(model, 3), RecomputingDecoder(model)
@@ -79,7 +85,7 @@ def test_a_prompt_is_stored_once_for_twelve_rows(build: Any) -> None:
     with torch.no_grad():
         decoder.arrange(rows_of(decoder, *PREFIXES, n=8))
     assert decoder.cache is not None
-    keys, _ = decoder.cache.prefixes.layers[0]
+    keys, _ = decoder.cache.prefixes.states[0]
     assert keys.shape == (3, 2, 9, 8)  # groups of rows, kv heads, longest prompt, head dimension
 
 
@@ -110,3 +116,23 @@ def test_what_changes_the_forward_pass_is_left_to_the_library(build: Any) -> Non
 def test_a_large_model_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch, build: Any, word_tokenizer: Any) -> None:
     monkeypatch.setattr("gpo.engines.llama.LARGEST", 1000)
     assert type(HFEngine(build("qwen2"), word_tokenizer).decoder()) is LibraryDecoder
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_a_shorter_type_folds_nothing_into_its_weights(family: str, build: Any) -> None:
+    """As on a GPU: matrix products in place of the CPU's kernel, scores in float32, norms as they are."""
+    model = build(family)
+    short = deepcopy(model).bfloat16()
+    exact, fused, library = LlamaDecoder(model), LlamaDecoder(short), LibraryDecoder(short, 3)
+    assert not fused.folds
+    found = []
+    for decoder in (exact, fused, library):
+        with torch.no_grad():
+            rows = rows_of(decoder, *PREFIXES)
+            decoder.arrange(rows)
+            first = advance(decoder, rows, 3)
+            rows = [row for row in rows if row is not rows[1]] + [branched(decoder, rows, 0)]
+            decoder.arrange(rows)
+            found.append(torch.cat((first, advance(decoder, rows, 2))).float())
+    errors = [float((each - found[0]).pow(2).mean().sqrt()) for each in found[1:]]
+    assert errors[0] < 1.5 * errors[1]

@@ -17,13 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpo.engines.prefixes import DecodeRow, Layers
+from gpo.engines.prefixes import DecodeRow
 
-SPARE_COLUMNS = 32  # columns to decode into before a batch is laid out again
+SPARE_COLUMNS, CUDA_SPARE_COLUMNS = 32, 128  # columns to decode into before a batch is laid out again
 WIDTH = 16  # rows at most that read a prompt together; more groups of equal size waste less than few of any size
 MASKED = -1e30  # finite, so that an empty prefix gets weight 0 and not NaN
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def replayed(states: Tensor) -> bool:
+    """Whether steps are recorded."""
+    return states.is_cuda
 
 
 def groups_of(rows: Sequence[DecodeRow]) -> list[list[int]]:
@@ -41,118 +46,167 @@ def groups_of(rows: Sequence[DecodeRow]) -> list[list[int]]:
 class SharedPrefixes:
     """Keys and values of G prompts, each read by at most R of the B rows. A smaller group reads for its first again."""
 
-    def __init__(self, rows: Sequence[DecodeRow]) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], repeats: int) -> None:
         groups = groups_of(rows)
         self.width = max(len(group) for group in groups)
         grid = torch.tensor([group + group[:1] * (self.width - len(group)) for group in groups])  # (G, R)
-        self.row_of_slot = grid.flatten()
-        self.slot_of_row = torch.empty(len(rows), dtype=torch.long)
-        self.slot_of_row[self.row_of_slot] = torch.arange(grid.numel())
         lengths = torch.tensor([row.shared for row in rows])[grid].unsqueeze(-1)
         ends = lengths.amax((1, 2)).tolist()
         padding = torch.arange(max(1, *ends)) >= lengths
-        self.mask = torch.where(padding, MASKED, 0.0).unsqueeze(1)  # (G, 1, R, T)
-        self.layers: Layers = []  # of (G, kv heads, T, head dimension), right-padded
-        prompts = [layers_of(rows[group[0]]) for group in groups]
-        for pairs in zip(*prompts, strict=True):
-            keys, values = (padded(parts, ends, padding.shape[-1]) for parts in zip(*pairs, strict=True))
-            self.layers.append((keys, values))
+        prompts = [states_of(rows[group[0]]) for group in groups]
+        self.states = padded(prompts, ends, padding.shape[-1])  # (layers, 2, G, kv heads, T, head dimension)
+        device = self.states.device
+        self.row_of_slot = grid.flatten().to(device)
+        self.slot_of_row = torch.empty(len(rows), dtype=torch.long, device=device)
+        self.slot_of_row[self.row_of_slot] = torch.arange(grid.numel(), device=device)
+        mask = torch.where(padding, MASKED, 0.0).unsqueeze(1).to(device)
+        self.mask = mask.repeat_interleave(repeats, 2)  # (G, 1, R * heads / kv heads, T)
+        self.fused = device.type == "cpu" and self.states.dtype == torch.float32 and self.width > 1
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, heads, d) -> output of the same shape, and log-sum-exp of the scores (B, heads)."""
-        keys, values = self.layers[layer]
+        keys, values = self.states[layer]
         heads, size = queries.shape[1:]
         groups, kv_heads = keys.shape[:2]
         slots = queries.index_select(0, self.row_of_slot)
-        if self.width == 1:  # where the kernel is slower than matrix products
-            by_kv_head = (groups * kv_heads, heads // kv_heads, -1)
-            scores = torch.bmm(slots.view(by_kv_head), keys.flatten(0, 1).transpose(1, 2)).view(groups, heads, -1)
-            sums = scores.add_(self.mask[:, 0]).logsumexp(-1, keepdim=True)
-            output = torch.bmm((scores - sums).exp_().view(by_kv_head), values.flatten(0, 1))
+        split = (groups, kv_heads, self.width, heads // kv_heads)
+        if self.width == 1:
+            grid = slots.view(groups, kv_heads, -1, size)
         else:
             grid = slots.view(groups, self.width, kv_heads, -1, size).transpose(1, 2).flatten(2, 3)
-            mask = self.mask.repeat_interleave(heads // kv_heads, 2)
-            output, sums = flash_attention(grid, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
-            split = (groups, kv_heads, self.width, heads // kv_heads)
-            output = output.reshape(*split, size).transpose(1, 2)
-            sums = sums.reshape(split).transpose(1, 2)
-        output, sums = output.reshape(-1, heads, size), sums.reshape(-1, heads)
+        if self.fused:
+            output, sums = flash_attention(grid, keys, values, 0.0, False, attn_mask=self.mask, scale=1.0)
+        else:  # with one row for each prompt the kernel is slower than matrix products, and it is one for CPUs
+            by_kv_head = grid.flatten(0, 1)
+            scores = scores_of(by_kv_head, keys.flatten(0, 1)).view(groups, kv_heads, -1, keys.shape[2])
+            weights, sums = softmax_and_sums(scores.add_(self.mask))
+            output = torch.bmm(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
+        output = output.reshape(*split, size).transpose(1, 2).reshape(-1, heads, size)
+        sums = sums.reshape(split).transpose(1, 2).reshape(-1, heads)
         return output.index_select(0, self.slot_of_row), sums.index_select(0, self.slot_of_row)
 
 
 class BatchCache:
-    """Rows whose suffixes, however long, end at the same column."""
+    """Rows whose suffixes, however long, end at the same column.
 
-    def __init__(self, rows: Sequence[DecodeRow], before: BatchCache | None) -> None:
-        """Take what rows have of their own from `before`, if they were in it, or from `row.layers`."""
-        self.rows, self.prefixes = list(rows), SharedPrefixes(rows)
+    On a GPU nothing that a step computes depends on a number that Python holds, so that steps can be replayed as a
+    graph: keys are written to the column that a tensor names, and columns behind it are masked.
+    """
+
+    def __init__(self, rows: Sequence[DecodeRow], before: BatchCache | None, repeats: int) -> None:
+        """Take what rows have of their own from `before`, if they were in it, or from `row.layers`.
+
+        `repeats` is the number of heads for each head of keys and values.
+        """
+        self.rows, self.prefixes = list(rows), SharedPrefixes(rows, repeats)
         self.used = max(row.own for row in rows)
-        self.capacity = self.used + min(SPARE_COLUMNS, max(row.end - len(row) for row in rows))
+        self.on_gpu = replayed(self.prefixes.states)
+        spare = CUDA_SPARE_COLUMNS if self.on_gpu else SPARE_COLUMNS
+        self.capacity = self.used + min(spare, max(row.end - len(row) for row in rows))
         place = {} if before is None else {id(row): index for index, row in enumerate(before.rows)}
         stay = [(index, place[id(row)]) for index, row in enumerate(rows) if id(row) in place]
-        self.suffixes: Layers = []  # of (B, kv heads, capacity, head dimension), left-padded up to `used`
-        for layer, pair in enumerate(self.prefixes.layers):
-            keys, values = (self.laid(before, stay, layer, part, like) for part, like in enumerate(pair))
-            self.suffixes.append((keys, values))
+        self.suffixes = self.laid(before, stay)
         for row in rows:
             row.layers = None
         padding = torch.arange(self.capacity) < self.used - torch.tensor([row.own for row in rows]).unsqueeze(-1)
-        self.mask = torch.where(padding, MASKED, 0.0).view(len(rows), 1, 1, -1) if bool(padding.any()) else None
+        mask = torch.where(padding, MASKED, 0.0).view(len(rows), 1, 1, -1)
+        self.mask = mask.to(self.suffixes.device) if bool(padding.any()) or self.on_gpu else None
+        if self.on_gpu:
+            self.columns = torch.arange(self.capacity, device=self.suffixes.device)
+            self.column = torch.tensor([self.used], device=self.suffixes.device)
 
-    def laid(
-        self, before: BatchCache | None, stay: list[tuple[int, int]], layer: int, part: int, like: Tensor
-    ) -> Tensor:
-        """One layer's keys or values of all rows."""
-        target = like.new_empty(len(self.rows), like.shape[1], self.capacity, like.shape[-1])
-        target[:, :, : self.used] = 0.0  # the padding; a masked NaN would stay one
+    def laid(self, before: BatchCache | None, stay: list[tuple[int, int]]) -> Tensor:
+        """Keys and values (layers, 2, B, kv heads, capacity, head dimension), left-padded up to `used`."""
+        like = self.prefixes.states
+        target = like.new_empty(*like.shape[:2], len(self.rows), like.shape[3], self.capacity, like.shape[-1])
+        target[..., : self.capacity if self.on_gpu else self.used, :] = 0.0  # a masked NaN would stay one
         if before is not None and stay:
-            to, source = torch.tensor(stay).unbind(1)
+            to, source = torch.tensor(stay, device=like.device).unbind(1)
             span = min(self.used, before.used)
-            known = before.suffixes[layer][part][source, :, before.used - span : before.used]
-            target[to, :, self.used - span : self.used] = known
+            known = before.suffixes[:, :, source, :, before.used - span : before.used]
+            target[:, :, to, :, self.used - span : self.used] = known
         for index, row in enumerate(self.rows):
             if row.layers is not None:
-                target[index, :, self.used - row.own : self.used] = row.layers[layer][part]
+                target[:, :, index, :, self.used - row.own : self.used] = row.layers
         return target
 
     @property
     def room(self) -> int:
         return self.capacity - self.used
 
+    def begin(self) -> None:
+        """Once for each step, before its first layer."""
+        if self.on_gpu:
+            assert self.mask is not None
+            self.seen = self.mask.masked_fill(self.columns > self.column, MASKED)
+        elif self.mask is not None:
+            self.seen = self.mask
+
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One token of every row: queries (B, heads, d), keys and values (B, kv heads, d) -> (B, heads * d).
 
-        Queries are already scaled. The caller counts `used` up after the last layer.
+        Queries are already scaled.
         """
-        end = self.used + 1
         all_keys, all_values = self.suffixes[layer]
         rows, kv_heads = all_keys.shape[:2]
-        all_keys[:, :, self.used] = keys
-        all_values[:, :, self.used] = values
+        if self.on_gpu:
+            end = self.capacity
+            all_keys.index_copy_(2, self.column, keys.unsqueeze(2))
+            all_values.index_copy_(2, self.column, values.unsqueeze(2))
+        else:
+            end = self.used + 1
+            all_keys[:, :, self.used] = keys
+            all_values[:, :, self.used] = values
         shared, sums = self.prefixes.attend(layer, queries)
         by_kv_head = (rows * kv_heads, queries.shape[1] // kv_heads, -1)
-        scores = torch.bmm(queries.reshape(by_kv_head), all_keys.flatten(0, 1)[:, :end].transpose(1, 2))
+        scores = scores_of(queries.reshape(by_kv_head), all_keys.flatten(0, 1)[:, :end])
         if self.mask is not None:
-            scores.view(rows, kv_heads, -1, end).add_(self.mask[..., :end])
+            scores.view(rows, kv_heads, -1, end).add_(self.seen[..., :end])
         weights = torch.cat((scores, sums.reshape(by_kv_head)), -1).softmax(-1)
+        weights = weights.to(values.dtype)
         output = torch.bmm(weights[..., :end], all_values.flatten(0, 1)[:, :end])
         output.addcmul_(weights[..., end:], shared.reshape(by_kv_head))
         return output.view(rows, -1)
 
-    def cut(self, index: int) -> Layers:
-        """Keys and values of a row's own tokens, after the last was fed."""
+    def end(self) -> None:
+        """Once for each step, behind its last layer; `used` is counted up by the caller."""
+        if self.on_gpu:
+            self.column += 1
+
+    def cut(self, index: int) -> Tensor:
+        """Keys and values (layers, 2, kv heads, tokens, d) of a row's own tokens, after the last was fed."""
         columns = slice(self.used - len(self.rows[index].tokens), self.used)
-        return [(keys[index, :, columns].clone(), values[index, :, columns].clone()) for keys, values in self.suffixes]
+        return self.suffixes[:, :, index, :, columns].clone()
 
 
-def layers_of(row: DecodeRow) -> Layers:
-    assert row.prompt.layers is not None, "a prompt is prefilled before rows branch off"
-    return row.prompt.layers
+def scores_of(queries: Tensor, keys: Tensor) -> Tensor:
+    """(G, R, d) and (G, T, d) to (G, R, T), in float32 where the arguments are of a shorter type."""
+    if queries.dtype in (torch.float32, torch.float64):
+        return torch.bmm(queries, keys.transpose(1, 2))
+    if queries.is_cuda:
+        return torch.bmm(queries, keys.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(queries.float(), keys.float().transpose(1, 2))
+
+
+def softmax_and_sums(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax over the last axis, and the log of the sum of exponentials (..., 1)."""
+    if not scores.is_cuda:
+        sums = scores.logsumexp(-1, keepdim=True)
+        return (scores - sums).exp_(), sums
+    weights = scores.softmax(-1)  # one kernel; log-sum-exp takes five
+    return weights, scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
+
+
+def states_of(row: DecodeRow) -> Tensor:
+    states: Tensor | None = row.prompt.layers
+    assert states is not None, "a prompt is prefilled before rows branch off"
+    return states
 
 
 def padded(parts: Sequence[Tensor], ends: Sequence[int], longest: int) -> Tensor:
-    """The beginnings of tensors (kv heads, at least end, d), padded with zeros: (G, kv heads, longest, d)."""
-    laid = parts[0].new_zeros(len(parts), parts[0].shape[0], longest, parts[0].shape[-1])
-    for target, part, end in zip(laid, parts, ends, strict=True):
-        target[:, :end] = part[:, :end]
+    """The beginnings of states (layers, 2, kv heads, at least end, d), padded with zeros, side by side."""
+    layers, two, heads, _, size = parts[0].shape
+    laid = parts[0].new_zeros(layers, two, len(parts), heads, longest, size)
+    for group, (part, end) in enumerate(zip(parts, ends, strict=True)):
+        laid[:, :, group, :, :end] = part[..., :end, :]
     return laid

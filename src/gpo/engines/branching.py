@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import nan
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpo.engines.draw import NextToken, uniforms
-from gpo.engines.prefixes import Continuations, DecodeRow, IndexArray, Layers, SharedPrompt
+from gpo.engines.prefixes import Continuations, DecodeRow, IndexArray, SharedPrompt
 
 
 def follow_prompt(
@@ -108,7 +109,7 @@ class DecodeBatch:
             row.members = self.members[end - size : end]
         return [row for row in self.rows if len(row.members)]
 
-    def advance(self, following: NextToken, cut: Callable[[int], Layers | None]) -> tuple[Tensor, list[DecodeRow]]:
+    def advance(self, following: NextToken, cut: Callable[[int], Any]) -> tuple[Tensor, list[DecodeRow]]:
         """Draw every continuation's next token; the next inputs (B,) and the rows that branch off.
 
         A row goes on with the token that its first continuation drew. `cut(b)` is asked for the keys and values of row

@@ -14,6 +14,7 @@ import torch
 from gpo.engines.adapters import without_wrapper
 from gpo.engines.branching import DecodeBatch, follow_prompt, unfollowed
 from gpo.engines.draw import NextToken
+from gpo.engines.graph import Graph
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
@@ -27,6 +28,10 @@ from gpo.types import Completion, ModelRef, Request
 UNLIMITED = 1 << 30  # the context of models that state none
 PREFILL_TOKENS = 8192  # of one prefill pass, padding included
 PREFILL_LOGITS = 1 << 25  # of one prefill pass; a prompt that would need more is not followed
+CUDA_PREFILL = 8  # times as many of both
+ROWS, CUDA_ROWS = 256, 2048
+BATCH_TOKENS = 1 << 18
+CUDA_SHARE = 4  # keys and values of a batch take one part in so many of the memory that is free
 
 
 @dataclass
@@ -46,15 +51,19 @@ class HFEngine:
     device: str = "auto"  # "auto" is CUDA where there is one; a loaded model stays where it is
     dtype: str = "auto"  # of loaded weights; on a CPU "auto" is float32 up to 200 M parameters (see docs/engines.md)
     attention: str | None = None  # transformers' attn_implementation; None is its default
-    max_rows: int = 256  # sequences decoded at once
-    max_batch_tokens: int = 1 << 18  # positions of all rows of a batch; those that wait to join keep their own tokens
+    max_rows: int | None = None  # sequences decoded at once; None: 256, on CUDA 2048
+    # Positions of all rows of a batch; those that wait to join keep their own tokens. None: 2^18, on CUDA what a
+    # quarter of the memory that is free has room for.
+    max_batch_tokens: int | None = None
     kernel: str = "auto"  # "library" decodes with the model's forward pass even where there is a faster one
     _end_of_turn: int | None = field(default=None, init=False, repr=False, compare=False)
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)  # None: closed
+    # On a GPU the last one, for its memory: torch would keep that of each graph.
+    _graph: Graph | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.max_batch_tokens < 1:
+        if any(limit is not None and limit < 1 for limit in (self.max_rows, self.max_batch_tokens)):
             raise ConfigError(
                 f"max_rows and max_batch_tokens must be at least 1, got {self.max_rows} and {self.max_batch_tokens}."
             )
@@ -168,14 +177,14 @@ class HFEngine:
                 contexts,
                 continuations,
                 temperature=temperature,
-                tokens=PREFILL_TOKENS,
-                logits=PREFILL_LOGITS,
+                tokens=PREFILL_TOKENS * self._prefill,
+                logits=PREFILL_LOGITS * self._prefill,
             )
 
     def close(self) -> None:
         """Let go of the model that was loaded; memory of CUDA goes back to the device."""
         on_cuda = self._loaded is not None and self._loaded.device.type == "cuda"
-        self._loaded = self._ref = None
+        self._loaded = self._ref = self._graph = None
         if on_cuda:
             torch.cuda.empty_cache()
 
@@ -185,30 +194,46 @@ class HFEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _prefill(self) -> int:
+        return CUDA_PREFILL if self._network().device.type == "cuda" else 1
+
+    def _bounds(self) -> tuple[int, int]:
+        """Rows of a batch, and positions of all of them."""
+        model = self._network()
+        rows = self.max_rows or (CUDA_ROWS if model.device.type == "cuda" else ROWS)
+        positions = self.max_batch_tokens or BATCH_TOKENS
+        if self.max_batch_tokens is None and model.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(model.device)
+            positions = max(1, free // CUDA_SHARE // cached_bytes(model))
+        return rows, positions
+
     def decoder(self) -> BatchDecoder:
         model = without_wrapper(self._network())
         if self.kernel == "auto" and is_supported(model):
-            return LlamaDecoder(model)
+            return LlamaDecoder(model, self._graph)
         layers = forkable_layers(model)
         return RecomputingDecoder(model) if layers is None else LibraryDecoder(model, layers)
 
     def decode(self, prompts: Sequence[SharedPrompt], work: Continuations, temperature: float) -> None:
         """Finish all continuations."""
         decoder, stops, device = self.decoder(), self.stop_ids, self._network().device
+        bounds = max_rows, _ = self._bounds()
         waiting: deque[DecodeRow] = deque()
         unread = deque(prompts)
         batch = DecodeBatch([], work, stops)
         while True:
             alive = batch.alive
-            joining = self.max_rows - alive if unread else min(len(waiting), self.max_rows - alive)
-            if not alive or not decoder.room or alive < len(batch.rows) * 3 / 4 or joining > alive / 12:
+            joining = max_rows - alive if unread else min(len(waiting), max_rows - alive)
+            if not alive or not decoder.room or alive < len(batch.rows) * 3 / 4 or joining > alive * decoder.patience:
                 rows = batch.survivors()
                 while True:
-                    self.admit(waiting, rows)
-                    if waiting or not unread or len(rows) >= self.max_rows:
+                    admit(waiting, rows, *bounds)
+                    if waiting or not unread or len(rows) >= max_rows:
                         break
-                    waiting += self.begin(decoder, unread, work, temperature)
+                    waiting += self.begin(decoder, unread, work, temperature, max_rows)
                 if not rows:
+                    self._graph = decoder.graph if isinstance(decoder, LlamaDecoder) else None
                     return
                 decoder.arrange(rows)
                 batch = DecodeBatch(rows, work, stops)
@@ -218,21 +243,27 @@ class HFEngine:
             waiting.extendleft(branches)
 
     def begin(
-        self, decoder: BatchDecoder, unread: deque[SharedPrompt], work: Continuations, temperature: float
+        self,
+        decoder: BatchDecoder,
+        unread: deque[SharedPrompt],
+        work: Continuations,
+        temperature: float,
+        max_rows: int,
     ) -> list[DecodeRow]:
-        """Prefill some prompts and follow them; the rows that branch off."""
+        """Prefill some prompts, for about so many rows, and follow them; the rows that branch off."""
         vocabulary = vocabulary_of(self._network())
+        tokens, most = PREFILL_TOKENS * self._prefill, PREFILL_LOGITS * self._prefill
         longest = len(unread[0].token_ids)
         prompts: list[SharedPrompt] = []
         keep = rows = 0
-        while unread and (len(prompts) + 1) * longest <= max(longest, PREFILL_TOKENS) and rows < self.max_rows:
+        while unread and (len(prompts) + 1) * longest <= max(longest, tokens) and rows < max_rows:
             needed = max(keep, longest - min(int(work.begin[work.bounds[r]]) for r in unread[0].requests) + 1)
-            if prompts and needed * vocabulary * (len(prompts) + 1) > PREFILL_LOGITS:
+            if prompts and needed * vocabulary * (len(prompts) + 1) > most:
                 break
             keep = needed
             prompts.append(unread.popleft())
             rows += sum(len(work.of(request)) for request in prompts[-1].requests)
-        follows = keep * vocabulary * len(prompts) <= PREFILL_LOGITS
+        follows = keep * vocabulary * len(prompts) <= most
         logits = decoder.prefill(prompts, keep if follows else 1)
         found: list[DecodeRow] = []
         for prompt, scores in zip(prompts, logits, strict=True):
@@ -246,14 +277,23 @@ class HFEngine:
                 found += unfollowed(prompt, work)
         return found
 
-    def admit(self, waiting: deque[DecodeRow], rows: list[DecodeRow]) -> None:
-        """Move waiting rows to the batch while it stays within its bounds; one row always fits."""
-        longest = max((row.end for row in rows), default=0)
-        while waiting and len(rows) < self.max_rows:
-            longest = max(longest, waiting[0].end)
-            if rows and longest * (len(rows) + 1) > self.max_batch_tokens:
-                return
-            rows.append(waiting.popleft())
+
+def admit(waiting: deque[DecodeRow], rows: list[DecodeRow], max_rows: int, max_positions: int) -> None:
+    """Move waiting rows to the batch while it stays within its bounds; one row always fits."""
+    longest = max((row.end for row in rows), default=0)
+    while waiting and len(rows) < max_rows:
+        longest = max(longest, waiting[0].end)
+        if rows and longest * (len(rows) + 1) > max_positions:
+            return
+        rows.append(waiting.popleft())
+
+
+def cached_bytes(model: Any) -> int:
+    """Keys and values of one position in all layers of a model."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
 @contextmanager

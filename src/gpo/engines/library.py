@@ -20,6 +20,8 @@ HEADROOM = 64  # columns to decode into before the cache is laid out again
 class BatchDecoder(Protocol):
     """Holds a batch of rows and feeds the model one token of each at a time."""
 
+    patience: float  # as many rows for each row of the batch wait to join before it is arranged anew
+
     def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
         """Compute prompts in one pass; the logits (G, keep, V) after the last `keep` columns.
 
@@ -40,7 +42,7 @@ class BatchDecoder(Protocol):
         """Feed the next token (B,) of every row; the logits (B, V) of the one after."""
         ...
 
-    def cut(self, index: int) -> Layers | None:
+    def cut(self, index: int) -> Any:
         """Keys and values of a row's tokens beyond its prompt, the one that was fed last included."""
         ...
 
@@ -95,8 +97,10 @@ def forkable_layers(model: Any) -> int | None:
     return len(layers)
 
 
-def prefill(model: Any, prompts: Sequence[SharedPrompt], keep: int, layers: int | None) -> Tensor:
-    """What `BatchDecoder.prefill` says; fills `prompt.layers` if the model has `layers` that can be forked.
+def prefill(model: Any, prompts: Sequence[SharedPrompt], keep: int, layers: int | None) -> tuple[Tensor, Layers]:
+    """What `BatchDecoder.prefill` says, and keys and values of all prompts (G, heads, T, head dimension) by layer.
+
+    Without `layers`, the number of those that can be forked, there are none.
 
     A causal model's state at a token does not depend on what follows, so padding needs no mask.
     """
@@ -112,11 +116,7 @@ def prefill(model: Any, prompts: Sequence[SharedPrompt], keep: int, layers: int 
     elif "use_cache" in accepted:
         extra["use_cache"] = False
     logits: Tensor = model(input_ids=tokens.to(model.device), **extra).logits[:, -keep:]
-    if cache is not None:
-        for index, prompt in enumerate(prompts):
-            end = len(prompt.token_ids)
-            prompt.layers = [(layer.keys[index, :, :end], layer.values[index, :, :end]) for layer in cache.layers]
-    return logits
+    return logits, [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]
 
 
 AlikeRows = tuple[int, Sequence[Tensor]]  # their number, and the pieces (heads, t, head dimension) they begin with
@@ -154,6 +154,8 @@ def beginning(run: Sequence[DecodeRow]) -> tuple[int, list[Layers]]:
 class LibraryDecoder:
     """Rows are left-padded to end at one column of a preallocated cache."""
 
+    patience = 1 / 12
+
     def __init__(self, model: Any, layers: int) -> None:
         self.model, self.layers = model, layers
         self.rows: list[DecodeRow] = []
@@ -162,7 +164,11 @@ class LibraryDecoder:
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
-        return prefill(self.model, prompts, keep, self.layers)
+        logits, layers = prefill(self.model, prompts, keep, self.layers)
+        for index, prompt in enumerate(prompts):
+            end = len(prompt.token_ids)
+            prompt.layers = [(keys[index, :, :end], values[index, :, :end]) for keys, values in layers]
+        return logits
 
     @property
     def room(self) -> int:
@@ -219,6 +225,7 @@ class LibraryDecoder:
 class RecomputingDecoder:
     """Feeds the whole sequence again at each step: slow, and right for any model whose state cannot be forked."""
 
+    patience = 1 / 12
     room = 1 << 30
 
     def __init__(self, model: Any) -> None:
@@ -226,7 +233,7 @@ class RecomputingDecoder:
         self.extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def prefill(self, prompts: Sequence[SharedPrompt], keep: int) -> Tensor:
-        return prefill(self.model, prompts, keep, None)
+        return prefill(self.model, prompts, keep, None)[0]
 
     def arrange(self, rows: Sequence[DecodeRow]) -> None:
         self.sequences = [list(row.token_ids[:-1]) for row in rows]

@@ -28,7 +28,7 @@ class SharedPrompt:
 
     token_ids: tuple[int, ...]
     requests: list[int] = field(default_factory=list)  # in increasing order
-    layers: Layers | None = None  # None before prefill, and for models whose state cannot be forked
+    layers: Any = None  # keys and values as the decoder has them; none before prefill and where no state can be forked
     logprobs: list[float] = field(default_factory=list)  # of the tokens, NaN where nothing is sampled
 
 
@@ -42,7 +42,7 @@ class DecodeRow:
     logprobs: list[float]
     members: IndexArray  # the continuations that are this sequence so far
     end: int  # tokens that the longest of them may come to, the prompt's included
-    layers: Layers | None = None  # while it waits: keys and values beyond the prompt's, as the decoder has them
+    layers: Any = None  # while it waits: keys and values beyond the prompt's, as the decoder has them
 
     @property
     def token_ids(self) -> tuple[int, ...]:
