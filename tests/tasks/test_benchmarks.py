@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpo
+from gpo.errors import DataError
 
 DATA = Path(os.environ.get("GPO_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no benchmark data at {DATA}; set GPO_DATA")
@@ -67,6 +68,17 @@ def test_a_question_with_a_line_separator_is_one_row() -> None:
     assert len(problems) + len(task.problems("dev")) == 7473
     assert [p.id for p in problems if "\u2028" in p.question + p.metadata["solution"]] == ["gsm8k/train/2381"]
     assert problems[2381].question in task.prompt(problems[2381])[-1]["content"]
+
+
+@needs_data
+def test_gsm8k_can_be_kept_to_short_solutions() -> None:
+    everything = {problem.id: problem for problem in gpo.make("task", "gsm8k").problems("dev")}
+    short = gpo.make("task", "gsm8k", most_steps=2).problems("dev")
+    assert len(short) == 140
+    assert all(everything[problem.id] == problem for problem in short)
+    assert all(problem.metadata["solution"].count("\n") == 2 for problem in short)
+    with pytest.raises(DataError, match="most_steps is 1"):
+        gpo.make("task", "gsm8k", most_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ class GSM8K:
     shots: int = 0  # solutions of the first `dev` questions as earlier turns
     examples: str | None = None  # file of worked examples instead, columns question and response
     dev_size: int = 500
+    most_steps: int | None = None  # leave out questions whose published solution has more lines, for small models
+
+    def __post_init__(self) -> None:
+        if self.most_steps is not None and self.most_steps < 2:
+            raise DataError(
+                f"most_steps is {self.most_steps}; the shortest solutions of GSM8K have 2 lines. Give 2 or more."
+            )
 
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if there is no data or a row has no answer."""
@@ -46,6 +53,7 @@ class GSM8K:
         return [
             Problem(f"gsm8k/{name}/{first + i}", row.text("question"), reference(row), {"solution": row.text("answer")})
             for i, row in enumerate(rows)
+            if self.most_steps is None or row.text("answer").count("\n") <= self.most_steps
         ]
 
     def prompt(self, problem: Problem) -> list[Message]:
