@@ -40,8 +40,8 @@ from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, tokens_of
 
-SEARCH_CHUNK = 32  # trajectories searched between two writes
-SEARCH_FIRST = 2  # of them in the first chunk, which tells what a search costs; then as many as there were before
+SEARCH_CHUNK = 16  # rollouts of a chunk for each trajectory that is searched between two writes
+SEARCH_FIRST = 256  # the same of the first chunk, which tells what a search costs; then as many as there were before
 log = logging.getLogger(__name__)
 
 
@@ -116,6 +116,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     candidates = (rare_outcomes if stratum else to_search)(state.rollouts.read(), work.config.locate_per_problem)
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
     limit = round(share * work.allowance(state))
+    first = max(2, work.config.chunk // SEARCH_FIRST)
     while True:
         found = state.scores.read()
         spent = sum(score.tokens for score in found)
@@ -127,8 +128,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             weight=sum(search_weight(trajectory) for trajectory in candidates if trajectory.id in known),
             spent=spent,
             left=limit - spent,
-            first=SEARCH_FIRST,
-            most=max(SEARCH_FIRST, min(SEARCH_CHUNK, len(found))),
+            first=first,
+            most=max(first, min(work.config.chunk // SEARCH_CHUNK, len(found))),
         )
         if not batch:
             return
