@@ -1,12 +1,13 @@
 """Sampled tokens a second of a pretrained model on the search workload, by engine and by type of its weights.
 
     python benchmarks/sampling_speed.py MODEL [--gguf FILE ...] [--threads 2] [--repeats 1] [--only hf-float32,...]
+    python benchmarks/sampling_speed.py MODEL --device cuda --solutions 24 --max-tokens 96 --repeats 3
 
 MODEL is a Hugging Face directory (Qwen2.5-Coder-0.5B-Instruct, say); each FILE is the same model for llama.cpp, which
 takes part if llama-cpp-python is installed. From every step boundary of a few reference solutions of GSM8K (`GPO_DATA`)
 8 rollouts are sampled. All samplers take turns in one process, each loaded for its turn alone. Processor time is stated
 beside the clock's, because the machine may be busy: with one thread it does not see what else runs. Ratios are of
-processor time, to `generate` with float32.
+processor time, to `generate` with float32. On a GPU it is the clock's time, to `generate` with bfloat16.
 
 llama.cpp gets every advantage that a caller can give it: prompts are computed once and what they have in common too,
 sequences are forked by naming cells of one unified cache, all rows are one batch, and tokens are drawn as `hf` does.
@@ -36,7 +37,7 @@ from gpo.tasks.gsm8k import GSM8K
 from gpo.types import Request
 
 Sampler = Callable[[Sequence[Request]], int]  # tokens sampled
-PLAIN = "generate-float32"
+PLAIN, PLAIN_CUDA = "generate-float32", "generate-bfloat16"
 BATCH = 256  # tokens of one call of llama.cpp
 CELLS = 16384  # tokens in its cache
 
@@ -59,10 +60,10 @@ def generate(model: Any, pad: int) -> Sampler:
 
     def sample(requests: Sequence[Request]) -> int:
         longest = max(len(request.token_ids) for request in requests)
-        ids = torch.full((len(requests), longest), pad)
+        ids = torch.full((len(requests), longest), pad, device=model.device)
         mask = torch.zeros_like(ids)
         for row, request in enumerate(requests):
-            ids[row, longest - len(request.token_ids) :] = torch.tensor(request.token_ids)
+            ids[row, longest - len(request.token_ids) :] = torch.tensor(request.token_ids, device=model.device)
             mask[row, longest - len(request.token_ids) :] = 1
         new = model.generate(
             ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, repetition_penalty=1.0, pad_token_id=pad,
@@ -170,9 +171,19 @@ def samplers(path: str, files: Sequence[Path], tokenizer: Any, threads: int) -> 
     return found
 
 
+def on_gpu(path: str, tokenizer: Any) -> dict[str, Callable[[], Sampler]]:
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id
+    return {
+        PLAIN_CUDA: lambda: generate(load_model(path, None, device="cuda", dtype="bfloat16", attention=None), pad),
+        "hf-library": lambda: engine(HFEngine(path, tokenizer, device="cuda", dtype="bfloat16", kernel="library")),
+        "hf": lambda: engine(HFEngine(path, tokenizer, device="cuda", dtype="bfloat16")),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--gguf", type=Path, nargs="*", default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
@@ -185,7 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(options.model)
     contexts = starts(tokenizer, options.solutions)
     requests = [Request(ids, options.rollouts, options.max_tokens, seed) for seed, ids in enumerate(contexts)]
-    known = samplers(options.model, options.gguf, tokenizer, options.threads)
+    cuda = options.device == "cuda"
+    known = (
+        on_gpu(options.model, tokenizer) if cuda else samplers(options.model, options.gguf, tokenizer, options.threads)
+    )
+    plain, clock_or_processor = (PLAIN_CUDA, 1) if cuda else (PLAIN, 2)
     names = options.only.split(",") if options.only else list(known)
     warm = [Request(contexts[0], 2, 4, 0)]
     times: dict[str, list[tuple[int, float, float]]] = {name: [] for name in names}
@@ -205,9 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, rows in times.items():
         clock, processor = (statistics.median(row[0] / row[i] for row in rows) for i in (1, 2))
         told = f"{name:20} {clock:6.1f} tokens/s {processor:6.1f} per second of processor"
-        if PLAIN in times:
-            pairs = zip(rows, times[PLAIN], strict=True)
-            ratio = statistics.median(row[0] / row[2] / (plain[0] / plain[2]) for row, plain in pairs)
+        if plain in times:
+            pairs = zip(rows, times[plain], strict=True)
+            i = clock_or_processor
+            ratio = statistics.median(row[0] / row[i] / (base[0] / base[i]) for row, base in pairs)
             told += f" {ratio:5.1f} times generate"
         print(told)
 

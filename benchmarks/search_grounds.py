@@ -1,7 +1,7 @@
 """Makes the grounds on which `search.py` ranks the critical-step searches: trajectories with values at each boundary.
 
     python benchmarks/search_grounds.py near_exact|human|marked [--rollouts N] [--out benchmarks/results]
-    python benchmarks/search_grounds.py prose --model qwen-coder_DIRECTORY
+    python benchmarks/search_grounds.py prose|prose_large --model qwen-coder_DIRECTORY
 
 near_exact: right and wrong trajectories of the embedded reasoner for each of its nine sub-tasks, as many of each as
 `GROUNDS` says: fewer where they take long.
@@ -11,10 +11,11 @@ marked: many more of these traces, valued by the reader, which is the reasoner t
 others began, for `search_human.py`.
 prose: right and wrong solutions of Qwen2.5-Coder-0.5B-Instruct to short questions of GSM8K's training split that it
 solves sometimes, one a question, in bfloat16 at temperature 0.7.
+prose_large: more of them, from other questions, on a GPU.
 
-At least N rollouts (512; 16 for traces, 32 for prose) pass every boundary but the last: those that start there, and
-those from before it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory and
-how they ended. A ground is one file with a trajectory a line; everything follows from the seed and the weights (but for
+At least N rollouts (512; 16 for traces, 32 and 64 for prose) pass every boundary but the last: those that start there,
+and those from before it that reproduce the trajectory up to it. What is kept of them is where they left the trajectory
+and how they ended. A ground is one file with a trajectory a line; all follows from the seed and the weights (but for
 rounding where they are bfloat16). A command that was killed goes on where it was.
 """
 
@@ -253,6 +254,7 @@ class Ground:
     temperature: float = 1.0
     dtype: str = "auto"
     chunk: int = CHUNK
+    seed: int = 0
 
 
 GROUNDS = {
@@ -296,6 +298,7 @@ GROUNDS = {
         ),
     ),
     "prose": Ground("", prose, 32, 2, (("gsm8k", 20),), PROSE_TOKENS, PROSE_TEMPERATURE, "bfloat16", 1),
+    "prose_large": Ground("", prose, 64, 2, (("gsm8k", 30),), PROSE_TOKENS, PROSE_TEMPERATURE, "bfloat16", 60, 1),
 }
 
 
@@ -308,6 +311,7 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0, 
     engine = HFEngine(model_path(model or plan.model), dtype=plan.dtype)
     file = Chunks(folder / f"search_{ground}.jsonl", Valued)
     done = file.read()
+    seed += plan.seed
     for subtask, each in plan.plan:
         if sum(row.problem.metadata["subtask"] == subtask for row in done) >= each * plan.outcomes:
             continue
@@ -315,7 +319,9 @@ def make(ground: str, folder: Path, rollouts: int | None = None, seed: int = 0, 
         known = {row.trajectory.id for row in done}
         rows = [row for row in rows if row[1].id not in known]
         for begin in range(0, len(rows), plan.chunk):
-            new = value(engine, task, rows[begin : begin + plan.chunk], rollouts or plan.rollouts, seed, plan)
+            new = value(
+                engine, task, rows[begin : begin + plan.chunk], rollouts or plan.rollouts, seed + plan.seed, plan
+            )
             file.append(new)
             done += new
             print(f"{ground}: {subtask}, {len(rows) - begin - len(new)} more, {len(done)} in all", flush=True)

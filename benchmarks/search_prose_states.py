@@ -1,11 +1,12 @@
-"""What a model's own pass over the solutions of the ground of prose tells, kept so that ranking needs no model.
+"""What a model's own pass over the solutions of a ground of prose tells, kept so that ranking needs no model.
 
-    python benchmarks/search_prose_states.py --model qwen-coder_DIRECTORY [--results benchmarks/results]
+    python benchmarks/search_prose_states.py --model qwen-coder_DIRECTORY [--ground prose_large] [--results FOLDER]
 
-search_prose_probe.jsonl: for each solution and boundary the log-probability of the reference answer, of the solution's
+search_GROUND_probe.jsonl: for each solution and boundary the log-probability of the reference answer, of the solution's
 own and of some others, forced behind the prefix in two forms.
-search_prose_states.npz: the hidden states at each boundary, of the token before it and as the mean over the step before
-it, of four layers, in float16. They are turned to their principal axes, over all boundaries, which loses nothing.
+search_GROUND_states.npz: the hidden states at each boundary, of the token before it and as the mean over the step
+before it, of four layers, in float16. They are turned to their principal axes, over all boundaries, which loses
+nothing.
 
 One pass for each solution, 20 thousand tokens in all, in bfloat16. A command that was killed goes on where it was.
 """
@@ -64,12 +65,12 @@ def states(engine: HFEngine, row: Valued) -> np.ndarray:
     ids = trajectory.start.prompt_ids + trajectory.response_ids
     with torch.no_grad():
         found = engine._network().get_decoder()(
-            input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False
+            input_ids=torch.tensor([ids], device=engine._network().device), output_hidden_states=True, use_cache=False
         )
     rows = []
     ends = [prompt + b for b in trajectory.boundaries]
     for begin, end in zip([ends[0] - 1, *ends[:-1]], ends, strict=True):
-        parts = [found.hidden_states[layer][0].float() for layer in LAYERS]
+        parts = [found.hidden_states[layer][0].float().cpu() for layer in LAYERS]
         rows.append([of for part in parts for of in (part[end - 1], part[begin:end].mean(0))])
     return np.array([[each.numpy() for each in row] for row in rows])
 
@@ -78,11 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--ground", default="prose", choices=["prose", "prose_large"])
     options = parser.parse_args(arguments)
-    ground = load(options.results / "search_prose.jsonl.gz")
+    stem = f"search_{options.ground}"
+    ground = load(options.results / f"{stem}.jsonl.gz")
     engine = HFEngine(options.model, dtype="bfloat16")
     print("loaded", flush=True)
-    file = options.results / "search_prose_probe.jsonl"
+    file = options.results / f"{stem}_probe.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     known = {json.loads(line)["id"] for line in lines}
     for row in ground:
@@ -102,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left, size, _ = np.linalg.svd(centred, full_matrices=False)
         turned.append((left * size).astype(np.float16))
     np.savez_compressed(
-        options.results / "search_prose_states.npz",
+        options.results / f"{stem}_states.npz",
         ids=np.array([row.trajectory.id for row in ground for _ in row.trajectory.boundaries]),
         states=np.stack(turned, 1),
     )
