@@ -74,8 +74,10 @@ def test_a_batch_takes_no_more_than_its_share_of_the_memory(build: Any, word_tok
 
 
 def test_closing_gives_memory_back(build: Any, word_tokenizer: Any) -> None:
+    before = torch.cuda.memory_allocated()
     engine = on_gpu(build("qwen2"), word_tokenizer)
     engine.generate(REQUESTS)
+    assert torch.cuda.memory_allocated() > before
     engine.model = None
     engine.close()
-    assert torch.cuda.memory_allocated() < 1 << 24
+    assert torch.cuda.memory_allocated() <= before

@@ -29,7 +29,7 @@ UNLIMITED = 1 << 30  # the context of models that state none
 PREFILL_TOKENS = 8192  # of one prefill pass, padding included
 PREFILL_LOGITS = 1 << 25  # of one prefill pass; a prompt that would need more is not followed
 CUDA_PREFILL = 8  # times as many of both
-ROWS, CUDA_ROWS = 256, 2048
+ROWS, CUDA_ROWS = 256, 1024
 BATCH_TOKENS = 1 << 18
 CUDA_SHARE = 4  # keys and values of a batch take one part in so many of the memory that is free
 
@@ -51,7 +51,7 @@ class HFEngine:
     device: str = "auto"  # "auto" is CUDA where there is one; a loaded model stays where it is
     dtype: str = "auto"  # of loaded weights; on a CPU "auto" is float32 up to 200 M parameters (see docs/engines.md)
     attention: str | None = None  # transformers' attn_implementation; None is its default
-    max_rows: int | None = None  # sequences decoded at once; None: 256, on CUDA 2048
+    max_rows: int | None = None  # sequences decoded at once; None: 256, on CUDA 1024
     # Positions of all rows of a batch; those that wait to join keep their own tokens. None: 2^18, on CUDA what a
     # quarter of the memory that is free has room for.
     max_batch_tokens: int | None = None

@@ -23,6 +23,7 @@ from gpo.methods.tree import Tree
 
 NAME = "gpo_tree"  # of this attention in transformers
 SMALLEST_TILE = 64  # nodes
+MASKED = -1e30  # finite, and far from the least number, which a kernel's factor would make infinite
 TILES_PER_PATH = 8  # a longer tile gathers keys less often, and computes more of itself in vain
 
 
@@ -43,7 +44,7 @@ class Tiles:
     _masks: dict[Any, list[Tensor]] = field(default_factory=dict)
 
     def masks(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
-        """For each block (t, 1, size, K): whether a node attends to a key; as 0 or the least number if not boolean."""
+        """For each block (t, 1, size, K): whether a node attends to a key; as 0 or `MASKED` if not boolean."""
         self.windows.add(window)
         if (window, dtype) not in self._masks:
             self._masks[window, dtype] = [self._mask(*block, window, dtype) for block in self.blocks]
@@ -57,7 +58,7 @@ class Tiles:
             seen &= self.depths[nodes] - self.depths[keys] < window
         if dtype == torch.bool:
             return seen[:, None]
-        least = torch.finfo(dtype).min
+        least = max(MASKED, torch.finfo(dtype).min)
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, least)[:, None]
 
 
@@ -135,7 +136,8 @@ def attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # The fused kernel knows no cap, and in bfloat16 on a CPU it is half as fast as the products by themselves.
     fused = softcap is None and not (kind == "cpu" and query.dtype == torch.bfloat16)
-    masks = tree.masks(sliding_window, torch.bool if fused else query.dtype)
+    # A node that sees none of the first keys of its tile: kernels for GPUs may take the difference of two infinities.
+    masks = tree.masks(sliding_window, torch.bool if fused and kind == "cpu" else query.dtype)
     queries = _cut(query, tree).view(tree.count, kept, repeats * tree.size, -1)
     keys, values = (states[0].transpose(0, 1).flatten(1) for states in (key, value))
     outputs = []
