@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
 from gpo.report.clean import visible
+from gpo.types import Stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +56,10 @@ PROGRAMS = {
         "solutions that somebody else wrote, as the trajectories of a run to be searched",
     ),
 }
-HIDDEN = {"train-round": ("gpo.experiment.training:main", "training of a round in a process of its own")}
+HIDDEN = {
+    "train-round": ("gpo.experiment.training:main", "training of a round in a process of its own"),
+    "worker": ("gpo.experiment.workers:main", "a process beside that of a command"),
+}
 
 LOCATE_OPTIONS = {
     "--show ID": "a searched trajectory of the run, by its id or a part of it",
@@ -285,8 +289,10 @@ def do(name: str, run: Run, arm: str | None) -> Results | None:
     if name == "rollout":
         run.rollout()
         return None
-    for each in [arm] if arm is not None else run.models() if name == "evaluate" else run.config.arms:
-        getattr(run, name)(each)
+    if arm is None:
+        run.every(Stage(name))
+    else:
+        getattr(run, name)(arm)
     return run.report() if name == "evaluate" else None
 
 
@@ -306,11 +312,12 @@ def print_places(console: Console, run: Run) -> None:
             console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
     console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
     times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(run.memory_beside.values())) / 1e6
+    several = f" of {len(run.memory_beside) + 1} processes" if run.memory_beside else ""
     if trouble := run.files.trouble():
         told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
         console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"  {'seconds:':<10}{times}; peak memory {memory:.1f} GB", highlight=False, soft_wrap=True)
+    console.print(f"  {'seconds:':<10}{times}; peak memory{several} {memory:.1f} GB", highlight=False, soft_wrap=True)
 
 
 def usage() -> str:

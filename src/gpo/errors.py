@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NamedTuple
 
 
 class GPOError(Exception):
@@ -25,6 +26,23 @@ class EngineError(GPOError, RuntimeError):
 
 class MissingDependency(GPOError, ImportError):
     """An optional package that is not installed."""
+
+
+class Refusal(NamedTuple):
+    """An error of ours as another process tells it: some of them do not survive being pickled."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: GPOError) -> Refusal:
+        """Of the first of our own kinds that the error is."""
+        kinds = (each.__name__ for each in type(error).__mro__ if globals().get(each.__name__) is each)
+        return cls(next(kinds), str(error))
+
+    def error(self) -> GPOError:
+        found: GPOError = globals().get(self.kind, EngineError)(self.message)
+        return found
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> ConfigError:

@@ -31,8 +31,8 @@ OF_STAGE: Mapping[str, Sequence[str]] = {
     "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem", *ALLOCATION),
     "reset": ("reset_rollouts", "reset_fraction", "budget", *ALLOCATION),
     "build": ("credit", "pairs", "reuse"),
-    "train": ("method", "rounds", "round_problems", "reuse", "launch"),
-    "evaluate": ("test_problems", "test_samples", "test_split"),
+    "train": ("method", "rounds", "round_problems", "reuse", "launch", "workers"),
+    "evaluate": ("test_problems", "test_samples", "test_split", "workers"),
     "results": (),
 }
 

@@ -26,6 +26,7 @@ SAMPLE_SHIPPED = ("hf", "openai", "ray", "vllm")  # engines that sample from the
 OR_ALL = ("test_problems", "round_problems", "pairs.per_problem", "pairs.most")
 AT_LEAST_ONE = (
     *("problems", "rollouts", "locate_per_problem", "reset_rollouts", "rounds", "test_samples", "max_tokens", "chunk"),
+    "workers",
     *("pairs.per_start", *OR_ALL),
 )
 
@@ -70,6 +71,7 @@ class RunConfig:
     chunk: int = 512  # rollouts between two writes, about
     piece_seconds: float | None = None  # of sampling that a kill may cost; 0: a chunk; None: 30, of a shipped model 0
     launch: str | None = None  # words that start a round's training, such as "accelerate launch -m"; None: this process
+    workers: int | None = None  # processes that share the arms; None: one a thread, of a shipped model on a CPU
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class RunConfig:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
+        if self.piece_seconds and (self.workers or 1) > 1:
+            raise ConfigError(f"{self.workers} workers write whole chunks. Add --piece_seconds 0, or take --workers 1.")
         if not 0.5 <= self.pairs.certainty < 1:
             raise ConfigError(f"pairs.certainty is {self.pairs.certainty}, expected a probability from 0.5 to 1.")
         if not 0 <= self.pairs.strength < inf:
@@ -95,6 +99,18 @@ class RunConfig:
         for name in self.arms:
             if name == "base" or not name.replace("_", "").replace("-", "").isalnum():
                 raise ConfigError(f"An arm cannot be called {name!r}: letters, digits, - and _ only, and not 'base'.")
+
+    @property
+    def named(self) -> bool:
+        """Whether no component is an instance, so that another process can make the same ones."""
+        given = [*(getattr(self, kind) for kind in COMPONENTS), *self.arms.values()]
+        return all(isinstance(component, Spec | str) for component in given)
+
+    @property
+    def suits_workers(self) -> bool:
+        """Whether a second process costs little beside what it does: the model ships with the package, on `hf`."""
+        engine = self.engine.name if isinstance(self.engine, Spec) else self.engine
+        return engine == "hf" and resolve_model(self).name in SHIPPED
 
     def _check_shares(self) -> None:
         if not 0 < self.locate_share < 1:
@@ -125,7 +141,8 @@ class RunConfig:
             if isinstance(spec := getattr(self, kind), Spec):
                 object.__setattr__(self, kind, replace(spec, preset=presets.get(spec.name, {})))
         if self.piece_seconds is None:
-            object.__setattr__(self, "piece_seconds", 0.0 if shipped and engine == "hf" else PIECE_SECONDS)
+            whole = self.suits_workers or (self.workers or 1) > 1
+            object.__setattr__(self, "piece_seconds", 0.0 if whole else PIECE_SECONDS)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:

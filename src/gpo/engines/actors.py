@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from gpo.config.components import Spec
 from gpo.engines.cluster import first_line, join, leave, ray_module
-from gpo.engines.host import Facts, Host, Refusal
-from gpo.errors import EngineError
+from gpo.engines.host import Facts, Host
+from gpo.errors import EngineError, Refusal
 from gpo.types import ModelRef
 
 log = logging.getLogger(__name__)

@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gpo import errors
 from gpo.config.components import Spec
-from gpo.errors import EngineError, GPOError, naming
+from gpo.errors import GPOError, Refusal, naming
 from gpo.types import ModelRef
-
-
-class Refusal(NamedTuple):
-    """An error of ours as an actor tells it: some of them do not survive being pickled."""
-
-    kind: str
-    message: str
-
-    def error(self) -> GPOError:
-        found: GPOError = getattr(errors, self.kind, EngineError)(self.message)
-        return found
 
 
 class Facts(NamedTuple):
@@ -48,7 +36,7 @@ class Host:
                     self._engine.load(weights)
                 facts = Facts(self._engine.context_length, self._engine.stop_ids, self._engine.repeatable)
         except GPOError as error:
-            return Refusal(_kind(error), str(error))
+            return Refusal.of(error)
         self._version = version
         return facts
 
@@ -60,13 +48,8 @@ class Host:
             with naming(f"The engine {type(self._engine).__name__}"):
                 return getattr(self._engine, method)(*arguments, **settings)
         except GPOError as error:
-            return Refusal(_kind(error), str(error))
+            return Refusal.of(error)
 
     def tell(self, name: str) -> Any:
         """A property of the engine."""
         return getattr(self._engine, name)
-
-
-def _kind(error: GPOError) -> str:
-    """The first of our own kinds that it is."""
-    return str(next(each.__name__ for each in type(error).__mro__ if getattr(errors, each.__name__, None) is each))

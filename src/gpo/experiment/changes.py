@@ -15,7 +15,7 @@ OF_ARMS = (
     *("arms.", "budget ", "locate_share ", "locate_per_problem ", "reset_rollouts ", "reset_fraction ", "reuse "),
     *("rounds ", "round_problems ", "pairs.", *OF_QUESTIONS),
 )
-FREE = ("launch", "piece_seconds")  # may differ from call to call: what is computed does not depend on them
+FREE = ("launch", "piece_seconds", "workers")  # may differ from call to call: what is computed does not depend on them
 
 
 def too_late(

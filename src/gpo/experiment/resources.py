@@ -31,7 +31,7 @@ from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
 from gpo.storage.directory import Partial, Progress, RunDirectory
 from gpo.storage.files import remove, write_json
-from gpo.storage.lock import locked
+from gpo.storage.lock import Lock, joined, locked
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, ModelRef, Problem, Split, Stage, Start, tokens_of
 
@@ -67,7 +67,10 @@ class Resources:
         self._conclusions: Conclusions | None = None
         self._journal: Journal | None = None
         self._partial: Partial | None = None
-        self._holding: Callable[[], None] | None = None  # held; complains once the directory is gone
+        self.memory_beside: dict[int, int] = {}  # most that each other worker has held, in kB
+        self._log: Callable[..., None] = self.files.log
+        self._disturbed: Callable[[], None] | None = None  # raises once this process shall not go on
+        self._holding: Lock | None = None  # held; complains once the directory is gone
         self._begun = False
         self._spent: dict[tuple[str, int], int] = {}
         self._trouble: Counter[str] = Counter()  # of the engine, as far as it is noted
@@ -314,6 +317,8 @@ class Resources:
 
     def tell(self, stage: Stage, label: str | None, done: int, total: int, unit: str) -> None:
         """Say how far a piece of work is that is not finished."""
+        if self._disturbed is not None:
+            self._disturbed()
         if self.on_progress is not None:
             self.on_progress(Progress(stage, label, done, total, unit, 0, 0.0))
 
@@ -337,13 +342,22 @@ class Resources:
             if self._holding is not None:
                 self._holding()
             policy = self._engine[1].model_ref.name if tokens and self._engine is not None else None
-            self.files.log(progress, self._new_trouble(), policy)
+            self._log(progress, self._new_trouble(), policy)
             if self._journal is not None:
                 self._journal.clear()  # what it holds is written
             if self.on_progress is not None:
                 self.on_progress(progress)
+            if self._disturbed is not None:
+                self._disturbed()
 
         yield report
+
+    @contextmanager
+    def joined(self, descriptor: int) -> Iterator[None]:
+        """Work in a run that the process which started this one holds (`storage.lock.joined`)."""
+        with joined(self.files.path, descriptor) as self._holding:
+            self._begun = True
+            yield
 
     @contextmanager
     def held(self) -> Iterator[None]:

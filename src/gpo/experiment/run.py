@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpo.errors import ConfigError
-from gpo.experiment import stages, training
+from gpo.estimators.matched import MatchedRandom
+from gpo.experiment import stages, training, workers
 from gpo.experiment.plan import foretell
 from gpo.experiment.resources import Resources
+from gpo.experiment.workers import Unit, Workers
 from gpo.preferences.pairs import read_pairs
 from gpo.report.results import Results, summarize, write_results
 from gpo.storage.directory import BASE
@@ -35,14 +37,46 @@ class Run(Resources):
     def all(self) -> Results:
         """Every stage for every arm, then tables and plots."""
         with self.held():
-            for stage in (Stage.ROLLOUT, Stage.LOCATE, Stage.RESET, Stage.BUILD):
-                for arm in self.config.arms:
-                    self._advance(arm, 1, stage)
-            for arm in self.config.arms:
-                self.train(arm)
-            for name in self.models():
-                self.evaluate(name)
+            self.every(Stage.LOCATE, Stage.RESET, Stage.BUILD, Stage.TRAIN, Stage.EVALUATE)
             return self.report()
+
+    def every(self, *stages: Stage) -> None:
+        """These stages, and what is missing before them, for every arm: side by side where there are several workers.
+
+        Args:
+            stages: in their order. Evaluation is of the model before training too.
+        """
+        with self.held():
+            self._refuse_traces(stages[-1])
+            several = workers.count(self)
+            if several > 1 and stages[0] != Stage.LOCATE:
+                stages = (Stage.LOCATE, *stages)  # which one arm copies from another
+            names = {Stage.EVALUATE: self.models()}
+            units = [Unit(stage, name) for stage in stages for name in names.get(stage, list(self.config.arms))]
+            needs = {unit: self._needs(unit, stages) for unit in units} if several > 1 else {}
+            with Workers(self, several, units, needs) as beside:
+                if several > 1:
+                    self.rollout()
+                beside.work()
+
+    def do(self, unit: Unit) -> None:
+        """A stage of an arm or of the model before training."""
+        if unit.stage == Stage.TRAIN:
+            self.train(unit.name)
+        elif unit.stage == Stage.EVALUATE:
+            self.evaluate(unit.name)
+        else:
+            with self.held():
+                self._advance(unit.name, 1, unit.stage)
+
+    def _needs(self, unit: Unit, stages: Sequence[Stage]) -> list[Unit]:
+        """What is to be done before."""
+        before = [Unit(stage, unit.name) for stage in stages[: stages.index(unit.stage)]]
+        if unit.stage == Stage.LOCATE:
+            estimator = self.estimator(unit.name, None)
+            if isinstance(estimator, MatchedRandom):
+                before.append(Unit(Stage.LOCATE, estimator.arm))
+        return before
 
     def models(self) -> list[str]:
         """What is evaluated: base and the arms."""
@@ -113,11 +147,7 @@ class Run(Resources):
             ConfigError: there is no such arm, or the run holds traces, which are searched and not trained on.
         """
         self.check_arm(arm)
-        if last not in (Stage.ROLLOUT, Stage.LOCATE) and self.files.traces.exists():
-            raise ConfigError(
-                f"{self.files.path} holds solutions that somebody else wrote: they can be searched (gpo locate "
-                f"{self.files.path}), and nothing can be trained on them. Start a run of its own: gpo run DIRECTORY."
-            )
+        self._refuse_traces(last)
         state = RoundState.of(self.files, arm, number)
         for stage, do in ROUND.items():
             if stage != Stage.BUILD or last == Stage.BUILD or self.trains_on_pairs:
@@ -125,3 +155,11 @@ class Run(Resources):
             if stage == last:
                 break
         return state
+
+    def _refuse_traces(self, last: Stage) -> None:
+        """Raises: ConfigError if the run holds traces, and more is asked than a search."""
+        if last not in (Stage.ROLLOUT, Stage.LOCATE) and self.files.traces.exists():
+            raise ConfigError(
+                f"{self.files.path} holds solutions that somebody else wrote: they can be searched (gpo locate "
+                f"{self.files.path}), and nothing can be trained on them. Start a run of its own: gpo run DIRECTORY."
+            )

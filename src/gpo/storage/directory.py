@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -199,7 +200,13 @@ class RunDirectory:
         write_rows(self.path / "problems.jsonl", rows)
         self._problems.clear()
 
-    def log(self, progress: Progress, trouble: Mapping[str, int] | None = None, policy: str | None = None) -> None:
+    def log(
+        self,
+        progress: Progress,
+        trouble: Mapping[str, int] | None = None,
+        policy: str | None = None,
+        worker: int = 0,
+    ) -> None:
         """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
 
         All other files are so the same in every run.
@@ -207,9 +214,11 @@ class RunDirectory:
         Args:
             trouble: what went wrong meanwhile and was done again, by kind.
             policy: the model that sampled what is counted.
+            worker: which of those that work side by side has done it; 0 is the process of the command.
         """
         more: dict[str, Any] = {"trouble": dict(trouble)} if trouble else {}
         more |= {"policy": policy} if policy else {}
+        more |= {"worker": worker} if worker else {}
         append_row(self.path / "events.jsonl", {"time": round(time.time(), 3), **asdict(progress)} | more)
 
     def trouble(self) -> dict[str, int]:
@@ -222,14 +231,14 @@ class RunDirectory:
         return dict(counts.most_common())
 
     def seconds(self) -> dict[str, float]:
-        """Time spent in each stage, over all processes that worked on this run."""
-        spent: dict[str, float] = {}
-        for event in self._events():
-            spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
+        """Time of the clock spent in each stage; pieces of work that ran side by side have shared theirs."""
+        events, spent = self._events(), dict[str, float]()
+        for event, seconds in zip(events, _by_the_clock(events), strict=True):
+            spent[event["stage"]] = spent.get(event["stage"], 0.0) + seconds
         return spent
 
     def seconds_of(self, arm: str) -> dict[str, float]:
-        """Time spent in each stage for an arm, the rollouts of all arms included."""
+        """Time spent in each stage for an arm, the rollouts of all arms included; other arms may have run meanwhile."""
         spent: dict[str, float] = {}
         for event in self._events_of(arm):
             spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
@@ -281,6 +290,22 @@ def _is_event(row: Mapping[str, Any]) -> bool:
         and (row.get("arm") is None or isinstance(row["arm"], str))
         and all(isinstance(number, int | float) and isfinite(number) for number in numbers)
     )
+
+
+def _by_the_clock(events: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of each event, in order; of those that ran side by side, each moment is divided among them."""
+    ends = [event.get("time") for event in events]
+    beside = any(event.get("worker") for event in events)
+    if not beside or not all(isinstance(end, int | float) and isfinite(end) for end in ends):
+        return [event["seconds"] for event in events]
+    marks = [(end - event["seconds"], i) for i, (event, end) in enumerate(zip(events, ends, strict=True))]
+    marks += [(end, i) for i, end in enumerate(ends)]
+    shares, active = [0.0] * len(events), set[int]()
+    for (now, i), (then, _) in pairwise(sorted(marks)):
+        active ^= {i}
+        for each in active:
+            shares[each] += (then - now) / len(active)
+    return shares
 
 
 def answers_of(file: Chunks[Group], problems: Sequence[Problem], samples: int) -> list[Group]:

@@ -8,9 +8,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpo.errors import ConfigError, DataError
@@ -35,12 +35,34 @@ def is_held(directory: Path) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class Lock:
+    """A directory that is held; called, it complains once the directory is no longer there, or is another one.
+
+    Raises:
+        DataError: it is so.
+    """
+
+    descriptor: int  # of a file in it; the directory is held for as long as any process has this open
+    path: Path
+
+    def __call__(self) -> None:
+        try:
+            same = os.path.samestat(os.fstat(self.descriptor), self.path.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{self.path.parent} was removed or moved while this process worked in it. Put it back where it was "
+                "and give the same command again; without it, the command starts anew."
+            )
+
+
 @contextmanager
-def locked(directory: Path) -> Iterator[Callable[[], None]]:
+def locked(directory: Path) -> Iterator[Lock]:
     """Hold a directory for this process. The system lets go of it when the process dies, however it dies.
 
-    Gives a function that raises DataError once the directory is no longer there, or is another one; all that writes
-    whole files or appends below it asks that function first.
+    All that writes whole files or appends below it asks first whether the directory is still there.
 
     Raises:
         Held: another process holds it.
@@ -51,9 +73,21 @@ def locked(directory: Path) -> Iterator[Callable[[], None]]:
         make_folder(directory)
         refuse_link(lock)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    check = partial(_check, descriptor, lock)
+    check = Lock(descriptor, lock)
     with os.fdopen(descriptor, "r+"), _lock(descriptor, directory), holding(directory, check):
         refuse_linked_folders(directory)
+        yield check
+
+
+@contextmanager
+def joined(directory: Path, descriptor: int) -> Iterator[Lock]:
+    """Work in a directory that the process which started this one holds, with the descriptor that it has handed down.
+
+    So the directory stays held until the last of them is gone.
+    """
+    os.set_inheritable(descriptor, False)
+    check = Lock(descriptor, directory / ".lock")
+    with holding(directory, check):
         yield check
 
 
@@ -117,15 +151,3 @@ def _is_dead(path: Path) -> bool:
             except ProcessLookupError:
                 return True
     return False
-
-
-def _check(descriptor: int, lock: Path) -> None:
-    try:
-        same = os.path.samestat(os.fstat(descriptor), lock.stat())
-    except OSError:
-        same = False
-    if not same:
-        raise DataError(
-            f"{lock.parent} was removed or moved while this process worked in it. Put it back where it was and give "
-            "the same command again; without it, the command starts anew."
-        )
