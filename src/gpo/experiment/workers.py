@@ -279,7 +279,8 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(channel, False)
     with Connection(channel) as connection:
         _Worker(connection).work(directory, held)
-    return 0
+    sys.stderr.flush()
+    os._exit(0)  # taking down what libraries have built lasts a second, in which others wait for the directory
 
 
 class _Worker:
