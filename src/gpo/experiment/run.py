@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpo.errors import ConfigError
 from gpo.estimators.matched import MatchedRandom
+from gpo.estimators.none import NoReset
 from gpo.experiment import stages, training, workers
 from gpo.experiment.plan import foretell
 from gpo.experiment.resources import Resources
@@ -48,15 +49,14 @@ class Run(Resources):
         """
         with self.held():
             self._refuse_traces(stages[-1])
-            several = workers.count(self)
-            if several > 1 and stages[0] != Stage.LOCATE:
-                stages = (Stage.LOCATE, *stages)  # which one arm copies from another
-            names = {Stage.EVALUATE: self.models()}
-            units = [Unit(stage, name) for stage in stages for name in names.get(stage, list(self.config.arms))]
+            several = workers.count(self, len(self.config.arms if stages != (Stage.LOCATE,) else self._searching()))
+            if several > 1:  # what arms share, and what one copies from another
+                stages = (Stage.ROLLOUT, Stage.LOCATE, *(stage for stage in stages if stage != Stage.LOCATE))
+            arms = list(self.config.arms)
+            names = {Stage.ROLLOUT: arms[:1], Stage.EVALUATE: self.models()}
+            units = [Unit(stage, name) for stage in stages for name in names.get(stage, arms)]
             needs = {unit: self._needs(unit, stages) for unit in units} if several > 1 else {}
             with Workers(self, several, units, needs) as beside:
-                if several > 1:
-                    self.rollout()
                 beside.work()
 
     def do(self, unit: Unit) -> None:
@@ -69,9 +69,17 @@ class Run(Resources):
             with self.held():
                 self._advance(unit.name, 1, unit.stage)
 
+    def _searching(self) -> list[str]:
+        """The arms that have a search of their own."""
+        found = {arm: self.estimator(arm, None) for arm in self.config.arms}
+        return [arm for arm, estimator in found.items() if not isinstance(estimator, NoReset | MatchedRandom)]
+
     def _needs(self, unit: Unit, stages: Sequence[Stage]) -> list[Unit]:
         """What is to be done before."""
+        if unit.stage == Stage.ROLLOUT:
+            return []
         before = [Unit(stage, unit.name) for stage in stages[: stages.index(unit.stage)]]
+        before.append(Unit(Stage.ROLLOUT, next(iter(self.config.arms))))
         if unit.stage == Stage.LOCATE:
             estimator = self.estimator(unit.name, None)
             if isinstance(estimator, MatchedRandom):

@@ -26,7 +26,7 @@ from queue import SimpleQueue
 from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpo.errors import EngineError, GPOError, Refusal
+from gpo.errors import ConfigError, EngineError, GPOError, Refusal
 from gpo.storage.directory import Progress
 from gpo.types import Stage
 
@@ -130,8 +130,12 @@ class Workers:
             self.run._log = self._one_by_one(self.run._log)
             self.run._disturbed = self.schedule.check
             self._ends.callback(self._put_back, tell)
-            for number in range(1, self._count + 1):
-                self._start(number)
+            try:
+                for number in range(1, self._count + 1):
+                    self._start(number)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -181,6 +185,7 @@ class Workers:
                 **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "GPO_TRUST": "1",
+                "GPO_LOG": logging.getLevelName(log.getEffectiveLevel()).lower(),
             }
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gpo", "worker", str(self.run.files.path), *map(str, descriptors)],
@@ -254,18 +259,26 @@ def _lost(unit: Unit | None, code: int) -> str:
     )
 
 
-def count(run: Run) -> int:
-    """How many workers a run has, that of the command included."""
+def count(run: Run, most: int) -> int:
+    """How many workers a run has, that of the command included, at most so many.
+
+    Raises:
+        ConfigError: several are asked for, and its model is in the memory of this process.
+    """
     config = run.config
     if config.workers is not None:
         wanted = config.workers
+        if wanted > 1 and not isinstance(run.model.source, str | Path):
+            raise ConfigError(
+                f"{run.model.name} is for one process only. Save it and give its directory, or one worker."
+            )
     elif config.suits_workers and config.named and config.launch is None and not config.piece_seconds:
         from gpo.engines.threads import threads
 
         wanted = threads()
     else:
         return 1
-    return min(wanted, len(config.arms))
+    return max(1, min(wanted, most))
 
 
 def main(arguments: Sequence[str]) -> int:
