@@ -77,6 +77,22 @@ def test_what_is_no_event_is_passed_over(tmp_path: Path, line: bytes) -> None:
     assert files.tokens_per_second("gpo") == 20
 
 
+def test_stages_that_ran_side_by_side_share_the_seconds_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunDirectory(tmp_path)
+    for now, stage, arm, seconds, worker in (
+        (110.0, "rollout", None, 10.0, 0),
+        (116.0, "train", "plain", 6.0, 1),  # alone for 2 of its 6 s, and with the next one for 4
+        (118.0, "evaluate", "base", 6.0, 0),
+        (130.0, "report", None, 2.0, 0),
+    ):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        files.log(Progress(stage, arm, 1, 1, "pieces", 0, seconds), worker=worker)
+    assert files.seconds() == {"rollout": 10, "train": 4, "evaluate": 4, "report": 2}
+    assert files.seconds_of("plain") == {"rollout": 10, "train": 6, "report": 2}
+
+
 def test_the_answers_to_the_problems_are_told_by_their_ids(tmp_path: Path) -> None:
     file = RunDirectory(tmp_path).evaluation("base")
     assert answers_of(file, PROBLEMS, 2) == []

@@ -14,7 +14,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.methods.metrics import write_rows
 from gpo.storage import lock
 from gpo.storage.files import append_row, make_folder, replacing, write_text
-from gpo.storage.lock import locked
+from gpo.storage.lock import is_held, joined, locked
 
 
 def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -27,6 +27,32 @@ def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
         assert "Another process works in" in other.stderr
     with locked(tmp_path):
         pass
+
+
+def test_a_directory_stays_held_until_the_last_of_those_that_share_it_is_gone(tmp_path: Path) -> None:
+    with locked(tmp_path) as hold:
+        other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[hold.descriptor])
+    assert is_held(tmp_path)
+    other.communicate()
+    assert not is_held(tmp_path)
+
+
+def test_who_joins_a_directory_hands_it_to_nobody_and_writes_into_no_other_one(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with locked(run) as hold:
+        descriptor = os.dup(hold.descriptor)
+        os.set_inheritable(descriptor, True)
+
+    def work() -> None:
+        with os.fdopen(descriptor), joined(run, descriptor):
+            assert not os.get_inheritable(descriptor)
+            write_text(run / "a.txt", "text")
+            run.rename(tmp_path / "elsewhere")
+            write_text(run / "b.txt", "text")
+
+    with pytest.raises(DataError, match="run was removed or moved"):
+        work()
+    assert not run.exists()
 
 
 def test_the_lock_error_is_a_config_error(tmp_path: Path) -> None:
