@@ -155,7 +155,9 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     monkeypatch.setenv("WAIT", "")
     run = Run(tmp_path / "run", two_workers("Fatal"), on_progress=lambda _: None)
-    with pytest.raises(EngineError, match=r"A worker that did train \w+ was ended by SIGKILL, perhaps .* --workers 1"):
+    with pytest.raises(
+        EngineError, match=r"A worker was ended by SIGKILL, perhaps .*, while it did train \w+\. .* --workers 1"
+    ):
         run.all()
     assert not is_held(run.files.path)
     monkeypatch.delenv("WAIT")

@@ -1,4 +1,4 @@
-"""Work of a run that does not need each other, side by side in processes of one thread.
+"""Arms of a run side by side, in processes of one thread.
 
 Two threads of one process are hardly faster than one on a small model; two processes are. The process of the command
 is one of the workers and holds the run; it hands units of work to the others over a socket, notes what they have done
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gpo.experiment.run import Run
 
 PATIENCE = 10.0  # seconds until a worker that has nothing left to do is killed
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.ERROR: "error"}
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class Workers:
                 **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "GPO_TRUST": "1",
-                "GPO_LOG": logging.getLevelName(log.getEffectiveLevel()).lower(),
+                "GPO_LOG": LEVELS.get(log.getEffectiveLevel(), "warning"),
             }
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gpo", "worker", str(self.run.files.path), *map(str, descriptors)],
@@ -214,6 +215,8 @@ class Workers:
                 connection.send(None)
                 self._wait(process)
         except (EOFError, ConnectionError):
+            self._wait(process)
+            process.kill()
             self.schedule.fail(EngineError(_lost(unit, process.wait())))
         except BaseException as error:
             self.schedule.fail(error)
@@ -251,10 +254,10 @@ class Workers:
 def _lost(unit: Unit | None, code: int) -> str:
     """What to say of a worker that has gone without a word."""
     doing = "started" if unit is None else f"did {unit.stage} {unit.name}"
-    hint = ", perhaps because the memory was full" if code == -signal.SIGKILL else ""
+    hint = ", perhaps because the memory was full," if code == -signal.SIGKILL else ""
     how = f"by {signal.Signals(-code).name}{hint}" if code < 0 else f"with code {code}"
     return (
-        f"A worker that {doing} was ended {how}. What was finished is kept; the same command goes on. "
+        f"A worker was ended {how} while it {doing}. What was finished is kept; the same command goes on. "
         "With --workers 1 all is done by one process."
     )
 
