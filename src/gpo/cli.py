@@ -58,7 +58,7 @@ PROGRAMS = {
 }
 HIDDEN = {
     "train-round": ("gpo.experiment.training:main", "training of a round in a process of its own"),
-    "worker": ("gpo.experiment.workers:main", "a process beside that of a command"),
+    "worker": ("gpo.experiment.worker:main", "a process beside that of a command"),
 }
 
 LOCATE_OPTIONS = {

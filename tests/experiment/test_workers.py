@@ -22,7 +22,9 @@ from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.estimators.none import NoReset
 from gpo.experiment.run import Run
-from gpo.experiment.workers import Schedule, Unit, count, main
+from gpo.experiment.schedule import Schedule, Unit
+from gpo.experiment.worker import main
+from gpo.experiment.workers import count
 from gpo.storage.directory import Progress
 from gpo.storage.lock import is_held
 from gpo.toy import ChainEngine

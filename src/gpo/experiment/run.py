@@ -12,7 +12,8 @@ from gpo.estimators.none import NoReset
 from gpo.experiment import stages, training, workers
 from gpo.experiment.plan import foretell
 from gpo.experiment.resources import Resources
-from gpo.experiment.workers import Unit, Workers
+from gpo.experiment.schedule import Unit
+from gpo.experiment.workers import Workers
 from gpo.preferences.pairs import read_pairs
 from gpo.report.results import Results, summarize, write_results
 from gpo.storage.directory import BASE

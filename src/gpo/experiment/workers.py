@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Condition, Lock, Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
 
-from gpo.errors import ConfigError, EngineError, GPOError, Refusal
+from gpo.errors import ConfigError, EngineError
+from gpo.experiment.schedule import Schedule, Unit
 from gpo.storage.directory import Progress
-from gpo.types import Stage
 
 if TYPE_CHECKING:
     from gpo.experiment.run import Run
@@ -37,77 +32,6 @@ PATIENCE = 10.0  # seconds until a worker that has nothing left to do is killed
 LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.ERROR: "error"}
 
 log = logging.getLogger(__name__)
-
-
-class Unit(NamedTuple):
-    """A stage of an arm, or of the model before training."""
-
-    stage: Stage
-    name: str
-
-
-class Told(NamedTuple):
-    """What a worker says, by kind: `ready`, `progress`, `piece`, `log`, `done` or `refused`."""
-
-    kind: str
-    content: Any = None
-
-
-@dataclass
-class Schedule:
-    """Hands out units in their order, each once those that it needs are done. May be asked by several threads."""
-
-    units: Sequence[Unit]
-    needs: Mapping[Unit, Iterable[Unit]]
-    failure: BaseException | None = None
-    _waiting: list[Unit] = field(init=False)
-    _begun: set[Unit] = field(default_factory=set, init=False)
-    _changed: Condition = field(default_factory=Condition, init=False)
-
-    def __post_init__(self) -> None:
-        self._waiting = list(self.units)
-
-    def take(self) -> Unit | None:
-        """The next one, as soon as there is one; None if none is left, or something has failed."""
-        with self._changed:
-            while self._waiting and self.failure is None:
-                open_ = {*self._waiting, *self._begun}
-                free = [unit for unit in self._waiting if open_.isdisjoint(self.needs.get(unit, ()))]
-                if free or not self._begun:  # what needs itself says so when it is tried
-                    unit = (free or self._waiting)[0]
-                    self._waiting.remove(unit)
-                    self._begun.add(unit)
-                    return unit
-                self._changed.wait()
-            return None
-
-    def done(self, unit: Unit) -> None:
-        with self._changed:
-            self._begun.remove(unit)
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Nothing is handed out from now on; the first failure counts, and none once all is done."""
-        with self._changed:
-            if self._waiting or self._begun:
-                self.failure = self.failure or error
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Until all is done.
-
-        Raises:
-            GPOError: what has failed elsewhere.
-        """
-        with self._changed:
-            while (self._waiting or self._begun) and self.failure is None:
-                self._changed.wait()
-        self.check()
-
-    def check(self) -> None:
-        """Raises: what has failed elsewhere."""
-        if self.failure is not None:
-            raise self.failure
 
 
 class Workers:
@@ -282,94 +206,3 @@ def count(run: Run, most: int) -> int:
     else:
         return 1
     return max(1, min(wanted, most))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`gpo worker RUN DESCRIPTOR DESCRIPTOR`, which a run starts: a socket, and the file that holds the directory."""
-    if len(arguments) != 3 or not all(text.isdigit() for text in arguments[1:]):
-        print("Usage: gpo worker RUN DESCRIPTOR DESCRIPTOR\n\nA process of a run; --workers of gpo run starts it.")
-        return 0 if "--help" in arguments else 2
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process of the command decides
-    directory, *descriptors = arguments
-    channel, held = map(int, descriptors)
-    os.set_inheritable(channel, False)
-    with Connection(channel) as connection:
-        _Worker(connection).work(directory, held)
-    sys.stderr.flush()
-    os._exit(0)  # taking down what libraries have built lasts a second, in which others wait for the directory
-
-
-class _Worker:
-    """The other end: does units one after the other, and is gone as soon as the process of the command is."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._lock = Lock()
-        self._orders: SimpleQueue[Any] = SimpleQueue()
-
-    def work(self, directory: str, held: int) -> None:
-        Thread(target=self._follow, daemon=True).start()
-        logger = logging.getLogger("gpo")
-        logger.handlers = [_Logged(self._tell)]
-        try:
-            run = self._run(directory, self._orders.get())
-            with run.joined(held):
-                self._tell("ready", _memory())
-                while (unit := self._orders.get()) is not None:
-                    run.do(unit)
-                    self._tell("done", _memory())
-                run.release_engine()
-        except Exception as error:
-            if os.environ.get("GPO_DEBUG"):
-                traceback.print_exc()
-            self._tell("refused", _refusal(error))
-
-    def _follow(self) -> None:
-        """Orders as they come. Without whoever gives them there is nothing to do, and nobody may write after them."""
-        while True:
-            try:
-                self._orders.put(self._connection.recv())
-            except (EOFError, OSError):
-                os._exit(1)
-
-    def _run(self, directory: str, described: dict[str, Any]) -> Run:
-        from gpo.config.options import resolve
-        from gpo.experiment.run import Run
-
-        run = Run(directory, resolve({}, described), on_progress=lambda progress: self._tell("progress", progress))
-        run._log = self._note
-        run.engine()
-        return run
-
-    def _note(self, progress: Progress, trouble: Counter[str], policy: str | None) -> None:
-        self._tell("piece", (progress, trouble, policy))
-
-    def _tell(self, kind: str, content: Any = None) -> None:
-        with self._lock, suppress(OSError):  # whoever listens is gone, and so is this process soon
-            self._connection.send(Told(kind, content))
-
-
-class _Logged(logging.Handler):
-    """Hands messages to the process of the command, which shows them."""
-
-    def __init__(self, tell: Callable[[str, Any], None]) -> None:
-        super().__init__()
-        self._said = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._said("log", (record.levelno, record.getMessage()))
-
-
-def _refusal(error: Exception) -> Refusal:
-    if isinstance(error, GPOError):
-        return Refusal.of(error)
-    text = " ".join(str(error).split()) or type(error).__name__
-    return Refusal("EngineError", f"{text} ({type(error).__name__}; GPO_DEBUG=1 shows where)")
-
-
-def _memory() -> int:
-    """Most that this process has held so far, in kB."""
-    with suppress(OSError, StopIteration):  # where there is no /proc, what the process that started it held counts too
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
