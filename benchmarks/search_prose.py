@@ -1,11 +1,12 @@
-"""Ranks the searches on solutions of a model that reasons in prose: the ground `prose` of `search_grounds.py`.
+"""Ranks the searches on solutions of a model that reasons in prose: the grounds `prose` and `prose_large` of
+`search_grounds.py`.
 
-    python benchmarks/search_prose.py [--results benchmarks/results] [--repeats 8]
+    python benchmarks/search_prose.py [--ground prose_large] [--results benchmarks/results] [--repeats 8]
 
 As `search.py` does, by replay of stored rollouts. Searches that read the model are replayed from what
 `search_prose_states.py` kept: log-probabilities of forced answers, and hidden states, on which a ridge regression is
 fitted to the values of the other questions. How well each tells the stored values is printed first. A line of JSON for
-each search is printed and goes to search_prose_ranks.jsonl. Three minutes on one core.
+each search is printed and goes to search_GROUND_ranks.jsonl. Three minutes on one core.
 """
 
 from __future__ import annotations
@@ -108,11 +109,11 @@ def regressed(rows: Sequence[Valued], states: np.ndarray, penalty: float, folds:
     return {row.trajectory.id: told[question == i] for i, row in enumerate(rows)}
 
 
-def told_values(rows: Sequence[Valued], folder: Path) -> dict[str, Values]:
+def told_values(rows: Sequence[Valued], folder: Path, ground: str) -> dict[str, Values]:
     """What each way of reading the model says of all boundaries."""
-    lines = (folder / "search_prose_probe.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / f"search_{ground}_probe.jsonl").read_text(encoding="utf-8").splitlines()
     nats = {line["id"]: line["nats"] for line in map(json.loads, lines)}
-    states = np.load(folder / "search_prose_states.npz")["states"].astype(float)
+    states = np.load(folder / f"search_{ground}_states.npz")["states"].astype(float)
     return {
         "probe": probed(rows, nats, "hashes own"),
         "probe, boxed": probed(rows, nats, "boxed own"),
@@ -154,21 +155,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--repeats", type=int, default=32)
+    parser.add_argument("--ground", default="prose", choices=["prose", "prose_large"])
     options = parser.parse_args()
-    ground = load(options.results / "search_prose.jsonl.gz")
+    ground = load(options.results / f"search_{options.ground}.jsonl.gz")
     follow = np.quantile([p for row in ground for p in follow_probabilities(row.trajectory)], [0.25, 0.5, 0.75])
     print(f"{len(ground)} solutions, probability of a step: quartiles {follow.round(4).tolist()}")
-    told = told_values(ground, options.results)
+    told = told_values(ground, options.results, options.ground)
     print_quality(ground, told)
     lines = []
     for rule in RULES:
         rows = [row for row in ground if merit(row, rule).max() > WORTH]
         for name, budget, estimator in searches(rule, told):
             found = summary(rows, rank(rows, rule, estimator, options.repeats))
-            line = {"ground": "prose", "rule": rule, "search": name, "budget": budget, **found}
+            line = {"ground": options.ground, "rule": rule, "search": name, "budget": budget, **found}
             lines.append(json.dumps(line) + "\n")
             print(lines[-1], end="", flush=True)
-    (options.results / "search_prose_ranks.jsonl").write_text("".join(lines), encoding="utf-8")
+    (options.results / f"search_{options.ground}_ranks.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,18 @@ def test_a_question_with_a_line_separator_is_one_row() -> None:
 
 
 @needs_data
+def test_gsm8k_asks_for_a_boxed_answer_and_with_examples_for_theirs() -> None:
+    def asked(**settings: object) -> str:
+        task = gpo.make("task", "gsm8k", **settings)
+        return str(task.prompt(task.problems("train")[0])[-1]["content"])
+
+    assert asked().endswith("put your final answer within \\boxed{}.")
+    assert asked(shots=1).endswith('End with the line "#### NUMBER".')
+    assert asked(shots=1, instruction="Be brief.").endswith("Be brief.")
+    assert asked(instruction="") == gpo.make("task", "gsm8k").problems("train")[0].question
+
+
+@needs_data
 def test_gsm8k_can_be_kept_to_short_solutions() -> None:
     everything = {problem.id: problem for problem in gpo.make("task", "gsm8k").problems("dev")}
     short = gpo.make("task", "gsm8k", most_steps=2).problems("dev")

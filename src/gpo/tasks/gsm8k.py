@@ -25,7 +25,9 @@ from gpo.tasks.data import Hub, Row, conversation, hold_out, load_rows, worked_e
 from gpo.tasks.grading import candidates, compare, extract, parse_number
 from gpo.types import Message, Problem, Score, Split
 
-INSTRUCTION = 'Think step by step, one step on each line. End with the line "#### NUMBER".'
+# The first is what instruction models were trained on; the second asks for the form of the published solutions.
+ALONE = "Please reason step by step, and put your final answer within \\boxed{}."
+WITH_EXAMPLES = 'Think step by step, one step on each line. End with the line "#### NUMBER".'
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class GSM8K:
     """Ids are such as `gsm8k/train/17`, the number of the row in its published file."""
 
     path: str | None = None  # folder with train.jsonl and test.jsonl, or the file of the split that is asked for
-    instruction: str = INSTRUCTION
+    instruction: str | None = None  # None: to reason step by step and box the answer; as they do, where there are shots
     shots: int = 0  # solutions of the first `dev` questions as earlier turns
     examples: str | None = None  # file of worked examples instead, columns question and response
     dev_size: int = 500
@@ -57,7 +59,9 @@ class GSM8K:
         ]
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, self._examples(problem))
+        examples = self._examples(problem)
+        usual = WITH_EXAMPLES if examples else ALONE
+        return conversation(problem.question, usual if self.instruction is None else self.instruction, examples)
 
     def score(self, problem: Problem, text: str) -> Score:
         return compare(parse_number(problem.answer, True), extract(text, parse_number))
