@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {
     "question": "gpo.tasks.question:Question",
     "reasoner": "gpo.tasks.generated:Generated",
     "reasoning_gym": "gpo.tasks.reasoning_gym:ReasoningGym",
+    "squares": "gpo.tasks.squares:Squares",
 }
 
 ENGINES: dict[str, str] = {

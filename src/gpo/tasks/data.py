@@ -239,13 +239,20 @@ def names(value: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(item.strip() for item in items if item.strip())
 
 
-def conversation(question: str, instruction: str = "", examples: Sequence[tuple[str, str]] = ()) -> list[Message]:
-    """A question as chat turns, worked examples (question, response) first, the instruction with every question."""
+def conversation(
+    question: str, instruction: str = "", examples: Sequence[tuple[str, str]] = (), images: Sequence[object] = ()
+) -> list[Message]:
+    """A question as chat turns, worked examples (question, response) first, the instruction with every question.
+
+    The images of the question, paths or images of Pillow, come before its text.
+    """
     turns: list[Message] = []
     for asked, response in examples:
         turns.append({"role": "user", "content": _instructed(asked, instruction)})
         turns.append({"role": "assistant", "content": response})
-    turns.append({"role": "user", "content": _instructed(question, instruction)})
+    text = _instructed(question, instruction)
+    shown = [{"type": "image", "image": image} for image in images]
+    turns.append({"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text})
     return turns
 
 

@@ -13,6 +13,7 @@ from gpo.tasks.math_grading import compare_math, score_math
 from gpo.tasks.mmlu import option_letter, with_options
 from gpo.types import Message, Problem, Score, Split
 
+IMAGES = "images"  # column
 Form = Literal["auto", "math", "text"]
 
 
@@ -20,7 +21,8 @@ Form = Literal["auto", "math", "text"]
 class File:
     """Rows of `path` to train on, the last `dev_size` of them for development, and rows of `test_path` to measure with.
 
-    Ids are such as `file/train/17`, or those of the column `id`.
+    Ids are such as `file/train/17`, or those of the column `id`. A column `images`, as TRL names it, has the
+    images that a question shows: a path, or a list of paths, relative to the folder of the file.
     """
 
     path: str | None = None  # training file
@@ -43,12 +45,13 @@ class File:
         name, path = ("test_path", self.test_path) if split == "test" else ("path", self.path)
         if path is None:
             raise DataError(f"The file task has no {split!r} questions: set {name} to a .jsonl, .csv or .parquet file.")
-        rows = read_rows(Path(path).expanduser())
+        file = Path(path).expanduser()
+        rows = read_rows(file)
         first = len(rows) - self.dev_size if split == "dev" else 0
         if split == "dev" or (split == "train" and self.dev_size):
             rows = hold_out("file", rows, split, self.dev_size)
         problems = [
-            self._problem(row, f"file/{'test' if split == 'test' else 'train'}/{first + i}")
+            self._problem(row, f"file/{'test' if split == 'test' else 'train'}/{first + i}", file.parent)
             for i, row in enumerate(rows)
         ]
         seen: dict[str, Row] = {}
@@ -59,7 +62,8 @@ class File:
         return problems
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        shown = problem.metadata.get("images", ())
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), shown)
 
     def score(self, problem: Problem, text: str) -> Score:
         if self.form == "math":
@@ -76,9 +80,21 @@ class File:
     def same(self, a: str, b: str) -> bool:
         return compare_math(a, b).verdict == "right" if self.form == "math" else a == b
 
-    def _problem(self, row: Row, name: str) -> Problem:
+    def _problem(self, row: Row, name: str, folder: Path) -> Problem:
         question, answer = row.text(self.question), row.text(self.answer)
         if self.options is not None:
             listed = row.texts(self.options)
             question, answer = with_options(question, listed), option_letter(row, self.answer, len(listed))
-        return Problem(row.text(self.id) if self.id else name, question, answer)
+        return Problem(row.text(self.id) if self.id else name, question, answer, _shown(row, folder))
+
+
+def _shown(row: Row, folder: Path) -> dict[str, list[str]]:
+    """The images of a row, for the metadata of its problem."""
+    given = row.fields.get(IMAGES)
+    if not given or (isinstance(given, str) and not given.strip()):
+        return {}
+    listed = [given] if isinstance(given, str) else row.texts(IMAGES)
+    paths = [(folder / Path(name).expanduser()).resolve() for name in listed]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{row.where}: there is no image at {missing[0]}. Paths are relative to {folder.resolve()}.")
+    return {"images": [str(path) for path in paths]}
