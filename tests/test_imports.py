@@ -10,7 +10,7 @@ import gpo
 
 SOURCE = Path(gpo.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers"}
-MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "estimators/critic", "estimators/gradient")
+MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "estimators/critic", "estimators/gradient", "images/embedding")
 PACKAGES = ("tasks", "engines", "estimators", "methods")
 READS_RUNS_ONLY = (
     "storage",

@@ -40,10 +40,14 @@ class Stage(StrEnum):
 
 
 class Message(TypedDict):
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation, as chat templates take it.
+
+    Content in parts is texts ({"type": "text", "text": ...}) and images ({"type": "image", "image": a path or an image
+    of Pillow}).
+    """
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +266,7 @@ class RoundContext:
     credit: Credit = "tail"
     meaning: Callable[[str], Hashable] | None = None  # of a step's text; steps that mean the same share their credit
     sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
+    images: Path | None = None  # directory of the images whose tokens are in prompts
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all

@@ -26,7 +26,8 @@ def follow_prompt(
 
     `following` holds the distributions of the tokens at positions `first` to the prompt's length.
     """
-    ids = torch.tensor(prompt.token_ids)
+    # No completion has tokens of images, whose ids are above the vocabulary.
+    ids = torch.tensor(prompt.token_ids).clamp(max=following.scores.shape[-1] - 1)
     ends = np.isin(prompt.token_ids, sorted(stops))
     positions = torch.arange(len(ids) - first)
     prompt.logprobs = [nan] * first + following.logprobs(positions, ids[first:]).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,10 @@ from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.teacher_forcing import teacher_forced
 from gpo.errors import ConfigError, EngineError
+from gpo.images.album import Album
+from gpo.images.embedding import check_sight, see, sees
+from gpo.images.tokenizer import ImageTokenizer
+from gpo.images.tokens import has_images, images_in
 from gpo.types import Completion, ModelRef, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none
@@ -61,6 +65,7 @@ class HFEngine:
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)  # None: closed
     # On a GPU the last one, for its memory: torch would keep that of each graph.
     _graph: Graph | None = field(default=None, init=False, repr=False, compare=False)
+    _looked: bool = field(default=False, init=False, repr=False, compare=False)  # at an image, and saw it right
 
     def __post_init__(self) -> None:
         if any(limit is not None and limit < 1 for limit in (self.max_rows, self.max_batch_tokens)):
@@ -73,10 +78,13 @@ class HFEngine:
             raise ConfigError("The engine has no model. Give model= a directory, a hub id or a loaded model.")
         ref = self.model if isinstance(self.model, ModelRef) else reference(self.model)
         tokenizer = self.tokenizer if self.tokenizer is not None else ref.tokenizer
+        album = Album()
         if isinstance(tokenizer, str | Path):
-            tokenizer = load_tokenizer(str(tokenizer))
+            tokenizer = load_tokenizer(str(tokenizer), images=album)
         elif tokenizer is None and isinstance(ref.source, str | Path):
-            tokenizer = load_tokenizer(str(ref.source), ref.revision)
+            tokenizer = load_tokenizer(str(ref.source), ref.revision, album)
+        elif hasattr(tokenizer, "image_processor"):  # a processor
+            tokenizer = ImageTokenizer(tokenizer, album)
         elif tokenizer is None:
             raise ConfigError("A loaded model comes without a tokenizer. Give tokenizer= as well.")
         self.tokenizer, self._end_of_turn = tokenizer, end_of_turn(tokenizer)
@@ -102,7 +110,8 @@ class HFEngine:
             if not fused and forkable_layers(loaded) is not None:
                 pack(loaded)
         check_vocabulary(self.tokenizer, loaded)
-        self._ref, self._loaded = ref, loaded
+        see(without_wrapper(loaded), self.tokenizer, keep=isinstance(ref.source, str | Path))
+        self._ref, self._loaded, self._looked = ref, loaded, False
 
     def _network(self) -> Any:
         """The model, which a closed engine does not have."""
@@ -150,7 +159,10 @@ class HFEngine:
         """
         check_temperature(temperature)
         model = self._network()
-        limits = token_limits(requests, context_length=self.context_length, vocabulary=vocabulary_of(model))
+        sight = self._sight(request.token_ids for request in requests)
+        limits = token_limits(
+            requests, context_length=self.context_length, vocabulary=vocabulary_of(model), images=sight
+        )
         work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
         with torch.no_grad(), evaluating(model):
             self.decode(shared_prompts([request.token_ids for request in requests]), work, temperature)
@@ -169,7 +181,11 @@ class HFEngine:
         check_temperature(temperature)
         model = self._network()
         check_continuations(
-            contexts, continuations, context_length=self.context_length, vocabulary=vocabulary_of(model)
+            contexts,
+            continuations,
+            context_length=self.context_length,
+            vocabulary=vocabulary_of(model),
+            images=self._sight(contexts),
         )
         with torch.no_grad(), evaluating(model):
             return teacher_forced(
@@ -180,6 +196,17 @@ class HFEngine:
                 tokens=PREFILL_TOKENS * self._prefill,
                 logits=PREFILL_LOGITS * self._prefill,
             )
+
+    def _sight(self, sequences: Iterable[Sequence[int]]) -> bool:
+        """Whether the model takes images; the first that there is, the library has to see in the same way."""
+        model = without_wrapper(self._network())
+        if not sees(model):
+            return False
+        if not self._looked and (named := next((images_in(ids) for ids in sequences if has_images(ids)), ())):
+            with evaluating(model):
+                check_sight(model, self.tokenizer, named[0])
+            self._looked = True
+        return True
 
     def close(self) -> None:
         """Let go of the model that was loaded; memory of CUDA goes back to the device."""

@@ -11,12 +11,18 @@ from jinja2 import TemplateError
 from gpo.engines.adapters import merge, without_wrapper
 from gpo.engines.llama import LARGEST
 from gpo.errors import EngineError
+from gpo.images.album import Album
+from gpo.images.tokenizer import ImageTokenizer, load_processor, text_tokenizer
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line, load_checked
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> Any:
-    """Raises: EngineError if there is none in a directory or behind a hub id."""
+def load_tokenizer(source: str, revision: str | None = None, images: Album | None = None) -> Any:
+    """A tokenizer, which takes images too where there are `images` and the model is one of vision and language.
+
+    Raises:
+        EngineError: there is none in a directory or behind a hub id.
+    """
     from transformers import AutoTokenizer
 
     if not Path(source).exists() and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
@@ -28,6 +34,9 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False, **hub_options(source)
         )
+        processor = None if images is None else load_processor(source, revision)
+        if processor is not None:
+            return ImageTokenizer(processor, images)
         # Without tokenizer files, transformers makes an empty one of the kind that the model's configuration names.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError("its vocabulary is empty")
@@ -102,6 +111,7 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
     from transformers import PreTrainedTokenizerBase
 
     size = vocabulary_of(model)
+    tokenizer = text_tokenizer(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer) <= size:
         return
     harmless = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

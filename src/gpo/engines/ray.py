@@ -14,6 +14,7 @@ from gpo.engines.actors import Piece, Pool
 from gpo.engines.host import Facts
 from gpo.engines.requests import check_temperature, token_limits
 from gpo.errors import ConfigError, EngineError
+from gpo.images.tokenizer import text_tokenizer
 from gpo.types import Completion, ModelRef, Request
 
 ANY_TOKEN = 1 << 62  # the engine in the actor knows its vocabulary
@@ -58,7 +59,7 @@ class RayEngine:
         try:
             self._pool.wake()
             if self.tokenizer is None or isinstance(self.tokenizer, str):
-                self.tokenizer = self._pool.tell("tokenizer")
+                self.tokenizer = text_tokenizer(self._pool.tell("tokenizer"))
             self._ref = reference(self.model) if "model" in known else self._pool.tell("model_ref")
         except BaseException:
             self.close()

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from math import inf
 
 from gpo.errors import ConfigError, EngineError
+from gpo.images.tokens import FIRST, has_images
 from gpo.types import Request
 
 
-def token_limits(requests: Sequence[Request], *, context_length: int, vocabulary: int) -> list[int]:
+def token_limits(
+    requests: Sequence[Request], *, context_length: int, vocabulary: int, images: bool = False
+) -> list[int]:
     """Tokens to sample at most for each request: its own limit, or what the context leaves.
 
     Raises:
@@ -19,7 +22,7 @@ def token_limits(requests: Sequence[Request], *, context_length: int, vocabulary
         what = f"Request {index}"
         if request.n < 1 or request.max_tokens < 1:
             raise EngineError(f"{what} has n={request.n}, max_tokens={request.max_tokens}; both must be at least 1.")
-        check_tokens(what, request.token_ids, vocabulary)
+        check_tokens(what, request.token_ids, vocabulary, images)
         if len(request.token_ids) >= context_length:
             raise EngineError(
                 f"{what} has {len(request.token_ids)} tokens, expected fewer than the model's context "
@@ -34,13 +37,14 @@ def check_continuations(
     *,
     context_length: int,
     vocabulary: int,
+    images: bool = False,
 ) -> None:
     """Raises: EngineError if `Engine.logprobs` cannot be answered for one of them."""
     if len(contexts) != len(continuations):
         raise EngineError(f"Got {len(contexts)} contexts and {len(continuations)} continuations; expected as many.")
     for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         what = f"Sequence {index}"
-        check_tokens(what, (*context, *continuation) if context else (), vocabulary)
+        check_tokens(what, (*context, *continuation) if context else (), vocabulary, images)
         if len(context) + len(continuation) > context_length:
             raise EngineError(
                 f"{what} has {len(context)} + {len(continuation)} tokens, expected at most {context_length}, the "
@@ -48,11 +52,18 @@ def check_continuations(
             )
 
 
-def check_tokens(what: str, token_ids: Sequence[int], vocabulary: int) -> None:
-    """Raises: EngineError if there are no tokens, or ids that are not below `vocabulary`."""
+def check_tokens(what: str, token_ids: Sequence[int], vocabulary: int, images: bool = False) -> None:
+    """Raises: EngineError if there are no tokens, ids that are not below `vocabulary`, or images that are not taken."""
     if not token_ids:
         raise EngineError(f"{what} has no tokens; start from at least one (the tokenizer's BOS, say).")
-    if not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+    if has_images(token_ids):
+        if not images:
+            raise EngineError(
+                f"{what} has an image, and this engine or its model takes none. Use --engine hf and a "
+                "vision-language model with its processor; see docs/images.md."
+            )
+        token_ids = [token for token in token_ids if token < FIRST]
+    if not 0 <= min(token_ids, default=0) <= max(token_ids, default=0) < vocabulary:
         raise EngineError(
             f"{what} has token ids from {min(token_ids)} to {max(token_ids)}, expected 0 to {vocabulary - 1}. "
             "Does the tokenizer belong to this model?"

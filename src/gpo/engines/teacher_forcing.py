@@ -59,7 +59,8 @@ def token_logprobs(model: Any, ids: Tensor, first: int, temperature: float, logi
         scores = raw.float() if temperature in (0.0, 1.0) else raw.float() / temperature
         total = scores.logsumexp(-1)
         check_finite(total)
-        following = ids[:, begin + 1 : begin + 1 + scores.shape[1]]
+        # Tokens of images, whose ids are above the vocabulary, are in the context of their row.
+        following = ids[:, begin + 1 : begin + 1 + scores.shape[1]].clamp(max=scores.shape[-1] - 1)
         parts.append(scores.gather(-1, following.unsqueeze(-1)).squeeze(-1).double() - total.double())
     return torch.cat(parts, 1).cpu()
 

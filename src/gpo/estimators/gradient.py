@@ -109,9 +109,21 @@ def influences(
 
 
 def loaded(model: Any) -> Any:
-    """A model from a directory or the hub; one that is loaded is given back."""
+    """A model from a directory or the hub; one that is loaded is given back.
+
+    Raises:
+        ConfigError: it is one of vision and language, whose images nobody gives to a search.
+    """
     if not isinstance(model, str | Path):
         return model
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(str(model), dtype="auto").float()
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(model), dtype="auto").float()
+    except ValueError as error:
+        if "AutoModelForCausalLM" not in str(error):
+            raise
+        raise ConfigError(
+            f"{str(model)!r} is no causal language model of text alone. The searches critic, probe and gradient, and "
+            "gpo states, read such a model by themselves; with images, search by rollouts (adaptive, monte_carlo)."
+        ) from error

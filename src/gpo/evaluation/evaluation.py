@@ -27,6 +27,7 @@ from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
+from gpo.images.tokenizer import keep_images
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
@@ -191,6 +192,7 @@ class Evaluation:
             problems = self._problems()
             answers = {name: self._answers(name, problems) for name in self.config.models}
             self._keep(problems)
+            keep_images(engine.tokenizer, self.files.images)
             board = score_models(answers, problems, self.task)
             write_json(self.files.results, board)
             write_text(self.files.path / "table.md", markdown(board))

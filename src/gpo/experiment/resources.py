@@ -24,8 +24,9 @@ from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, 
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
+from gpo.images.tokenizer import keep_images, shows_images
 from gpo.rollout.journal import Journal
-from gpo.rollout.prompting import Conclusions
+from gpo.rollout.prompting import Conclusions, question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
@@ -129,7 +130,9 @@ class Resources:
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
         if not asked:
             chosen = self.choose_problems()
-            self.engine()
+            engine, first = self.engine(), chosen["train"][0]
+            if shows_images(self.task.prompt(first)):
+                question_start(first, self.task, engine.tokenizer)  # an engine that takes none says so here
             self.files.write_problems(chosen)
         elif any(each.startswith(OF_QUESTIONS) for each in changed):
             chosen = self.choose_problems()
@@ -259,6 +262,7 @@ class Resources:
         """Samples a chunk; stage, round, arm and the number of the chunk's first row name its random numbers."""
         names = [f"round{number}" if number > 1 else "", stage, arm or "", str(first)]
         engine = self.engine(checkpoint)
+        keep_images(engine.tokenizer, self.files.images)
         return Sampler(
             self._journaled(engine) if self.config.piece_seconds else engine,
             self.task,

@@ -71,6 +71,7 @@ def train_round(
         credit=work.config.credit,
         meaning=work.meaning,
         sampled=round_metrics(work, state),
+        images=files.images,
         work_dir=files.arm(arm) / "unfinished",
         metrics_path=files.arm(arm) / "training.jsonl",
         on_step=on_step,

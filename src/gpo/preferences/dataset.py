@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gpo.errors import ConfigError, DataError
+from gpo.images.tokens import has_images
 from gpo.preferences.pairs import to_row
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import replacing
@@ -90,7 +91,9 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """A pyarrow table of rows of one form; columns have the same types whatever the rows hold."""
     import pyarrow as pa
 
-    text, ids = pa.string(), pa.list_(pa.int32())
+    # Ids of images are above those of text, for which 32 bits do.
+    wide = any(has_images(row["prompt_ids"]) for row in rows)
+    text, ids = pa.string(), pa.list_(pa.int64() if wide else pa.int32())
     known = {"list<double>": pa.list_(pa.float64()), "string": text, "int64": pa.int64()}
     names = dict.fromkeys(name for row in rows for name in row["provenance"])
     provenance = [

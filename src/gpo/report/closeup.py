@@ -24,7 +24,7 @@ from gpo.report.sampling import SamplingDisplay
 from gpo.report.show import success
 from gpo.report.terminal import print_question, print_verdict, rows_of, table
 from gpo.rollout.pace import Paced
-from gpo.rollout.prompting import Conclusions, question_start
+from gpo.rollout.prompting import Conclusions, question_start, text_of
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
 from gpo.types import Group, Problem
@@ -117,7 +117,7 @@ def with_task(options: dict[str, str]) -> dict[str, str]:
 def rules(config: RunConfig, task: Task, problem: Problem) -> str:
     """How the question is put and how answers are graded."""
     name = describe_component("task", config.task)["name"]
-    added = task.prompt(problem)[-1]["content"].replace(problem.question, "", 1).strip()
+    added = text_of(task.prompt(problem)[-1]).replace(problem.question, "", 1).strip()
     put = f"followed by: {one_line(added, 300)}" if added else "put as it is, without an instruction."
     stop = "" if put.endswith((".", "…")) else "."
     grading = GRADING.get(name, "by the rules of this task")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpo.contracts import Task
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
+from gpo.images.tokenizer import ImageTokenizer, shows_images
 from gpo.rollout.scoring import LIMIT, within
 from gpo.types import Message, Problem, Start
 
@@ -18,15 +19,24 @@ def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     With a chat template, the template decides (few-shot examples are earlier user and assistant turns). Without one,
     a question alone stands on lines of its own, and examples make the few-shot form of base models: "Question: ..."
     and "Answer: ..." with blank lines between, where grading ends an answer that runs on into a next "Question:".
+
+    Raises:
+        ConfigError: there are images, and the engine or its model takes none.
+        DataError: an image cannot be read, or the chat template cannot be used.
     """
+    if shows_images(messages) and not isinstance(tokenizer, ImageTokenizer):
+        raise ConfigError(
+            "The task asks about images, and the engine or its model takes none: expected --engine hf and a "
+            "vision-language model with its processor. See docs/images.md."
+        )
     if getattr(tokenizer, "chat_template", None):
         return _rendered(messages, tokenizer)
     if len(messages) == 1:
-        text = messages[0]["content"].removesuffix("\n") + "\n"
+        text = text_of(messages[0]).removesuffix("\n") + "\n"
     else:
         labels = {"user": "Question: ", "assistant": "Answer: "}
         ends = {"user": "\n", "assistant": "\n\n"}
-        turns = [labels.get(m["role"], "") + m["content"].strip() + ends.get(m["role"], "\n\n") for m in messages]
+        turns = [labels.get(m["role"], "") + text_of(m).strip() + ends.get(m["role"], "\n\n") for m in messages]
         text = "".join(turns) + "Answer:"
     return tuple(tokenizer.encode(text, add_special_tokens=True))
 
@@ -46,12 +56,20 @@ def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     try:
         ids: Any = within(LIMIT, apply)
         return tuple(ids)
+    except DataError:
+        raise
     except Exception as error:  # jinja2 runs what a template says, and raises what that raises
         what = " ".join(str(error).split())[:300]
         raise DataError(
             f"The chat template of the model cannot be used: {type(error).__name__}: {what}. "
             "Give the tokenizer another chat_template, or none."
         ) from error
+
+
+def text_of(message: Message) -> str:
+    """The texts of a turn, without its images."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def question_start(problem: Problem, task: Task, tokenizer: Any) -> Start:
@@ -90,6 +108,6 @@ class Conclusions:
 
 def form_of(messages: Sequence[Message]) -> tuple[str, str]:
     """By the mark that is named last in a prompt, examples included; "So the answer is" where none is."""
-    text = "\n".join(message["content"] for message in messages)
+    text = "\n".join(map(text_of, messages))
     mark = max(MARKS, key=text.rfind)
     return MARKS[mark if mark in text else "answer is"]

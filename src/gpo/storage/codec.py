@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpo.errors import DataError
+from gpo.images.tokens import FIRST
 
 T = TypeVar("T")
 
@@ -90,10 +91,15 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
 
 
 def _whole_numbers(data: list[Any], where: str) -> tuple[int, ...]:
-    """Token ids, offsets and counts: from 0, and small enough for 32 bits."""
-    if set(map(type, data)) - {int} or (data and not (min(data) >= 0 and max(data) < 2**31)):
+    """Token ids, offsets and counts: from 0, and small enough for 32 bits, or of an image."""
+    odd = set(map(type, data)) - {int} or (data and not (min(data) >= 0 and max(data) < 2**31))
+    if odd and not _of_images(data):
         raise DataError(f"{where} is {_short(data)}, expected whole numbers from 0 on.")
     return tuple(data)
+
+
+def _of_images(data: list[Any]) -> bool:
+    return all(type(entry) is int and (0 <= entry < 2**31 or FIRST <= entry < 2**63) for entry in data)
 
 
 def _decode_union(members: tuple[Any, ...], data: Any, where: str) -> Any:

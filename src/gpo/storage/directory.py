@@ -120,6 +120,11 @@ class RunDirectory:
         return self.path / "results.json"
 
     @property
+    def images(self) -> Path:
+        """The images that questions show, by name; absent where none does."""
+        return self.path / "images"
+
+    @property
     def plots(self) -> Path:
         return self.path / "plots"
 

@@ -20,7 +20,7 @@ from gpo.storage.codec import to_json
 # Below a run or evaluation directory.
 FOLDERS = (
     *("arms", "arms/*", "arms/*/rounds", "arms/*/rounds/*", "arms/*/checkpoints"),
-    *("evaluation", "plots", "harness", "harness/*", "states"),
+    *("evaluation", "plots", "harness", "harness/*", "images", "states"),
 )
 FULL = "Nothing that was finished is lost. Make room, then give the same command again."
 BROKEN = "The disk or the way to it fails. Once it works, give the same command again: what was finished is kept."

@@ -114,15 +114,26 @@ def _adapters_at(source: str, hub: Mapping[str, Any]) -> Any:
 
 
 def _load_base(source: str, hub: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
-
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all that is wrong is told at once
     safe = {"use_safetensors": True, "trust_remote_code": False}
     offline = {name: value for name, value in hub.items() if name == "local_files_only"}  # of its own look for adapters
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = _class_for(source, hub).from_pretrained(
         source, adapter_kwargs=offline, **hub, **told, **safe, **settings
     )
     return model, report
+
+
+def _class_for(source: str, hub: Mapping[str, Any]) -> Any:
+    """That of causal language models; of models of vision and language where transformers has no other for a kind."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    kind = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub).model_type
+    sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _load_adapters(base: Any, source: str, trainable: bool, hub: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

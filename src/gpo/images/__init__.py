@@ -1,0 +1,1 @@
+"""Images in prompts: their tokens, where they are kept, how a model sees them."""
