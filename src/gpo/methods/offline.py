@@ -21,6 +21,7 @@ from transformers import PrinterCallback, SchedulerType
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from gpo.errors import ConfigError, unknown
+from gpo.images.tokenizer import text_tokenizer
 from gpo.methods.division import PairRow
 from gpo.methods.policy import check_token_ids, quiet, save_policy
 from gpo.methods.trainers import MetricsCallback, order_by_length
@@ -93,7 +94,7 @@ class Offline(Training):
             trainer = self._trainer(
                 self._arguments(directory, len(order)),
                 model=model,
-                processing_class=tokenizer,
+                processing_class=text_tokenizer(tokenizer),
                 train_dataset=Dataset.from_list(rows),
                 order=order,
                 callbacks=[metrics_of_steps, SyncedCheckpoints()],

@@ -107,7 +107,7 @@ class Online(Training):
         if self.beta == 0:
             return None
         if self._context.reference is not None:
-            model, _, _ = load_policy(self._context.reference)
+            model, _, _ = load_policy(self._context.reference, images=self._context.images)
         elif self.updates:
             raise ConfigError(
                 "Training that goes on with beta > 0 needs the first model: pass reference=ModelRef(...)."

@@ -16,6 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from gpo.errors import ConfigError, DataError, EngineError
+from gpo.images.album import Album
+from gpo.images.embedding import see, sees
+from gpo.images.tokenizer import ImageTokenizer, load_processor
+from gpo.images.tokens import FIRST
 from gpo.methods.processes import is_sharded, whole
 from gpo.storage.files import replacing
 from gpo.storage.weights import load_checked
@@ -48,7 +52,9 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def load_policy(ref: ModelRef, *, own: bool = False, lora: int | None = None, seed: int = 0) -> Policy:
+def load_policy(
+    ref: ModelRef, *, own: bool = False, lora: int | None = None, seed: int = 0, images: Path | None = None
+) -> Policy:
     """A model (float32 weights, no dropout) and its tokenizer, ready to train.
 
     Args:
@@ -56,6 +62,7 @@ def load_policy(ref: ModelRef, *, own: bool = False, lora: int | None = None, se
         lora: rank of new LoRA adapters on all linear layers, with alpha twice the rank; None trains all weights.
             A model that has adapters already goes on with them.
         seed: of the adapters' first weights.
+        images: directory of the images whose tokens are in prompts, for a model of vision and language.
 
     Raises:
         EngineError: no model or tokenizer can be loaded from there.
@@ -69,6 +76,9 @@ def load_policy(ref: ModelRef, *, own: bool = False, lora: int | None = None, se
         model, tokenizer, dtype = ref.source, _tokenizer(ref.tokenizer), ref.source.dtype
         if not own:
             model = copy.deepcopy(model).float()
+    if images is not None and images.is_dir():
+        tokenizer = _with_images(tokenizer, ref, images)
+        see(model.get_base_model() if isinstance(model, PeftModel) else model, tokenizer)
     if lora is not None and not isinstance(model, PeftModel):
         torch.manual_seed(seed)
         adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -89,6 +99,15 @@ def _load(name: str, ref: ModelRef) -> tuple[Any, Any, torch.dtype]:
     except (OSError, ValueError) as error:
         raise EngineError(f"No tokenizer and configuration at {name!r}: {error}") from error
     return model, tokenizer, _dtype(config)
+
+
+def _with_images(tokenizer: Any, ref: ModelRef, images: Path) -> Any:
+    """A tokenizer that takes images, where the model does; it keeps the ones that it has."""
+    if isinstance(tokenizer, ImageTokenizer):
+        return ImageTokenizer(tokenizer.processor, Album(images))
+    where = ref.tokenizer if isinstance(ref.tokenizer, str | Path) else ref.source
+    processor = load_processor(str(where), ref.revision) if isinstance(where, str | Path) else None
+    return tokenizer if processor is None else ImageTokenizer(processor, Album(images))
 
 
 def _tokenizer(source: Any, **extra: str) -> Any:
@@ -193,7 +212,12 @@ def check_token_ids(model: Any, sequences: Iterable[Sequence[int]]) -> None:
     """
     size = model.get_input_embeddings().num_embeddings
     largest = max((max(ids) for ids in sequences if ids), default=0)
-    if largest >= size:
+    if largest >= FIRST and not sees(model.get_base_model() if isinstance(model, PeftModel) else model):
+        raise DataError(
+            "The prompts have images, and the model in training takes none: expected a vision-language model with its "
+            "processor, and `RoundContext.images`, the directory that has them."
+        )
+    if FIRST > largest >= size:
         raise DataError(
             f"Token id {largest} is outside the model's vocabulary of {size} tokens. The data was made with another "
             f"tokenizer: sample it again with this model, or train the model it was sampled from."

@@ -53,7 +53,7 @@ class Scorer:
         Raises:
             EngineError: the batch is packed as the model does not take it, or no longer.
         """
-        attends = without_adapters(self.model).config._attn_implementation == NAME
+        attends = without_adapters(self.model).config.get_text_config()._attn_implementation == NAME
         if attends != (batch.tree is not None):
             raise EngineError(
                 f"{type(self.model).__name__} attends to {'trees' if attends else 'rows'} here and got the other: pack "
@@ -106,12 +106,16 @@ def scoring(model: Any, *, within: bool = False) -> Iterator[Scorer]:
 def _attending(model: Any) -> Iterator[None]:
     """Until the block is left, a model attends to trees."""
     base = without_adapters(model)
-    before = base.config._attn_implementation
+    before = base.config.get_text_config()._attn_implementation
+    # The vision part of a model attends to its images as before.
+    part = next(
+        (name for name in base.config.sub_configs if getattr(base.config, name) is base.config.get_text_config()), None
+    )
     try:
-        base.set_attn_implementation(NAME)
+        base.set_attn_implementation(NAME if part is None else {part: NAME})
         yield
     finally:
-        base.set_attn_implementation(before)
+        base.set_attn_implementation(before if part is None else {part: before})
 
 
 def _try_out(model: Any) -> tuple[bool, bool]:

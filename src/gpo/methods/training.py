@@ -86,7 +86,7 @@ class Training(ABC):
         else:
             raise ConfigError(f"No model to train: give {type(self).__name__}(model=...), or a round that has one.")
         _ = self.accelerator  # how weights are read depends on it
-        return load_policy(ref, own=own, lora=self.lora, seed=self.seed)
+        return load_policy(ref, own=own, lora=self.lora, seed=self.seed, images=self._context.images)
 
     @property
     def rate(self) -> float:
