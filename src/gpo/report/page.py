@@ -17,6 +17,7 @@ from gpo.report.clean import one_line
 from gpo.report.compare import Comparison
 from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
+from gpo.report.pictures import pictures_of
 from gpo.report.places import by_kind, by_length, by_position, with_choice
 from gpo.report.reading import Reading
 from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, strata_rows, token_rows
@@ -90,6 +91,7 @@ def render(
         tokens=token_rows(results),
         figures=figures,
         views=views,
+        pictured=any(item.pictures for item in shown),
         searched=readings[0].arm is not None,
         tasks=sorted({item.task for item in shown} - {""}),
         verdicts=sorted({item.verdict for item in shown}),
@@ -99,7 +101,13 @@ def render(
 
 def _view(reading: Reading, kinds: Kinds, comparison: Comparison | None, limit: int, rows: int) -> View:
     ranked = sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
-    shown = [(item.trajectory.id, show(item, reading.key)) for item in ranked[:limit]]
+    shown = [
+        (
+            item.trajectory.id,
+            show(item, reading.key, pictures_of(item.trajectory.start.prompt_ids, reading.files.images)),
+        )
+        for item in ranked[:limit]
+    ]
     return View(
         key=reading.key,
         label=reading.label,

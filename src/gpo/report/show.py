@@ -8,6 +8,7 @@ from hashlib import blake2b
 from math import isnan
 
 from gpo.report.clean import clip, one_line
+from gpo.report.pictures import Picture
 from gpo.report.reading import Searched
 from gpo.statistics import Interval, exact
 from gpo.types import Trajectory, Verdict
@@ -68,6 +69,7 @@ class Shown:
     gain: float  # size of the advantage of the critical step; 0 without one
     headline: str  # which step is critical
     question: str
+    pictures: tuple[Picture, ...]  # of the question
     brief: str
     answer: str
     reference: str
@@ -84,8 +86,8 @@ def anchor_of(item: Searched, key: str = "") -> str:
     return "t-" + blake2b(name.encode("utf-8", "backslashreplace"), digest_size=5).hexdigest()
 
 
-def show(item: Searched, key: str = "") -> Shown:
-    """Make one trajectory fit to be shown."""
+def show(item: Searched, key: str = "", pictures: Sequence[Picture] = ()) -> Shown:
+    """Make one trajectory fit to be shown, with the pictures of its question."""
     critical, trajectory = item.critical, item.trajectory
     headline = "no step stands out"
     if item.scores is None:
@@ -103,6 +105,7 @@ def show(item: Searched, key: str = "") -> Shown:
         gain=round(abs(item.gain or 0.0), 3),
         headline=headline,
         question=clip(item.problem.question, QUESTION_SIZE),
+        pictures=tuple(pictures),
         brief=one_line(item.problem.question, 110),
         answer=clip(trajectory.score.answer or "none", 300),
         reference=clip(item.problem.answer, 300),
