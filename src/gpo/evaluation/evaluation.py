@@ -192,7 +192,6 @@ class Evaluation:
             problems = self._problems()
             answers = {name: self._answers(name, problems) for name in self.config.models}
             self._keep(problems)
-            keep_images(engine.tokenizer, self.files.images)
             board = score_models(answers, problems, self.task)
             write_json(self.files.results, board)
             write_text(self.files.path / "table.md", markdown(board))
@@ -227,6 +226,7 @@ class Evaluation:
         size = max(1, self.config.chunk // samples)
         with self._opened(self.config.models[name]) as engine:
             self._keep(problems)
+            keep_images(engine.tokenizer, self.files.images)
             while len(groups) < len(problems):
                 began = time.monotonic()
                 batch = problems[len(groups) : len(groups) + size]
