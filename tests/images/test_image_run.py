@@ -1,9 +1,11 @@
 """A run on questions about pictures: from messages to trained models and the report, through kills."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from tiny_eye import Lenient
 
@@ -14,11 +16,12 @@ from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.images.album import Album
-from gpo.images.tokens import images_in
+from gpo.images.tokens import image_tokens, images_in
 from gpo.methods.policy import load_policy
 from gpo.methods.scoring import scoring
 from gpo.methods.tree import pack
 from gpo.report.command import write_report
+from gpo.report.pictures import pictures_of, room_for
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
@@ -184,13 +187,24 @@ def test_the_report_has_each_picture_in_its_one_file(finished: Path, page: Any, 
 
 
 def test_a_report_without_the_folder_of_images_says_which_are_missing(finished: Path, tmp_path: Path) -> None:
-    from gpo.report.pictures import pictures_of
-
     prompt = RunDirectory(finished).rollouts.read()[0].start.prompt_ids
     [lost] = pictures_of(prompt, tmp_path / "elsewhere")
     [shown] = pictures_of(prompt, finished / "images")
     assert (lost.name, lost.source) == (shown.name, "")
     assert shown.source.startswith("data:image/png;base64,")
+
+
+def test_many_large_pictures_leave_a_page_small(tmp_path: Path) -> None:
+    kept = Album(tmp_path)
+    noise = PIL.Image.frombytes("RGB", (640, 480), random.Random(0).randbytes(3 * 640 * 480))
+    prompt = image_tokens(kept.add(noise), 9) * 4
+    prompts = [prompt] * 200
+    room = room_for(prompts)
+    size = sum(len(each.source) for prompt in prompts for each in pictures_of(prompt, tmp_path, room))
+    assert 800 * 1000 < size < 3_500_000
+    [one] = pictures_of(prompt[:9], tmp_path)
+    assert (one.width, one.height) == (320, 240)
+    assert one.source.startswith("data:image/jpeg;base64,")
 
 
 def test_a_report_of_text_lets_no_image_in(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from gpo.report.clean import one_line
 from gpo.report.compare import Comparison
 from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
-from gpo.report.pictures import pictures_of
+from gpo.report.pictures import pictures_of, room_for
 from gpo.report.places import by_kind, by_length, by_position, with_choice
-from gpo.report.reading import Reading
+from gpo.report.reading import Reading, Searched
 from gpo.report.results import INTERVALS, Results, accuracy_rows, origin, strata_rows, token_rows
 from gpo.report.show import Shown, level_lengths, show, signed
 from gpo.report.strata import OF_STRATA
@@ -62,8 +62,9 @@ def render(
     room = max(len(readings), most - 2 * (len(readings) - 1))
     limit = level_lengths([len(reading.searched) for reading in readings], room)
     rows = max(3, min(20, ROWS // len(readings)))
+    picture_size = room_for(_prompt(item) for reading in readings for item in ranking(reading)[:limit])
     views = [
-        _view(reading, kinds, comparison, limit, rows)
+        _view(reading, kinds, comparison, limit, rows, picture_size)
         for reading, comparison in zip(readings, comparisons, strict=True)
     ]
     shown = [item for view in views for item in view.trajectories]
@@ -99,21 +100,30 @@ def render(
     )
 
 
-def _view(reading: Reading, kinds: Kinds, comparison: Comparison | None, limit: int, rows: int) -> View:
-    ranked = sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
+def ranking(reading: Reading) -> list[Searched]:
+    """The trajectories, those whose critical step has the largest advantage first."""
+    return sorted(reading.searched, key=lambda item: -abs(item.gain or 0.0))
+
+
+def _prompt(item: Searched) -> Sequence[int]:
+    return item.trajectory.start.prompt_ids
+
+
+def _view(
+    reading: Reading, kinds: Kinds, comparison: Comparison | None, limit: int, rows: int, picture_size: int
+) -> View:
+    ranked = ranking(reading)[:limit]
+    folder = reading.files.images
     shown = [
-        (
-            item.trajectory.id,
-            show(item, reading.key, pictures_of(item.trajectory.start.prompt_ids, reading.files.images)),
-        )
-        for item in ranked[:limit]
+        (item.trajectory.id, show(item, reading.key, pictures_of(_prompt(item), folder, picture_size)))
+        for item in ranked
     ]
     return View(
         key=reading.key,
         label=reading.label,
         arm=reading.arm,
         trajectories=[item for _, item in shown],
-        found=len(ranked),
+        found=len(reading.searched),
         diagnosis=_diagnosis(reading, kinds, rows),
         comparison=comparison,
         links={name: item.anchor for name, item in shown},
