@@ -134,10 +134,10 @@ def attend(
     heads, kept = query.shape[1], key.shape[1]
     repeats = heads // kept
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # The fused kernel knows no cap, and in bfloat16 on a CPU it is half as fast as the products by themselves.
-    fused = softcap is None and not (kind == "cpu" and query.dtype == torch.bfloat16)
-    # A node that sees none of the first keys of its tile: kernels for GPUs may take the difference of two infinities.
-    masks = tree.masks(sliding_window, torch.bool if fused and kind == "cpu" else query.dtype)
+    # The fused kernel knows no cap. In bfloat16 it is half as fast as the products by themselves on a CPU, and on a GPU
+    # its gradients were no numbers, it seems where a node sees none of the first keys of its tile.
+    fused = softcap is None and query.dtype not in (torch.bfloat16, torch.float16)
+    masks = tree.masks(sliding_window, torch.bool if fused else query.dtype)
     queries = _cut(query, tree).view(tree.count, kept, repeats * tree.size, -1)
     keys, values = (states[0].transpose(0, 1).flatten(1) for states in (key, value))
     outputs = []
