@@ -65,7 +65,13 @@ def test_what_only_arms_use_may_change_until_one_has_sampled_more_than_searches(
     first = Run(tmp_path, toy_config(problems=3))
     first.locate("gpo")
     asked = first.files.rollouts.path.read_bytes()
-    changed = {"problems": 5, "budget": 7.0, "test_samples": 3, "arms": {"plain": "none", "gpo": "monte_carlo"}}
+    changed = {
+        "problems": 5,
+        "budget": 7.0,
+        "test_samples": 3,
+        "fresh_least": 0.4,
+        "arms": {"plain": "none", "gpo": "monte_carlo"},
+    }
     again = Run(tmp_path, toy_config(**changed))
     assert [problem.id for problem in again.problems("train")] == list("01234")
     assert len(again.rollout()) == 5

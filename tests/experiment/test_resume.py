@@ -8,8 +8,9 @@ import pytest
 from gpo.cli import main
 from gpo.config.components import Spec
 from gpo.config.options import resolve
-from gpo.config.run import RunConfig, describe
+from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError, DataError
+from gpo.experiment.changes import FREE
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
 from gpo.types import Stage
@@ -105,6 +106,18 @@ def test_a_directory_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch: 
     del config["pairs"]["certainty"], config["pairs"]["strength"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert Run(tmp_path).locate("gpo")
+
+
+def test_how_much_an_engine_computes_at_once_may_differ_from_call_to_call(tmp_path: Path) -> None:
+    """As after a batch that did not fit the memory, and in directories of versions with other defaults."""
+
+    def with_engine(name: str, **settings: int) -> RunConfig:
+        return toy_config(engine=Spec("engine", name, {"model": "reasoner", **settings}))
+
+    known = describe(with_engine("hf", max_rows=256, max_batch_tokens=1 << 18))
+    assert not [each for each in differences(known, describe(with_engine("hf"))) if not each.startswith(FREE)]
+    other = differences(known, describe(with_engine("hf", max_rows=8)) | {"seed": 1})
+    assert [each.split()[0] for each in other if not each.startswith(FREE)] == ["seed"]
 
 
 def test_an_evaluation_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
