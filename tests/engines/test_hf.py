@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from gpo.engines import hf
+from gpo.engines import hf, loading
 from gpo.engines.draw import NextToken, stream_keys, uniforms
 from gpo.engines.hf import HFEngine
 from gpo.engines.llama import LlamaDecoder
@@ -338,6 +339,18 @@ def test_models_that_cannot_be_loaded_are_explained(build: Any, word_tokenizer: 
         HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer).load(ModelRef(tmp_path / "empty", "empty"))
     with pytest.raises(EngineError, match="Cannot use device 'cuda:7'"):
         HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer, device="cuda:7")
+
+
+def test_a_model_too_small_for_a_gpu_stays_on_the_cpu(
+    build: Any, word_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepcopy(build("qwen3")).bfloat16().save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = HFEngine(model=tmp_path, tokenizer=word_tokenizer)._network()
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+    monkeypatch.setattr(loading, "SMALLEST_CUDA", 0)
+    with pytest.raises(EngineError, match="Cannot use device 'cuda'"):
+        HFEngine(model=tmp_path, tokenizer=word_tokenizer)
 
 
 def test_fields_that_cannot_be_used_are_refused(build: Any, word_tokenizer: Any) -> None:

@@ -52,7 +52,7 @@ class HFEngine:
 
     model: Any = None  # to begin with: directory, hub id, ModelRef, or a loaded model, which is never written to
     tokenizer: Any = None  # object, directory or hub id; None: the model's own, which a loaded model does not have
-    device: str = "auto"  # "auto" is CUDA where there is one; a loaded model stays where it is
+    device: str = "auto"  # CUDA where there is one, for more than 20 M parameters; a loaded model stays where it is
     dtype: str = "auto"  # of loaded weights; on a CPU "auto" is float32 up to 200 M parameters (see docs/engines.md)
     attention: str | None = None  # transformers' attn_implementation; None is its default
     max_rows: int | None = None  # sequences decoded at once; None: 256, on CUDA 1024

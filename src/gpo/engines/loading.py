@@ -16,6 +16,8 @@ from gpo.images.tokenizer import ImageTokenizer, load_processor, text_tokenizer
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line, load_checked
 
+SMALLEST_CUDA = 20_000_000  # parameters; a step of fewer is all launches (1 M is slower on a GPU than on a core)
+
 
 def load_tokenizer(source: str, revision: str | None = None, images: Album | None = None) -> Any:
     """A tokenizer, which takes images too where there are `images` and the model is one of vision and language.
@@ -76,9 +78,14 @@ def load_model(source: str, revision: str | None, *, device: str, dtype: str, at
     Raises:
         EngineError: there is none, its weights are not whole, or the device cannot be used.
     """
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     settings: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    model = None
+    model, chosen = None, device
+    if device == "auto":
+        chosen = "cpu"
+        if torch.cuda.is_available():
+            model = load_checked(source, revision=revision, dtype=dtype, **settings)
+            chosen = "cuda" if model.num_parameters() > SMALLEST_CUDA else "cpu"
+            model = None if chosen == "cpu" else model
     if dtype == "auto" and chosen == "cpu":
         if multiplies_bfloat16():
             model = load_checked(source, revision=revision, dtype="bfloat16", **settings)
