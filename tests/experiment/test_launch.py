@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from gpo.cli import main
 from gpo.config.options import resolve
 from gpo.errors import EngineError
 from gpo.experiment.run import Run
-from gpo.experiment.training import _why
+from gpo.experiment.training import _why, launch
+from gpo.storage.rounds import RoundState
+from toy import toy_config
 
 HERE = Path(__file__).parent
 TORCHRUN = f"{Path(sys.executable).parent / 'torchrun'} --standalone --nproc-per-node 2"
@@ -109,6 +112,36 @@ def test_one_command_samples_on_a_server_and_trains_in_two_processes(
     assert [row["update"] for row in rows] == [0, 1]
     assert not close(weights(run / "arms" / "gpo" / "model"), weights(model))
     assert (run / "table.md").exists()
+
+
+TRAINER = """
+import json, sys
+from pathlib import Path
+run, arm, number = sys.argv[-3:]
+print("weights are read")
+for step in (1, 2, 3):
+    print(f"step {step} of 3", flush=True)
+print("a complaint", file=sys.stderr)
+(Path(run) / "arms" / arm / "training.json").write_text(json.dumps({"loss": 1.0}))
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_a_launched_training_says_its_steps(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    run = Run(tmp_path / "run", toy_config())
+    run.reset("gpo")
+    work, state, steps = run, RoundState.of(run.files, "gpo"), list[tuple[int, int]]()
+
+    def train(code: int, on_step: Callable[[int, int], None]) -> dict[str, float]:
+        return launch(work, state, f"{sys.executable} {tmp_path / 'trainer.py'} {code}", on_step)
+
+    assert train(0, lambda done, all_: steps.append((done, all_))) == {"loss": 1.0}
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(EngineError, match="ended with code 3: a complaint The same command goes on"):
+        train(3, lambda done, all_: None)
+    with pytest.raises(ZeroDivisionError):
+        train(0, lambda done, all_: divmod(done, 0))
 
 
 ENDED = """

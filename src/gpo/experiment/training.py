@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,6 +27,7 @@ from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState, sampled_by
 from gpo.types import Group, RoundContext, Stage, StepScores
 
+STEP = "step {} of {}"  # which a training that was launched says on its output
 LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
 
 
@@ -40,25 +42,25 @@ def train(work: Resources, state: RoundState) -> None:
     """An update on what a round has sampled."""
     if state.number <= trained(work, state.arm):
         return
+
+    def on_step(done: int, steps: int) -> None:
+        work.tell(Stage.TRAIN, state.label, done, steps, "steps")
+
     with work.piece(Stage.TRAIN, state.label) as report:
         work.make_room()
         if work.config.launch is None:
-            metrics = train_round(
-                work,
-                state,
-                lambda row: work.tell(Stage.TRAIN, state.label, round(row["step"]), round(row["steps"]), "steps"),
-            )
+            metrics = train_round(work, state, on_step)
         else:
-            metrics = launch(work, state, work.config.launch)
+            metrics = launch(work, state, work.config.launch, on_step)
         remove(work.files.path / "journal.jsonl")  # of the model that was there before
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
 
 
 def train_round(
-    work: Resources, state: RoundState, on_step: Callable[[dict[str, float]], None] | None = None
+    work: Resources, state: RoundState, on_step: Callable[[int, int], None] = lambda done, steps: None
 ) -> dict[str, float]:
-    """Train on what a round sampled, and write the model and `training.json`."""
+    """Train on what a round sampled, and write the model and `training.json`; `on_step` gets steps done, and of all."""
     files, arm, number = work.files, state.arm, state.number
     last = number == work.config.rounds
     context = RoundContext(
@@ -74,7 +76,7 @@ def train_round(
         images=files.images,
         work_dir=files.arm(arm) / "unfinished",
         metrics_path=files.arm(arm) / "training.jsonl",
-        on_step=on_step,
+        on_step=lambda row: on_step(round(row["step"]), round(row["steps"])),
     )
     method = method_of(work, number)
     name, target = f"The method {type(method).__name__}", files.model(arm) if last else files.checkpoint(arm, number)
@@ -116,7 +118,7 @@ def method_of(work: Resources, number: int) -> Method:
     return trained
 
 
-def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]:
+def launch(work: Resources, state: RoundState, command: str, on_step: Callable[[int, int], None]) -> dict[str, float]:
     """Train in a process of its own, such as those that accelerate starts.
 
     Raises:
@@ -125,11 +127,25 @@ def launch(work: Resources, state: RoundState, command: str) -> dict[str, float]
     words = [*shlex.split(command), "gpo", "train-round", str(work.files.path), state.arm, str(state.number)]
     # What this process was allowed to import, that one is.
     environment = {**os.environ, LAUNCHED: str(work.files.path), "GPO_TRUST": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as complaints,
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment) as process,
+    ):
+        assert process.stdout is not None, "it is a pipe"
+        try:
+            for line in process.stdout:
+                if found := re.fullmatch(STEP.format(r"(\d+)", r"(\d+)"), line.strip()):
+                    on_step(int(found[1]), int(found[2]))
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait()
+        complaints.seek(0)
+        said = complaints.read()
+    if code:
         raise EngineError(
-            f"Training of {state.label} ended with code {done.returncode}: {_why(done.stderr)} The same command goes "
-            f"on from the last checkpoint. It had started: {shlex.join(words)}"
+            f"Training of {state.label} ended with code {code}: {_why(said)} The same command goes on from the last "
+            f"checkpoint. It had started: {shlex.join(words)}"
         )
     metrics: dict[str, float] = read_json(work.files.arm(state.arm, state.number) / "training.json")
     return metrics
@@ -164,8 +180,12 @@ def main(arguments: Sequence[str]) -> int:
     work.check_arm(arm)
     # Of the processes that train together the first one holds the arm.
     with locked(work.files.arm(arm)) if _writes() else nullcontext():
-        train_round(work, RoundState.of(work.files, arm, number))
+        train_round(work, RoundState.of(work.files, arm, number), _say if _writes() else lambda done, steps: None)
     return 0
+
+
+def _say(done: int, steps: int) -> None:
+    print(STEP.format(done, steps), flush=True)
 
 
 def _writes() -> bool:
