@@ -170,12 +170,13 @@ def advise(
     questions = min(config.problems, available)
     training, shape = Training.of(config), shape_of(model)
     arms = {}
+    hf = isinstance(config.engine, Spec) and config.engine.name == "hf"
     for name in config.arms:
         work = work_of(config, name, questions, pilot, training)
         done = hours = None
         if shape is not None:
             done = operations(shape, work, lora=training.lora, twice=training.twice)
-            hours = None if gpu is None else gpu_hours(shape, work, done, gpu, bf16=training.bf16)
+            hours = None if gpu is None else gpu_hours(shape, work, done, gpu, bf16=training.bf16, hf=hf)
         arms[name] = ArmCost(work, done, hours)
     memory = None
     if shape is not None:

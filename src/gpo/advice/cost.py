@@ -20,6 +20,9 @@ SAMPLING_UTILISATION = 0.4  # of the peak, where arithmetic is what takes the ti
 BANDWIDTH_UTILISATION = 0.6  # of a GPU's bandwidth, where reading weights and cache is
 MEMORY_SHARE = 0.9  # of a GPU's memory that sampling may take
 LARGEST_BATCH = 256  # sequences sampled at once
+# Of the engine `hf`, on one H200 with half a billion weights and a vocabulary of 150 thousand: seconds that a step
+# takes whatever it computes, and each of its sequences on top (drawing, branching). docs/advise.md says from what.
+HF_BATCH, HF_STEP, HF_SEQUENCE = 1024, 8.6e-3, 12.2e-6
 # Bytes of activations that one layer keeps for a token, as multiples of its widths in float32: inputs and outputs of
 # its projections, norms, and the products of the feed-forward part.
 OF_HIDDEN, OF_INTERMEDIATE = 12, 4
@@ -180,23 +183,28 @@ class Hours:
         return self.sampling + self.training
 
 
-def gpu_hours(shape: ModelShape, work: Work, done: Operations, gpu: Gpu, *, bf16: bool = False) -> Hours:
+def gpu_hours(
+    shape: ModelShape, work: Work, done: Operations, gpu: Gpu, *, bf16: bool = False, hf: bool = False
+) -> Hours:
     """How long one GPU takes; infinite where the weights do not fit it.
 
     A token of a batch takes the longer of its arithmetic and of its part of reading the weights and the caches.
 
     Args:
         bf16: training multiplies in bfloat16; else in float32.
+        hf: the engine `hf` samples, and not one that wastes nothing between its steps.
     """
     weights = float(shape.parameters * shape.bytes)
     room = MEMORY_SHARE * gpu.memory - weights
     each = shape.kv_bytes(work.context)
-    batch = min(LARGEST_BATCH, int(room / each)) if each else LARGEST_BATCH
+    most = HF_BATCH if hf else LARGEST_BATCH
+    batch = min(most, int(room / each)) if each else most
     if batch < 1:
         return Hours(inf, inf, 0, 0.0)
     arithmetic = batch * FORWARD * shape.parameters / (gpu.bf16 * SAMPLING_UTILISATION)
     reading = (weights + batch * each) / (gpu.bandwidth * BANDWIDTH_UTILISATION)
-    seconds = max(arithmetic, reading) / batch * work.tokens + done.prompts / (gpu.bf16 * SAMPLING_UTILISATION)
+    step = max(arithmetic, reading) + (HF_STEP + HF_SEQUENCE * batch if hf else 0.0)
+    seconds = step / batch * work.tokens + done.prompts / (gpu.bf16 * SAMPLING_UTILISATION)
     speed = (gpu.bf16 if bf16 else gpu.float32) * TRAINING_UTILISATION
     return Hours(seconds / 3600, (done.training + done.scoring) / speed / 3600, batch, batch * each)
 
