@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
 from gpo.report.clean import visible
-from gpo.types import Stage
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from gpo.experiment.run import Run
-    from gpo.report.results import Results
 
 DEFAULT_RUN = "runs/gpo"
-DEFAULT_EVALUATION = "runs/evaluation"
 STAGES = {
     "rollout": "sample trajectories from the training questions",
     "locate": "search trajectories for their critical steps",
@@ -159,17 +149,26 @@ def command(arguments: Sequence[str]) -> int:
     if len(rest) > 1:
         raise ConfigError(f"One directory is expected, got {len(rest)}: {' '.join(rest)}.")
     take_data_folder(options)
-    if name == "evaluate" and (options.keys() & {"models", "harness"} or (rest and holds_evaluation(Path(rest[0])))):
-        evaluate_models(Path(rest[0] if rest else DEFAULT_EVALUATION), options)
+    directory = Path(rest[0]) if rest else None
+    if name == "evaluate" and (options.keys() & {"models", "harness"} or (directory and holds_evaluation(directory))):
+        from gpo.evaluation.command import DEFAULT, evaluate_models
+
+        evaluate_models(directory or DEFAULT, options)
     elif name == "locate" and options.keys() & {"show", "question", "watch"}:
         from gpo.report.closeup import close_up
 
-        directory = Path(rest[0]) if rest else None
-        check_trust(directory, options)
         close_up(directory, options)
     else:
-        work(name, Path(rest[0] if rest else DEFAULT_RUN), options)
+        from gpo.experiment.command import work
+
+        work(name, directory or Path(DEFAULT_RUN), options)
     return 0
+
+
+def holds_evaluation(directory: Path) -> bool:
+    from gpo.evaluation.evaluation import is_evaluation
+
+    return is_evaluation(directory)
 
 
 def take_flag(arguments: list[str], name: str) -> bool:
@@ -206,120 +205,6 @@ def start_logging(level: str) -> None:
     logger.setLevel(level.upper())
 
 
-def check_trust(directory: Path | None, options: dict[str, str]) -> None:
-    """Raises: ConfigError if a directory names code that neither this user nor the command has asked for."""
-    from gpo.config.trust import refuse_strangers
-    from gpo.storage.directory import RunDirectory
-
-    if directory is not None:
-        refuse_strangers(directory, RunDirectory(directory).config_or_none(), options.values())
-
-
-def holds_evaluation(directory: Path) -> bool:
-    from gpo.evaluation.evaluation import is_evaluation
-
-    return is_evaluation(directory)
-
-
-def evaluate_models(directory: Path, options: dict[str, str]) -> None:
-    """Measure models that belong to no run, with a task of ours or with those of another harness."""
-    from rich.console import Console
-
-    from gpo.evaluation.evaluation import Evaluation, resolve_evaluation
-    from gpo.evaluation.harness import evaluate_with
-    from gpo.evaluation.scoreboard import count_rows, score_rows
-    from gpo.report.progress import ProgressDisplay, rich_table
-    from gpo.storage.directory import RunDirectory
-
-    console = Console()
-    if (harness := options.pop("harness", None)) is not None:
-        tables = [evaluate_with(harness, directory, options)]
-    else:
-        stored = RunDirectory(directory).config_or_none() if holds_evaluation(directory) else None
-        check_trust(directory, options)
-        with ProgressDisplay(console) as display:
-            board = Evaluation(directory, resolve_evaluation(options, stored), on_progress=display).all()
-        tables = [score_rows(board), count_rows(board)]
-    for header, rows in tables:
-        console.print()
-        console.print(rich_table(header, rows))
-    console.print(f"\nEverything is in {directory}: table.md, results.json", highlight=False, soft_wrap=True)
-
-
-def work(name: str, directory: Path, options: dict[str, str]) -> None:
-    """Do a command on a run directory and show what it does."""
-    from rich.console import Console
-
-    from gpo.config.options import resolve
-    from gpo.experiment.run import Run
-    from gpo.report.forecast import Forecast, dry_run
-    from gpo.report.progress import ProgressDisplay, print_results
-    from gpo.storage.directory import RunDirectory
-
-    console = Console()
-    arm, dry = options.pop("arm", None), options.pop("dry-run", "false") != "false"
-    if dry and name != "run":
-        raise ConfigError(f"--dry-run goes with gpo run, not with gpo {name}.")
-    if arm is not None and name in ("run", "rollout", "results"):
-        raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
-    files = RunDirectory(directory)
-    stored = files.config() if name == "results" else files.config_or_none()
-    check_trust(directory, options)
-    if dry:
-        dry_run(console, directory, options, stored)
-        return
-    if (source := options.pop("samples", None)) is not None:
-        from gpo.experiment.reuse import take_samples
-
-        take_samples(Path(source), directory, options)
-        stored = files.config()
-    with ProgressDisplay(console) as display:
-        run = Run(directory, resolve(options, stored))
-        run.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
-        results = do(name, run, arm)
-    if results is not None:
-        print_results(console, results)
-        print_places(console, run)
-
-
-def do(name: str, run: Run, arm: str | None) -> Results | None:
-    """Call a stage, for one arm or for all."""
-    if name in ("run", "results"):
-        return run.all() if name == "run" else run.report()
-    if name == "rollout":
-        run.rollout()
-        return None
-    if arm is None:
-        run.every(Stage(name))
-    else:
-        getattr(run, name)(arm)
-    return run.report() if name == "evaluate" else None
-
-
-def print_places(console: Console, run: Run) -> None:
-    """Say where the files of a run are, and what it took."""
-    path = run.files.path
-    places = {
-        "tables": ("table.md", "results.json"),
-        "plots": tuple(f"plots/{plot.name}" for plot in sorted(run.files.plots.glob("*.png"))),
-        "sampled": ("rollouts.jsonl", "arms/*/scores.jsonl", "arms/*/resets.jsonl", "evaluation/*.jsonl"),
-        "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
-        "settings": ("config.json",),
-    }
-    console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True)
-    for what, names in places.items():
-        if there := [name for name in names if next(path.glob(name), None) is not None]:
-            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
-    console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
-    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(run.memory_beside.values())) / 1e6
-    several = f" of {len(run.memory_beside) + 1} processes" if run.memory_beside else ""
-    if trouble := run.files.trouble():
-        told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
-        console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"  {'seconds:':<10}{times}; peak memory{several} {memory:.1f} GB", highlight=False, soft_wrap=True)
-
-
 def usage() -> str:
     """What `gpo --help` says."""
     from gpo.config.help import entries
@@ -336,25 +221,8 @@ def help_text(name: str, options: dict[str, str]) -> str:
     parts = [f"gpo {name} [RUN]: {COMMANDS[name]}", "", options_text(name, options)]
     if name == "locate":
         parts += ["", "One trajectory in place of a run's search:", *entries(LOCATE_OPTIONS)]
-    return "\n".join(parts + (evaluate_help() if name == "evaluate" else []))
+    if name == "evaluate":
+        from gpo.evaluation.command import evaluate_help
 
-
-def evaluate_help() -> list[str]:
-    """The options of evaluations that belong to no run."""
-    from gpo.config.help import entry, settings
-    from gpo.evaluation.evaluation import EvaluationConfig
-    from gpo.evaluation.harness import HarnessConfig
-
-    models = "directories or hub ids, or NAME=A,NAME=B; the others are compared with the first"
-    return [
-        "",
-        "gpo evaluate [DIRECTORY] --models A,B: measure models that belong to no run, on",
-        f"the same questions with the same seeds; without DIRECTORY in {DEFAULT_EVALUATION}.",
-        *entry("--models A,B", models),
-        *entry("--task, --engine", "as of a run (gpo rollout --help)"),
-        *settings(EvaluationConfig, "--", skip=("models", "task", "engine")),
-        "",
-        "gpo evaluate [DIRECTORY] --models A,B --harness lm-eval: with the tasks of",
-        "lm-evaluation-harness in place of those of GPO.",
-        *settings(HarnessConfig, "--", skip=("models",)),
-    ]
+        parts += evaluate_help()
+    return "\n".join(parts)

@@ -15,6 +15,7 @@ from gpo.config.models import resolve_model
 from gpo.config.options import resolve
 from gpo.config.presets import EMBEDDED, SHIPPED
 from gpo.config.run import RunConfig
+from gpo.config.trust import refuse_strangers
 from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
@@ -54,6 +55,8 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     show, question, answer, arm = (left.pop(name, None) for name in ("show", "question", "answer", "arm"))
     live = left.pop("watch", "false").lower() not in ("false", "no", "0")
     files = None if directory is None else RunDirectory(directory)
+    if files is not None:
+        refuse_strangers(files.path, files.config_or_none(), options.values())
     if show is not None:
         if files is None or question is not None or live or left:
             raise ConfigError("--show takes a run directory and no other option but --arm: gpo locate RUN --show ID.")

@@ -1,0 +1,83 @@
+"""`gpo run`, its stages and `gpo results`: a command on a run directory, and what it shows."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from rich.console import Console
+
+from gpo.config.options import resolve
+from gpo.config.trust import refuse_strangers
+from gpo.errors import ConfigError
+from gpo.experiment.reuse import take_samples
+from gpo.experiment.run import Run
+from gpo.report.forecast import Forecast, dry_run
+from gpo.report.progress import ProgressDisplay, print_results
+from gpo.report.results import Results
+from gpo.storage.directory import RunDirectory
+from gpo.types import Stage
+
+
+def work(name: str, directory: Path, options: dict[str, str]) -> None:
+    """Do a command on a run directory and show what it does."""
+    console = Console()
+    arm, dry = options.pop("arm", None), options.pop("dry-run", "false") != "false"
+    if dry and name != "run":
+        raise ConfigError(f"--dry-run goes with gpo run, not with gpo {name}.")
+    if arm is not None and name in ("run", "rollout", "results"):
+        raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
+    files = RunDirectory(directory)
+    stored = files.config() if name == "results" else files.config_or_none()
+    refuse_strangers(directory, stored, options.values())
+    if dry:
+        dry_run(console, directory, options, stored)
+        return
+    if (source := options.pop("samples", None)) is not None:
+        take_samples(Path(source), directory, options)
+        stored = files.config()
+    with ProgressDisplay(console) as display:
+        run = Run(directory, resolve(options, stored))
+        run.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
+        results = do(name, run, arm)
+    if results is not None:
+        print_results(console, results)
+        print_places(console, run)
+
+
+def do(name: str, run: Run, arm: str | None) -> Results | None:
+    """Call a stage, for one arm or for all."""
+    if name in ("run", "results"):
+        return run.all() if name == "run" else run.report()
+    if name == "rollout":
+        run.rollout()
+        return None
+    if arm is None:
+        run.every(Stage(name))
+    else:
+        getattr(run, name)(arm)
+    return run.report() if name == "evaluate" else None
+
+
+def print_places(console: Console, run: Run) -> None:
+    """Say where the files of a run are, and what it took."""
+    path = run.files.path
+    places = {
+        "tables": ("table.md", "results.json"),
+        "plots": tuple(f"plots/{plot.name}" for plot in sorted(run.files.plots.glob("*.png"))),
+        "sampled": ("rollouts.jsonl", "arms/*/scores.jsonl", "arms/*/resets.jsonl", "evaluation/*.jsonl"),
+        "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
+        "settings": ("config.json",),
+    }
+    console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True)
+    for what, names in places.items():
+        if there := [name for name in names if next(path.glob(name), None) is not None]:
+            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
+    console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
+    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(run.memory_beside.values())) / 1e6
+    several = f" of {len(run.memory_beside) + 1} processes" if run.memory_beside else ""
+    if trouble := run.files.trouble():
+        told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
+        console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"  {'seconds:':<10}{times}; peak memory{several} {memory:.1f} GB", highlight=False, soft_wrap=True)
