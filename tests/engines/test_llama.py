@@ -108,6 +108,9 @@ def test_what_changes_the_forward_pass_is_left_to_the_library(build: Any) -> Non
     other = deepcopy(model)
     other.config.hidden_act = "gelu"
     assert not is_supported(other)
+    spread = deepcopy(model)
+    spread.model.layers[1].to("meta")  # as another GPU is, or what was left on the disk
+    assert not is_supported(spread)
     rotated = deepcopy(model)
     rotated.config.rope_parameters["rope_type"] = "dynamic"
     assert not is_supported(rotated)

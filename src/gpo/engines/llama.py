@@ -42,7 +42,7 @@ def is_supported(model: Any) -> bool:
     projections += [getattr(each, f"{name}_proj") for each in mlps for name in ("gate", "up", "down")]
     return (
         model.dtype in dtypes
-        and all(parameter.dtype == model.dtype for parameter in model.parameters())
+        and all(each.dtype == model.dtype and each.device == model.device for each in model.parameters())
         and all(is_plain(each) for each in [*projections, model.lm_head])
         and type(model.model.embed_tokens) is nn.Embedding
         and all(attention.o_proj.bias is None for attention in attentions)
