@@ -1,6 +1,7 @@
 """Images by name."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_eye import picture
 from gpo.errors import DataError
 from gpo.images import album
 from gpo.images.album import Album
+from gpo.storage import files
 
 CELLS = "rgb/wrr/bbw"
 
@@ -26,6 +28,22 @@ def test_the_same_pixels_are_one_image_wherever_they_come_from(tmp_path: Path) -
     assert kept.open(name).tobytes() == pixels.tobytes()
     assert kept.add(picture("rgb/wrr/bbr")) != name
     assert kept.add(pixels.resize((12, 48))) != name
+
+
+def test_two_workers_may_keep_the_same_image_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, pixels, sync = tmp_path / "images", picture(CELLS), files._sync_all
+
+    def meanwhile(path: Path) -> None:
+        with monkeypatch.context() as other:
+            other.setattr(files, "_sync_all", sync)
+            other.setattr(os, "getpid", lambda: 1)
+            Album(directory).add(pixels)
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync_all", meanwhile)
+    name = Album(directory).add(pixels)
+    assert [path.name for path in directory.iterdir()] == [f"{name}.png"]
+    assert Album(directory).open(name).tobytes() == pixels.tobytes()
 
 
 def test_nothing_is_made_before_the_first_image(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpo.errors import DataError
 from gpo.images.tokens import DIGITS
-from gpo.storage.files import make_folder, refuse_link, write_bytes
+from gpo.storage.files import make_folder, refuse_link, replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +81,8 @@ class Album:
             self._kept[name] = data
             return
         make_folder(self.directory)
-        write_bytes(self._path(name), data)
+        with replacing(self._path(name), shared=True) as partial:  # workers of a run may ask the same question
+            partial.write_bytes(data)
 
 
 def name_for(pixels: Image) -> str:

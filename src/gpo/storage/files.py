@@ -155,14 +155,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well.
+
+    Args:
+        shared: other processes may write the same just now.
 
     Raises:
         DataError: it cannot be written there, `path` is a symbolic link, or the run that it is in is gone; the message
             names it.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
     _ask_holder(path)
     with told(path):
         refuse_link(path)
