@@ -66,6 +66,10 @@ class Fatal(ToyMethod):
         mark = Path(os.environ["MARK"])
         if on_worker() and not mark.exists():
             mark.touch()
+            child = subprocess.Popen(["sleep", "60"])
+            for process in (os.getpid(), child.pid):  # as Ctrl-C does: the child is not to outlive it
+                os.kill(process, signal.SIGINT)
+            assert child.wait() == -signal.SIGINT
             os.kill(os.getpid(), signal.SIGKILL)
         if not on_worker() and "WAIT" in os.environ:
             waited_for(lambda: told(context))
@@ -93,6 +97,7 @@ class Slow(ToyMethod):
         if on_worker() and mark.name == "mark":
             mark.write_text(str(os.getpid()))
             time.sleep(60)
+            mark.with_name("slept").touch()
         waited_for(mark.exists)
         told(context)
         return super().update(groups, context)
@@ -193,6 +198,7 @@ def test_a_failure_of_the_command_itself_ends_the_workers(tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path / "run", two_workers("Slow"), on_progress=stop).all()
     assert is_gone(int((tmp_path / "mark").read_text()))
+    assert not (tmp_path / "slept").exists()
     assert not is_held(tmp_path / "run")
 
 
@@ -214,6 +220,7 @@ def test_workers_die_with_the_command_and_the_same_command_goes_on(tmp_path: Pat
     process.kill()
     process.wait()
     waited_for(lambda: is_gone(int(mark.read_text())))
+    assert not (tmp_path / "slept").exists()
     assert not is_held(tmp_path / "run")
     Run(tmp_path / "run", two_workers("Slow")).all()
     assert files_of(tmp_path / "run") == alone
