@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -294,6 +295,29 @@ def test_a_handed_over_model_keeps_its_mode_and_follows_its_training(build: Any,
         model.model.layers[0].mlp.up_proj.weight.add_(1.0)
     assert tokens_of(engine.generate([Request(STORY, 4, 20, 0)])) != before
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kernel", ["auto", "library"])
+def test_keys_and_values_of_a_prompt_go_with_its_last_row(
+    kernel: str, build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = HFEngine.begin
+    states: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def counted(self: HFEngine, decoder: Any, unread: Any, *settings: Any) -> Any:
+        before = list(unread)
+        rows = begin(self, decoder, unread, *settings)
+        layers = [prompt.layers for prompt in before[: len(before) - len(unread)]]
+        states.extend(weakref.ref(each if isinstance(each, torch.Tensor) else each[0][0]) for each in layers)
+        alive.append(sum(state() is not None for state in states))
+        return rows
+
+    monkeypatch.setattr(HFEngine, "begin", counted)
+    requests = [Request((2 + i, 3, 4), 1, 6, i) for i in range(24)]
+    engine_of(build("qwen2"), word_tokenizer, max_rows=2, kernel=kernel).generate(requests)
+    assert len(states) == 24
+    assert max(alive) <= 6  # of rows that are decoded, of those that were, and of those that join
 
 
 def test_dropout_is_off_while_sampling(build: Any, teacher: Any, word_tokenizer: Any) -> None:

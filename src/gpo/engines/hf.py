@@ -165,7 +165,7 @@ class HFEngine:
         )
         work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
         with torch.no_grad(), evaluating(model):
-            self.decode(shared_prompts([request.token_ids for request in requests]), work, temperature)
+            self.decode(deque(shared_prompts([request.token_ids for request in requests])), work, temperature)
         return work.by_request()
 
     def logprobs(
@@ -242,12 +242,11 @@ class HFEngine:
         layers = forkable_layers(model)
         return RecomputingDecoder(model) if layers is None else LibraryDecoder(model, layers)
 
-    def decode(self, prompts: Sequence[SharedPrompt], work: Continuations, temperature: float) -> None:
-        """Finish all continuations."""
+    def decode(self, unread: deque[SharedPrompt], work: Continuations, temperature: float) -> None:
+        """Finish all continuations. Prompts are taken away, so that their keys and values go with their last row."""
         decoder, stops, device = self.decoder(), self.stop_ids, self._network().device
         bounds = max_rows, _ = self._bounds()
         waiting: deque[DecodeRow] = deque()
-        unread = deque(prompts)
         batch = DecodeBatch([], work, stops)
         while True:
             alive = batch.alive
