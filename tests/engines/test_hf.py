@@ -7,6 +7,7 @@ import weakref
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -318,6 +319,26 @@ def test_keys_and_values_of_a_prompt_go_with_its_last_row(
     engine_of(build("qwen2"), word_tokenizer, max_rows=2, kernel=kernel).generate(requests)
     assert len(states) == 24
     assert max(alive) <= 6  # of rows that are decoded, of those that were, and of those that join
+
+
+def test_a_batch_on_a_gpu_takes_what_torch_keeps_for_later_and_no_pass_is_larger(
+    build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(build("qwen2"), word_tokenizer)
+    gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=engine._network().config)
+    monkeypatch.setattr(HFEngine, "_network", lambda self: gpu)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 500)
+    position = 2 * 3 * 2 * 8 * 2  # keys and values, layers, heads, head dimension, bytes
+    for left, kept, positions, prefill in (
+        (20000, 0, 20000, 2),
+        (5000, 15000, 20000, 2),
+        (0, 0, 1, 1),
+        (900000, 0, 900000, 8),
+    ):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, left=left: (left * 4 * position, 0))
+        monkeypatch.setattr("torch.cuda.memory_reserved", lambda device, kept=kept: 500 + kept * 4 * position)
+        assert engine._bounds() == (hf.CUDA_ROWS, positions)
+        assert engine._prefill == prefill
 
 
 def test_dropout_is_off_while_sampling(build: Any, teacher: Any, word_tokenizer: Any) -> None:

@@ -32,7 +32,7 @@ from gpo.types import Completion, ModelRef, Request
 UNLIMITED = 1 << 30  # the context of models that state none
 PREFILL_TOKENS = 8192  # of one prefill pass, padding included
 PREFILL_LOGITS = 1 << 25  # of one prefill pass; a prompt that would need more is not followed
-CUDA_PREFILL = 8  # times as many of both
+CUDA_PREFILL = 8  # times as many of both at most
 ROWS, CUDA_ROWS = 256, 1024
 BATCH_TOKENS = 1 << 18
 CUDA_SHARE = 4  # keys and values of a batch take one part in so many of the memory that is free
@@ -223,7 +223,10 @@ class HFEngine:
 
     @property
     def _prefill(self) -> int:
-        return CUDA_PREFILL if self._network().device.type == "cuda" else 1
+        """How many times as much as on a CPU a prefill pass may compute: as many positions as a batch may have."""
+        if self._network().device.type != "cuda":
+            return 1
+        return max(1, min(CUDA_PREFILL, self._bounds()[1] // PREFILL_TOKENS))
 
     def _bounds(self) -> tuple[int, int]:
         """Rows of a batch, and positions of all of them."""
@@ -231,8 +234,7 @@ class HFEngine:
         rows = self.max_rows or (CUDA_ROWS if model.device.type == "cuda" else ROWS)
         positions = self.max_batch_tokens or BATCH_TOKENS
         if self.max_batch_tokens is None and model.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(model.device)
-            positions = max(1, free // CUDA_SHARE // cached_bytes(model))
+            positions = max(1, free_bytes(model.device) // CUDA_SHARE // cached_bytes(model))
         return rows, positions
 
     def decoder(self) -> BatchDecoder:
@@ -312,6 +314,12 @@ def admit(waiting: deque[DecodeRow], rows: list[DecodeRow], max_rows: int, max_p
         if rows and longest * (len(rows) + 1) > max_positions:
             return
         rows.append(waiting.popleft())
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has left, and what torch keeps of it for later: most of what an earlier batch has taken."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def cached_bytes(model: Any) -> int:
