@@ -123,8 +123,9 @@ class BatchCache:
         if before is not None and stay:
             to, source = torch.tensor(stay, device=like.device).unbind(1)
             span = min(self.used, before.used)
-            known = before.suffixes[:, :, source, :, before.used - span : before.used]
-            target[:, :, to, :, self.used - span : self.used] = known
+            # It is copied twice, a layer at a time: all of them at once took as much memory again.
+            for ours, known in zip(target, before.suffixes, strict=True):
+                ours[:, to, :, self.used - span : self.used] = known[:, source, :, before.used - span : before.used]
         for index, row in enumerate(self.rows):
             if row.layers is not None:
                 target[:, :, index, :, self.used - row.own : self.used] = row.layers
