@@ -285,6 +285,15 @@ def test_there_are_as_many_workers_as_threads_for_a_shipped_model_on_a_cpu(
     with pytest.raises(ConfigError, match="toy processes is for one process only"):
         count(Run(tmp_path, toy_config(engine=ChainEngine(), workers=2)), 3)
 
+    class Mine(NoReset):
+        pass
+
+    with pytest.raises(
+        ConfigError, match=r"No other process can import .*<locals>\.Mine\. Move it to a module, or give"
+    ):
+        count(Run(tmp_path, replace(config, workers=2, arms={"mine": Mine(), "plain": "none"})), 2)
+    assert count(Run(tmp_path, replace(config, workers=1, arms={"mine": Mine(), "plain": "none"})), 2) == 1
+
 
 def test_several_workers_keep_no_journal() -> None:
     assert toy_config(workers=2).piece_seconds == 0

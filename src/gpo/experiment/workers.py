@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
+from gpo.config.trust import foreign_code
 from gpo.errors import ConfigError, EngineError
 from gpo.experiment.schedule import Schedule, Unit
 from gpo.storage.directory import Progress
@@ -190,7 +191,7 @@ def count(run: Run, most: int) -> int:
     """How many workers a run has, that of the command included, at most so many.
 
     Raises:
-        ConfigError: several are asked for, and its model is in the memory of this process.
+        ConfigError: several are asked for, and its model or the class of a component is in this process alone.
     """
     config = run.config
     if config.workers is not None:
@@ -199,6 +200,9 @@ def count(run: Run, most: int) -> int:
             raise ConfigError(
                 f"{run.model.name} is for one process only. Save it and give its directory, or one worker."
             )
+        here = [name for name in foreign_code(run.described) if name.startswith("__main__:") or "<locals>" in name]
+        if wanted > 1 and here:
+            raise ConfigError(f"No other process can import {here[0]}. Move it to a module, or give one worker.")
     elif config.suits_workers and config.named and config.launch is None and not config.piece_seconds:
         from gpo.engines.threads import threads
 
