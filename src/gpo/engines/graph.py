@@ -20,7 +20,8 @@ class Graph:
         self.inputs = inputs.clone()
         self.pool: Any = torch.cuda.graph_pool_handle() if before is None else before.pool
         self.graph = torch.cuda.CUDAGraph()
-        # torch.cuda.graph would collect garbage and give cached memory back, each time.
+        # torch.cuda.graph would collect garbage and give cached memory back, each time. The stream is another one each
+        # time: graphs of one stream share the workspace of cuBLAS, which the first that goes takes with it.
         stream: Any = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(inputs.device)
         stream.wait_stream(current)
