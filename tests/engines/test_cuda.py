@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpo.engines.contract import CHECKS, Check
-from gpo.engines.hf import CUDA_ROWS, HFEngine
+from gpo.engines.decoding import CUDA_ROWS
+from gpo.engines.hf import HFEngine
 from gpo.engines.library import LibraryDecoder
 from gpo.engines.llama import LlamaDecoder
 from gpo.types import Request
@@ -66,11 +67,12 @@ def test_in_bfloat16_the_fused_step_is_as_near_to_float32_as_the_library(
 
 def test_a_batch_takes_no_more_than_its_share_of_the_memory(build: Any, word_tokenizer: Any) -> None:
     engine = on_gpu(build("qwen2"), word_tokenizer)
-    rows, positions = engine._bounds()
+    limits = engine.limits
     free, _ = torch.cuda.mem_get_info()
-    assert rows == CUDA_ROWS
-    assert positions * 2 * 3 * 2 * 8 * 4 <= free  # keys and values, layers, heads, head dimension, bytes
-    assert HFEngine(model=engine.model, tokenizer=word_tokenizer, max_rows=3, max_batch_tokens=5)._bounds() == (3, 5)
+    assert limits.rows == CUDA_ROWS
+    assert limits.positions * 2 * 3 * 2 * 8 * 4 <= free  # keys and values, layers, heads, head dimension, bytes
+    narrow = HFEngine(model=engine.model, tokenizer=word_tokenizer, max_rows=3, max_batch_tokens=5).limits
+    assert (narrow.rows, narrow.positions) == (3, 5)
 
 
 def test_closing_gives_memory_back(build: Any, word_tokenizer: Any) -> None:

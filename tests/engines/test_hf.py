@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from gpo.engines import hf, loading
+from gpo.engines import decoding, loading
 from gpo.engines.draw import NextToken, stream_keys, uniforms
 from gpo.engines.hf import HFEngine
 from gpo.engines.llama import LlamaDecoder
@@ -148,7 +148,7 @@ def test_prompts_with_too_many_logits_are_not_followed(
 ) -> None:
     engine = engine_of(build(family), word_tokenizer)
     followed = engine.generate(search(), logprobs=True)
-    monkeypatch.setattr(hf, "PREFILL_LOGITS", 1)
+    monkeypatch.setattr(decoding, "PREFILL_LOGITS", 1)
     plain = engine.generate(search(), logprobs=True)
     assert tokens_of(followed) == tokens_of(plain)
     for one, other in zip((c for g in followed for c in g), (c for g in plain for c in g), strict=True):
@@ -302,19 +302,19 @@ def test_a_handed_over_model_keeps_its_mode_and_follows_its_training(build: Any,
 def test_keys_and_values_of_a_prompt_go_with_its_last_row(
     kernel: str, build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = HFEngine.begin
+    begin = decoding.Decoding.begin
     states: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
-    def counted(self: HFEngine, decoder: Any, unread: Any, *settings: Any) -> Any:
+    def counted(self: decoding.Decoding, unread: Any) -> Any:
         before = list(unread)
-        rows = begin(self, decoder, unread, *settings)
+        rows = begin(self, unread)
         layers = [prompt.layers for prompt in before[: len(before) - len(unread)]]
         states.extend(weakref.ref(each if isinstance(each, torch.Tensor) else each[0][0]) for each in layers)
         alive.append(sum(state() is not None for state in states))
         return rows
 
-    monkeypatch.setattr(HFEngine, "begin", counted)
+    monkeypatch.setattr(decoding.Decoding, "begin", counted)
     requests = [Request((2 + i, 3, 4), 1, 6, i) for i in range(24)]
     engine_of(build("qwen2"), word_tokenizer, max_rows=2, kernel=kernel).generate(requests)
     assert len(states) == 24
@@ -337,8 +337,8 @@ def test_a_batch_on_a_gpu_takes_what_torch_keeps_for_later_and_no_pass_is_larger
     ):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, left=left: (left * 4 * position, 0))
         monkeypatch.setattr("torch.cuda.memory_reserved", lambda device, kept=kept: 500 + kept * 4 * position)
-        assert engine._bounds() == (hf.CUDA_ROWS, positions)
-        assert engine._prefill == prefill
+        expected = (decoding.CUDA_ROWS, positions, prefill * decoding.PREFILL_TOKENS, prefill * decoding.PREFILL_LOGITS)
+        assert engine.limits == decoding.Limits(*expected)
 
 
 def test_dropout_is_off_while_sampling(build: Any, teacher: Any, word_tokenizer: Any) -> None:

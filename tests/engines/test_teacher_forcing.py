@@ -9,7 +9,7 @@ import torch
 from test_adapters import adapted
 from test_hf import FORKABLE, STORY, engine_of, search
 
-from gpo.engines import hf
+from gpo.engines import decoding
 from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, Request
@@ -47,8 +47,8 @@ def test_they_do_not_depend_on_the_bounds_of_a_pass(
     contexts, completions = sampled(engine)
     continuations = [completion.token_ids for completion in completions]
     whole = engine.logprobs(contexts, continuations)
-    monkeypatch.setattr(hf, "PREFILL_TOKENS", bounds[0])
-    monkeypatch.setattr(hf, "PREFILL_LOGITS", bounds[1])
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", bounds[0])
+    monkeypatch.setattr(decoding, "PREFILL_LOGITS", bounds[1])
     for one, other in zip(whole, engine.logprobs(contexts, continuations), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
@@ -60,7 +60,7 @@ def test_logits_of_a_pass_stay_within_the_bound(
     handle = model.lm_head.register_forward_hook(lambda module, given, logits: sizes.append(logits.numel()))
     try:
         engine = engine_of(model, word_tokenizer)
-        monkeypatch.setattr(hf, "PREFILL_LOGITS", 32 * 6)
+        monkeypatch.setattr(decoding, "PREFILL_LOGITS", 32 * 6)
         engine.logprobs([STORY[:1], STORY[:3]], [STORY[1:], STORY[3:]])
     finally:
         handle.remove()

@@ -12,14 +12,13 @@ from typing import Any, Self
 import torch
 
 from gpo.engines.adapters import without_wrapper
-from gpo.engines.branching import DecodeBatch, follow_prompt, unfollowed
-from gpo.engines.draw import NextToken
+from gpo.engines.decoding import Decoding, Limits
 from gpo.engines.graph import Graph
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
 from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
 from gpo.engines.packing import pack
-from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
+from gpo.engines.prefixes import Continuations, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.teacher_forcing import teacher_forced
 from gpo.errors import ConfigError, EngineError
@@ -30,12 +29,6 @@ from gpo.images.tokens import has_images, images_in
 from gpo.types import Completion, ModelRef, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none
-PREFILL_TOKENS = 8192  # of one prefill pass, padding included
-PREFILL_LOGITS = 1 << 25  # of one prefill pass; a prompt that would need more is not followed
-CUDA_PREFILL = 8  # times as many of both at most
-ROWS, CUDA_ROWS = 256, 1024
-BATCH_TOKENS = 1 << 18
-CUDA_SHARE = 4  # keys and values of a batch take one part in so many of the memory that is free
 
 
 @dataclass
@@ -165,7 +158,10 @@ class HFEngine:
         )
         work = Continuations(requests, limits, self.tokenizer, logprobs=logprobs)
         with torch.no_grad(), evaluating(model):
-            self.decode(deque(shared_prompts([request.token_ids for request in requests])), work, temperature)
+            decoder = self.decoder()
+            decoding = Decoding(decoder, model, work, self.stop_ids, temperature, self.limits)
+            decoding.finish(deque(shared_prompts([request.token_ids for request in requests])))
+            self._graph = decoder.graph if isinstance(decoder, LlamaDecoder) else None
         return work.by_request()
 
     def logprobs(
@@ -187,14 +183,15 @@ class HFEngine:
             vocabulary=vocabulary_of(model),
             images=self._sight(contexts),
         )
+        limits = self.limits
         with torch.no_grad(), evaluating(model):
             return teacher_forced(
                 without_wrapper(model),
                 contexts,
                 continuations,
                 temperature=temperature,
-                tokens=PREFILL_TOKENS * self._prefill,
-                logits=PREFILL_LOGITS * self._prefill,
+                tokens=limits.prefill_tokens,
+                logits=limits.prefill_logits,
             )
 
     def _sight(self, sequences: Iterable[Sequence[int]]) -> bool:
@@ -222,20 +219,9 @@ class HFEngine:
         self.close()
 
     @property
-    def _prefill(self) -> int:
-        """How many times as much as on a CPU a prefill pass may compute: as many positions as a batch may have."""
-        if self._network().device.type != "cuda":
-            return 1
-        return max(1, min(CUDA_PREFILL, self._bounds()[1] // PREFILL_TOKENS))
-
-    def _bounds(self) -> tuple[int, int]:
-        """Rows of a batch, and positions of all of them."""
-        model = self._network()
-        rows = self.max_rows or (CUDA_ROWS if model.device.type == "cuda" else ROWS)
-        positions = self.max_batch_tokens or BATCH_TOKENS
-        if self.max_batch_tokens is None and model.device.type == "cuda":
-            positions = max(1, free_bytes(model.device) // CUDA_SHARE // cached_bytes(model))
-        return rows, positions
+    def limits(self) -> Limits:
+        """How much it computes at once."""
+        return Limits.of(self._network(), self.max_rows, self.max_batch_tokens)
 
     def decoder(self) -> BatchDecoder:
         model = without_wrapper(self._network())
@@ -243,91 +229,6 @@ class HFEngine:
             return LlamaDecoder(model, self._graph)
         layers = forkable_layers(model)
         return RecomputingDecoder(model) if layers is None else LibraryDecoder(model, layers)
-
-    def decode(self, unread: deque[SharedPrompt], work: Continuations, temperature: float) -> None:
-        """Finish all continuations. Prompts are taken away, so that their keys and values go with their last row."""
-        decoder, stops, device = self.decoder(), self.stop_ids, self._network().device
-        bounds = max_rows, _ = self._bounds()
-        waiting: deque[DecodeRow] = deque()
-        batch = DecodeBatch([], work, stops)
-        while True:
-            alive = batch.alive
-            joining = max_rows - alive if unread else min(len(waiting), max_rows - alive)
-            if not alive or not decoder.room or alive < len(batch.rows) * 3 / 4 or joining > alive * decoder.patience:
-                rows = batch.survivors()
-                while True:
-                    admit(waiting, rows, *bounds)
-                    if waiting or not unread or len(rows) >= max_rows:
-                        break
-                    waiting += self.begin(decoder, unread, work, temperature, max_rows)
-                if not rows:
-                    self._graph = decoder.graph if isinstance(decoder, LlamaDecoder) else None
-                    return
-                decoder.arrange(rows)
-                batch = DecodeBatch(rows, work, stops)
-                tokens = torch.tensor([row.tokens[-1] for row in rows])
-            following = NextToken(decoder.step(tokens.to(device)), temperature)
-            tokens, branches = batch.advance(following, decoder.cut)
-            waiting.extendleft(branches)
-
-    def begin(
-        self,
-        decoder: BatchDecoder,
-        unread: deque[SharedPrompt],
-        work: Continuations,
-        temperature: float,
-        max_rows: int,
-    ) -> list[DecodeRow]:
-        """Prefill some prompts, for about so many rows, and follow them; the rows that branch off."""
-        vocabulary = vocabulary_of(self._network())
-        tokens, most = PREFILL_TOKENS * self._prefill, PREFILL_LOGITS * self._prefill
-        longest = len(unread[0].token_ids)
-        prompts: list[SharedPrompt] = []
-        keep = rows = 0
-        while unread and (len(prompts) + 1) * longest <= max(longest, tokens) and rows < max_rows:
-            needed = max(keep, longest - min(int(work.begin[work.bounds[r]]) for r in unread[0].requests) + 1)
-            if prompts and needed * vocabulary * (len(prompts) + 1) > most:
-                break
-            keep = needed
-            prompts.append(unread.popleft())
-            rows += sum(len(work.of(request)) for request in prompts[-1].requests)
-        follows = keep * vocabulary * len(prompts) <= most
-        logits = decoder.prefill(prompts, keep if follows else 1)
-        found: list[DecodeRow] = []
-        for prompt, scores in zip(prompts, logits, strict=True):
-            first = longest - keep + 1  # the token that the first of these logits is about
-            if follows:
-                length = len(prompt.token_ids)
-                found += follow_prompt(
-                    prompt, NextToken(scores[: length - first + 1], temperature), first, work, self.stop_ids
-                )
-            else:
-                found += unfollowed(prompt, work)
-        return found
-
-
-def admit(waiting: deque[DecodeRow], rows: list[DecodeRow], max_rows: int, max_positions: int) -> None:
-    """Move waiting rows to the batch while it stays within its bounds; one row always fits."""
-    longest = max((row.end for row in rows), default=0)
-    while waiting and len(rows) < max_rows:
-        longest = max(longest, waiting[0].end)
-        if rows and longest * (len(rows) + 1) > max_positions:
-            return
-        rows.append(waiting.popleft())
-
-
-def free_bytes(device: torch.device) -> int:
-    """What a GPU has left, and what torch keeps of it for later: most of what an earlier batch has taken."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-
-
-def cached_bytes(model: Any) -> int:
-    """Keys and values of one position in all layers of a model."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
 @contextmanager
