@@ -57,6 +57,17 @@ def test_alpha_goes_onto_white() -> None:
     assert kept.open(kept.add(clear)).getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_not_taken_for_white(mode: str, tmp_path: Path) -> None:
+    """Planted: Pillow makes all values above 255 white."""
+    grey = Image.new(mode, (4, 4), 300)
+    with pytest.raises(DataError, match=f"The image has pixels of mode {mode}. Save it with 8 bits"):
+        Album().add(grey)
+    grey.save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: The image has pixels of mode"):
+        Album().add(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

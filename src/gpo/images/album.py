@@ -120,6 +120,8 @@ def _opened(source: Any, where: str) -> Image:
         with PIL.Image.open(source) as image:
             image.load()
             return _rgb(image)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be read as an image ({error}). {ADVICE}") from error
 
@@ -128,6 +130,8 @@ def _rgb(image: Image) -> Image:
     import PIL.Image
     import PIL.ImageOps
 
+    if image.mode[0] in "IF":  # which Pillow cuts off at 255, so that nearly all is white, or black
+        raise DataError(f"The image has pixels of mode {image.mode}. Save it with 8 bits for each colour.")
     upright = PIL.ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
