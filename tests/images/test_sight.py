@@ -1,12 +1,13 @@
 """A model that sees: sampling and log-probabilities are those of the library's own way to give it images."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_eye import asked, native_logits, picture, write_llava
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gpo.engines.contract import check_engine
 from gpo.engines.hf import HFEngine
@@ -106,6 +107,27 @@ def test_a_model_that_does_more_with_images_is_refused(eye: Path, monkeypatch: p
         engine.generate([Request(render(asked(ONE), engine.tokenizer), 1, 4, 0)])
 
 
+def test_positions_in_two_dimensions_are_refused_by_an_image_of_one_token_too() -> None:
+    """Whose logits are the same, so that larger images would be sampled from wrongly. Planted: only logits compared."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 16}
+    turns = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    special = {"bos_token_id": None, "eos_token_id": 1}
+    config = Qwen2VLConfig(
+        image_token_id=5,
+        video_token_id=6,
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
+        text_config={**sizes, **special, "num_key_value_heads": 2, "hidden_size": 32, "rope_parameters": turns},
+    )
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    ids = torch.tensor([[5]])
+    told = {"input_ids": ids, "mm_token_type_ids": ids * 0 + 1, "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    told["pixel_values"] = torch.ones(4, 96)
+    tokenizer: Any = SimpleNamespace(placeholder=5, count=lambda _: 1, inputs=lambda _: told)
+    with pytest.raises(EngineError, match="Qwen2VLForConditionalGeneration does more with the tokens of an image"):
+        embedding.check_sight(model, tokenizer, "a" * 12)
+    assert model.model.rope_deltas is None
+
+
 def test_new_weights_look_again(eye: Path, tmp_path: Path) -> None:
     engine = HFEngine(str(eye))
     prompt = render(asked(ONE), engine.tokenizer)
@@ -145,3 +167,47 @@ def test_a_model_of_text_alone_is_told(eye: Path, engine: HFEngine) -> None:
         render(asked(ONE, text="What is <image> here?"), tokenizer)
     assert isinstance(tokenizer, ImageTokenizer)
     assert tokenizer.eos_token_id == tokenizer.text.eos_token_id
+
+
+def test_a_model_without_a_chat_template_does_not_lose_the_image(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in (engine.tokenizer.processor, engine.tokenizer.text):
+        monkeypatch.setattr(each, "chat_template", None)
+    with pytest.raises(DataError, match="no chat template, which alone says where an image is in a prompt"):
+        render(asked(ONE), engine.tokenizer)
+    assert render(asked(), engine.tokenizer)
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "video", "video": "a.mp4"}, {"type": "image", "url": "a.png"}, {"text": "no type"}, "text"]
+)
+def test_other_parts_of_a_message_are_refused(engine: HFEngine, part: Any) -> None:
+    message: Any = {"role": "user", "content": [part, {"type": "text", "text": "What is there?"}]}
+    for tokenizer in (engine.tokenizer, engine.tokenizer.text):
+        with pytest.raises(DataError, match=r"A message has the part .*expected \{'type': 'text', 'text': \.\.\.\}"):
+            render([message], tokenizer)
+
+
+def test_images_of_one_shape_that_become_different_numbers_of_tokens_keep_theirs() -> None:
+    """As those of LLaVA-NeXT, whose tiles are cut to the image behind the vision part."""
+    sizes = {"a" * 12: 3, "b" * 12: 5, "c" * 12: 3}
+
+    class Padding:
+        device = "cpu"
+        get_input_embeddings = staticmethod(lambda: torch.nn.Embedding(4, 1))
+
+        def get_image_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> list[torch.Tensor]:
+            return [image[:size] for image, size in zip(pixel_values, image_sizes.tolist(), strict=True)]
+
+    class Processed:
+        count = staticmethod(sizes.__getitem__)
+
+        def inputs(self, name: str) -> dict[str, torch.Tensor]:
+            value = float(int(name, 16) % 1000)
+            return {"pixel_values": torch.full((1, 8, 1), value), "image_sizes": torch.tensor([sizes[name]])}
+
+    tokenizer: Any = Processed()
+    found = embedding.ImageEmbedding(Padding(), tokenizer, keep=False).features(list(sizes))
+    assert [len(each) for each in found] == [3, 5, 3]
+    assert [each.unique().item() for each in found] == [int(name, 16) % 1000 for name in sizes]

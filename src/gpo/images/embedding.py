@@ -51,14 +51,14 @@ class ImageEmbedding:
         return out.masked_scatter(seen[..., None], torch.cat(features).to(out.dtype).index_select(0, rows))
 
     def features(self, names: Sequence[str]) -> list[Tensor]:
-        """(n, H) of the tokens of each image; images of one shape go through the vision part together."""
+        """(n, H) of the tokens of each image; those of one shape and length go through the vision part together."""
         found = {name: self.known[name] for name in names if name in self.known}
         alike: dict[tuple[Any, ...], dict[str, dict[str, Tensor]]] = {}
         for name in names:
             if name not in found:
                 about = {key: value for key, value in self.tokenizer.inputs(name).items() if key not in OF_TEXT}
-                shape = tuple((key, tuple(value.shape)) for key, value in about.items())
-                alike.setdefault(shape, {})[name] = about
+                shapes = [(key, tuple(value.shape)) for key, value in about.items()]
+                alike.setdefault((self.tokenizer.count(name), *shapes), {})[name] = about
         for some in alike.values():
             about = {key: torch.cat([each[key] for each in some.values()]) for key in next(iter(some.values()))}
             made = self.model.get_image_features(**{key: value.to(self.model.device) for key, value in about.items()})
@@ -98,6 +98,8 @@ def check_sight(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
     Raises:
         EngineError: they differ, so that the model does more with image tokens than to embed them.
     """
+    if hasattr(model.base_model, "get_rope_index"):  # which would also keep what this image shifts, for later texts
+        raise _does_more(model)
     told = {key: value.to(model.device) for key, value in tokenizer.inputs(name).items()}
     ids = told["input_ids"].clone()
     places = ids == tokenizer.placeholder
@@ -110,8 +112,12 @@ def check_sight(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
     found = model(input_ids=ids).logits.float()
     tolerance = torch.finfo(model.dtype).eps ** 0.5
     if (found - expected).abs().max() > tolerance * (expected - expected.mean()).abs().max():
-        raise EngineError(
-            f"{type(model).__name__} does more with the tokens of an image than to embed them (positions in two "
-            "dimensions, or attention to what follows), and takes no images here. Expected a model such as SmolVLM "
-            "(Idefics3) or LLaVA; see docs/images.md."
-        )
+        raise _does_more(model)
+
+
+def _does_more(model: Any) -> EngineError:
+    return EngineError(
+        f"{type(model).__name__} does more with the tokens of an image than to embed them (positions in two "
+        "dimensions, or attention to what follows), and takes no images here. Expected a model such as SmolVLM "
+        "(Idefics3) or LLaVA; see docs/images.md."
+    )

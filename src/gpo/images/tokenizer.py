@@ -13,6 +13,7 @@ from gpo.images.tokens import PLACES, image_tokens, spelled
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line
 
+PARTS = ("text", "image")  # of a message's content
 KEPT = 1 << 27  # bytes of images as the processor made them
 LOGGER = logging.getLogger("gpo.images")
 
@@ -67,14 +68,14 @@ class ImageTokenizer:
         text = self.processor.apply_chat_template(
             turns, chat_template=self.chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
         )
-        begins = self.text.bos_token is not None and text.startswith(self.text.bos_token)
-        special = not begins and bool(names)  # as transformers has it, for tokenizers and for processors
         if not names:
-            ids: list[int] = self.text.encode(text, add_special_tokens=special)
+            ids: list[int] = self.text.encode(text, add_special_tokens=False)
             return ids
-        ids = self._ids(text, names, special)
+        # As transformers has it, for tokenizers and for processors.
+        begins = self.text.bos_token is not None and text.startswith(self.text.bos_token)
+        ids = self._ids(text, names, special=not begins)
         places = [index for index, token in enumerate(ids) if token == self.placeholder]
-        tokens = [token for name in names for token in image_tokens(name, self._count(name))]
+        tokens = [token for name in names for token in image_tokens(name, self.count(name))]
         if len(places) != len(tokens):
             raise self._misplaced(f"{len(names)} images of {len(tokens)} tokens, and its prompt {len(places)} places")
         for index, token in zip(places, tokens, strict=True):
@@ -106,6 +107,17 @@ class ImageTokenizer:
                 del self._inputs[next(iter(self._inputs))]
         return self._inputs[name]
 
+    def count(self, name: str) -> int:
+        """How many tokens an image has.
+
+        Raises:
+            DataError: too many.
+        """
+        count = int((self.inputs(name)["input_ids"] == self.placeholder).sum())
+        if count > 1 << PLACES:
+            raise DataError(f"The image {name} has {count} tokens; expected at most {1 << PLACES}. Make it smaller.")
+        return count
+
     def _ids(self, text: str, names: Sequence[str], special: bool) -> list[int]:
         images = [self.album.open(name) for name in names]
         try:
@@ -120,12 +132,6 @@ class ImageTokenizer:
             f"{self.processor.image_token!r}?"
         )
 
-    def _count(self, name: str) -> int:
-        count = int((self.inputs(name)["input_ids"] == self.placeholder).sum())
-        if count > 1 << PLACES:
-            raise DataError(f"The image {name} has {count} tokens; expected at most {1 << PLACES}. Make it smaller.")
-        return count
-
 
 def _bytes(inputs: Mapping[str, Any]) -> int:
     return sum(int(each.nbytes) for each in inputs.values())
@@ -133,11 +139,11 @@ def _bytes(inputs: Mapping[str, Any]) -> int:
 
 def load_processor(source: str, revision: str | None = None) -> Any:
     """The processor of a vision-language model or beside its adapters; None elsewhere, or if it cannot be loaded."""
-    from transformers import AutoProcessor
-
     where = {"revision": revision, "trust_remote_code": False, **hub_options(source)}
     if not _has_processor(source, where):
         return None
+    from transformers import AutoProcessor
+
     try:
         processor = AutoProcessor.from_pretrained(source, **where)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -169,10 +175,19 @@ def keep_images(tokenizer: Any, directory: Path) -> None:
 
 
 def shows_images(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a conversation has images."""
-    return any(
-        part["type"] == "image"
-        for message in messages
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-    )
+    """Whether a conversation has images.
+
+    Raises:
+        DataError: content has a part that is neither a text nor an image.
+    """
+    found = False
+    for message in messages:
+        for part in () if isinstance(message["content"], str) else message["content"]:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind not in PARTS or kind not in part:
+                raise DataError(
+                    f"A message has the part {str(part)[:80]!r}; expected {{'type': 'text', 'text': ...}} or "
+                    "{'type': 'image', 'image': a path or an image of Pillow}."
+                )
+            found = found or kind == "image"
+    return found

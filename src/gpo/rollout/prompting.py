@@ -22,15 +22,21 @@ def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
 
     Raises:
         ConfigError: there are images, and the engine or its model takes none.
-        DataError: an image cannot be read, or the chat template cannot be used.
+        DataError: an image cannot be read, or the chat template cannot be used, or there is none that places images.
     """
-    if shows_images(messages) and not isinstance(tokenizer, ImageTokenizer):
+    shown = shows_images(messages)
+    if shown and not isinstance(tokenizer, ImageTokenizer):
         raise ConfigError(
             "The task asks about images, and the engine or its model takes none: expected --engine hf and a "
             "vision-language model with its processor. See docs/images.md."
         )
     if getattr(tokenizer, "chat_template", None):
         return _rendered(messages, tokenizer)
+    if shown:
+        raise DataError(
+            "The model has no chat template, which alone says where an image is in a prompt. Put a chat_template.jinja "
+            "beside it, or take its instruction-tuned version."
+        )
     if len(messages) == 1:
         text = text_of(messages[0]).removesuffix("\n") + "\n"
     else:
