@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, DataError
+from gpo.experiment.reuse import copy_samples
 from gpo.experiment.run import Run
 from gpo.images.album import Album
 from gpo.images.tokens import image_tokens, images_in
@@ -25,8 +27,9 @@ from gpo.report.pictures import pictures_of, room_for
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
+from gpo.tasks.data import conversation
 from gpo.tasks.squares import Squares, draw
-from gpo.types import ModelRef, RoundContext
+from gpo.types import Message, ModelRef, Problem, RoundContext
 
 VARYING = ("events.jsonl", "pieces.json", ".lock")
 
@@ -46,7 +49,7 @@ def config(eye: Path, **other: Any) -> RunConfig:
         "max_tokens": 16,
         "chunk": 16,
         "segmenter": Spec("segmenter", "fixed_tokens", {"size": 4}),
-        "arms": {"plain": "none", "gpo": Spec("estimator", "monte_carlo", {"rollouts": 2})},
+        "arms": {"gpo": Spec("estimator", "monte_carlo", {"rollouts": 2})},
         "method": Spec("method", "dpo", {"learning_rate": 1e-3, "batch_size": 8}),
     }
     return RunConfig(**{**settings, **other})
@@ -76,7 +79,7 @@ def finished(eye: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_that_is_sampled_names_the_picture_of_its_question(finished: Path) -> None:
     files = RunDirectory(finished)
     problems = {p.id: p for split in ("train", "test") for p in files.problems(split) or ()}  # type: ignore[arg-type]
-    groups = [*files.groups("gpo"), *files.groups("plain"), *files.evaluation("gpo").read()]
+    groups = [*files.groups("gpo"), *files.evaluation("gpo").read()]
     assert sum(bool(group.start.prefix_ids) for group in groups) > 5
     for group in groups:
         [name] = images_in(group.start.prompt_ids)
@@ -155,9 +158,28 @@ def test_a_run_by_adapters_goes_on_with_its_eyes(eye: Path, tmp_path: Path) -> N
     assert run.evaluate("plain")
 
 
-def test_an_engine_that_takes_no_images_leaves_no_run_behind(tmp_path: Path) -> None:
+def test_the_samples_of_a_run_serve_another_method_with_their_pictures(
+    finished: Path, eye: Path, tmp_path: Path
+) -> None:
+    copy_samples(finished, tmp_path / "run", config(eye, method="grpo"))
+    files = RunDirectory(tmp_path / "run")
+    kept = {path.name: path.read_bytes() for path in files.images.iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in RunDirectory(finished).images.iterdir()}
+    assert {f"{name}.png" for group in files.groups("gpo") for name in images_in(group.start.prompt_ids)} <= kept.keys()
+
+
+@dataclass(frozen=True)
+class Mixed(Squares):
+    """The first questions are without their pictures."""
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return super().prompt(problem) if problem.id.endswith("1") else conversation(problem.question)
+
+
+@pytest.mark.parametrize("task", [Squares(), Mixed()])
+def test_an_engine_that_takes_no_images_leaves_no_run_behind(task: Squares, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="The task asks about images, and the engine or its model takes none"):
-        Run(tmp_path / "run", RunConfig(model="reasoner", task="squares", problems=2)).rollout()
+        Run(tmp_path / "run", RunConfig(model="reasoner", task=task, problems=2)).rollout()
     assert not (tmp_path / "run" / "problems.jsonl").exists()
     assert not (tmp_path / "run" / "images").exists()
 
@@ -234,4 +256,7 @@ def test_a_data_file_names_images(eye: Path, tmp_path: Path) -> None:
     assert all(len(group.trajectories) == 2 for group in groups)
     data.write_text(json.dumps({**rows[0], "images": "nowhere.png"}) + "\n")
     with pytest.raises(DataError, match=r"line 1: there is no image at .*nowhere\.png"):
+        task.problems("train")
+    data.write_text(json.dumps({**rows[0], "images": [{"bytes": "x" * 5000, "path": None}]}) + "\n")
+    with pytest.raises(DataError, match=r"line 1: column 'images' must be a path or a list of paths, got .{82}\. Save"):
         task.problems("train")

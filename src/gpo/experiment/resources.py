@@ -130,9 +130,10 @@ class Resources:
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
         if not asked:
             chosen = self.choose_problems()
-            engine, first = self.engine(), chosen["train"][0]
-            if shows_images(self.task.prompt(first)):
-                question_start(first, self.task, engine.tokenizer)  # an engine that takes none says so here
+            engine = self.engine()
+            every = (problem for problems in chosen.values() for problem in problems)
+            if shown := next((each for each in every if shows_images(self.task.prompt(each))), None):
+                question_start(shown, self.task, engine.tokenizer)  # an engine that takes none says so here
             self.files.write_problems(chosen)
         elif any(each.startswith(OF_QUESTIONS) for each in changed):
             chosen = self.choose_problems()

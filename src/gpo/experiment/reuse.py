@@ -81,6 +81,7 @@ def _samples(files: RunDirectory, arms: list[str], same_questions: bool) -> list
     """The first rollouts last: a directory that was not filled to its end has no samples."""
     paths = [files.path / "problems.jsonl"] if same_questions else []
     paths += [files.evaluation(BASE).path] if same_questions else []
+    paths += sorted(files.images.glob("*.png"))
     for arm in arms:
         state = RoundState.of(files, arm)
         paths += [state.scores.path, state.resets.path, state.more.path]

@@ -93,7 +93,12 @@ def _shown(row: Row, folder: Path) -> dict[str, list[str]]:
     given = row.fields.get(IMAGES)
     if not given or (isinstance(given, str) and not given.strip()):
         return {}
-    listed = [given] if isinstance(given, str) else row.texts(IMAGES)
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise DataError(
+            f"{row.where}: column {IMAGES!r} must be a path or a list of paths, got {str(given)[:80]!r}. Save the "
+            "images as files beside the data."
+        )
     paths = [(folder / Path(name).expanduser()).resolve() for name in listed]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"{row.where}: there is no image at {missing[0]}. Paths are relative to {folder.resolve()}.")
