@@ -104,7 +104,7 @@ class Start:
     def key(self) -> StartKey:
         """What tells one start from another: starts with equal keys are the same place, whoever cut them.
 
-        The problem is a part of it, because placeholder tokens can stand for something else in each (an image, say).
+        The problem is a part of it, because the same tokens can be graded otherwise in another.
         """
         return (self.problem_id, self.prompt_ids, self.prefix_ids)
 

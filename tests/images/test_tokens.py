@@ -1,13 +1,16 @@
 """Image tokens among token ids: two images are two sequences for everybody who compares ids."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from gpo.engines.prefixes import shared_prompts
 from gpo.engines.requests import check_tokens
 from gpo.errors import DataError, EngineError
 from gpo.images.tokens import FIRST, has_images, image_tokens, images_in, name_of, spelled
+from gpo.methods.policy import check_token_ids
 from gpo.methods.tree import common_prefix
 from gpo.preferences.dataset import to_table
 from gpo.rollout.journal import Journal
@@ -72,6 +75,16 @@ def test_only_a_table_with_images_has_wide_ids() -> None:
     assert str(to_table([row]).schema.field("prompt_ids").type.value_type) == "int64"
     assert to_table([row]).to_pylist()[0]["prompt_ids"] == list(prompt(RED))
     assert str(to_table([{**row, "prompt_ids": [5]}]).schema.field("prompt_ids").type.value_type) == "int32"
+
+
+def test_the_text_beside_images_is_held_against_the_vocabulary_of_a_model_in_training() -> None:
+    model: Any = torch.nn.Module()
+    model.get_input_embeddings = lambda: model.embedding
+    model.embedding = torch.nn.Embedding(8, 1)
+    model.embedding.forward = model.embedding.forward  # as `see` leaves it
+    check_token_ids(model, iter([prompt(RED), (), (1, 2)]))
+    with pytest.raises(DataError, match="Token id 8 is outside the model's vocabulary of 8 tokens"):
+        check_token_ids(model, iter([(*prompt(RED), 8)]))
 
 
 def test_an_engine_without_eyes_says_so() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 
 from gpo.errors import ConfigError, EngineError
-from gpo.images.tokens import FIRST, has_images
+from gpo.images.tokens import FIRST
 from gpo.types import Request
 
 
@@ -56,16 +56,18 @@ def check_tokens(what: str, token_ids: Sequence[int], vocabulary: int, images: b
     """Raises: EngineError if there are no tokens, ids that are not below `vocabulary`, or images that are not taken."""
     if not token_ids:
         raise EngineError(f"{what} has no tokens; start from at least one (the tokenizer's BOS, say).")
-    if has_images(token_ids):
+    least, most = min(token_ids), max(token_ids)
+    if most >= FIRST:
         if not images:
             raise EngineError(
                 f"{what} has an image, and this engine or its model takes none. Use --engine hf and a "
                 "vision-language model with its processor; see docs/images.md."
             )
-        token_ids = [token for token in token_ids if token < FIRST]
-    if not 0 <= min(token_ids, default=0) <= max(token_ids, default=0) < vocabulary:
+        most = max((token for token in token_ids if token < FIRST), default=0)
+        least = min(least, most)
+    if not 0 <= least <= most < vocabulary:
         raise EngineError(
-            f"{what} has token ids from {min(token_ids)} to {max(token_ids)}, expected 0 to {vocabulary - 1}. "
+            f"{what} has token ids from {least} to {most}, expected 0 to {vocabulary - 1}. "
             "Does the tokenizer belong to this model?"
         )
 

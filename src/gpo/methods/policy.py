@@ -105,6 +105,8 @@ def _with_images(tokenizer: Any, ref: ModelRef, images: Path) -> Any:
     """A tokenizer that takes images, where the model does; it keeps the ones that it has."""
     if isinstance(tokenizer, ImageTokenizer):
         return ImageTokenizer(tokenizer.processor, Album(images))
+    if hasattr(tokenizer, "image_processor"):  # a processor
+        return ImageTokenizer(tokenizer, Album(images))
     where = ref.tokenizer if isinstance(ref.tokenizer, str | Path) else ref.source
     processor = load_processor(str(where), ref.revision) if isinstance(where, str | Path) else None
     return tokenizer if processor is None else ImageTokenizer(processor, Album(images))
@@ -211,13 +213,18 @@ def check_token_ids(model: Any, sequences: Iterable[Sequence[int]]) -> None:
         DataError: a token id that the model has no embedding for.
     """
     size = model.get_input_embeddings().num_embeddings
-    largest = max((max(ids) for ids in sequences if ids), default=0)
-    if largest >= FIRST and not sees(model.get_base_model() if isinstance(model, PeftModel) else model):
+    largest, images = 0, False
+    for ids in sequences:
+        most = max(ids, default=0)
+        if most >= FIRST:
+            images, most = True, max((token for token in ids if token < FIRST), default=0)
+        largest = max(largest, most)
+    if images and not sees(model.get_base_model() if isinstance(model, PeftModel) else model):
         raise DataError(
             "The prompts have images, and the model in training takes none: expected a vision-language model with its "
             "processor, and `RoundContext.images`, the directory that has them."
         )
-    if FIRST > largest >= size:
+    if largest >= size:
         raise DataError(
             f"Token id {largest} is outside the model's vocabulary of {size} tokens. The data was made with another "
             f"tokenizer: sample it again with this model, or train the model it was sampled from."
