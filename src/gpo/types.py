@@ -128,6 +128,7 @@ class Trajectory:
     completion: Completion
     score: Score
     step_ends: tuple[int, ...]  # (K,) increasing; the last is the length of the response
+    policy_version: int | None = None  # rounds of training behind the policy that sampled it; None: not known
 
     @property
     def response_ids(self) -> tuple[int, ...]:

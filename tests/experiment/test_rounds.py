@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import pytest
 
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
-from gpo.errors import ConfigError
+from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import questions_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import Progress
 from gpo.storage.rounds import RoundState
-from gpo.types import Problem, Stage, tokens_of
+from gpo.types import Group, Problem, Stage, tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
@@ -90,6 +92,60 @@ def test_resets_take_their_share_and_the_questions_the_rest(finished: Run) -> No
         assert tokens_of(resets) == pytest.approx(0.3 * allowance, rel=0.1)
         assert {group.start.prefix_ids for group in more} == {()}
         assert any(group.start.prefix_ids for group in resets)
+
+
+def test_every_rollout_names_the_policy_that_sampled_it(finished: Run) -> None:
+    files = finished.files
+
+    def versions(groups: Sequence[Group]) -> set[int | None]:
+        return {each.policy_version for group in groups for each in group.trajectories}
+
+    for arm in ("plain", "random", "gpo"):
+        assert [versions(files.groups(arm, number)) for number in (1, 2, 3)] == [{0}, {1}, {2}]
+        assert versions(files.evaluation(arm).read()) == {3}
+    assert versions(files.evaluation("base").read()) == {0}
+
+
+def test_rollouts_of_an_older_policy_are_not_trained_on_unless_that_is_allowed(tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if (progress.stage, progress.arm) == (Stage.RESET, "plain 2"):
+            raise Killed
+
+    config = rounds_config(rounds=2, arms={"plain": "none"})
+    with pytest.raises(Killed):
+        Run(tmp_path, config, on_progress=stop).train("plain")
+    path = tmp_path / "arms/plain/rounds/2/rollouts.jsonl"
+    rows = path.read_text()
+    path.write_text(rows.replace('"policy_version": 1}', '"policy_version": 0}', 1))
+    message = (
+        r"The rollout 'round2/rollout/0:0:0' of plain 2 was sampled by the policy after 0 rounds of training; "
+        r"expected at least 1\. .*/plain/rounds/2, or allow older ones: --max_staleness"
+    )
+    with pytest.raises(DataError, match=message):
+        Run(tmp_path, config).train("plain")
+    assert not (tmp_path / "arms/plain/model").exists()
+    Run(tmp_path, replace(config, max_staleness=1)).train("plain")
+    with pytest.raises(ConfigError, match="max_staleness is -1, expected a number of rounds of at least 0"):
+        rounds_config(max_staleness=-1)
+
+
+def test_a_run_whose_rollouts_name_no_policy_goes_on(tmp_path: Path) -> None:
+    """As those of earlier versions."""
+    config = rounds_config(rounds=2, arms={"plain": "none"})
+    whole = Run(tmp_path / "whole", config)
+    whole.train("plain")
+    Run(tmp_path / "old", config).reset("plain")
+    for path in (tmp_path / "old").rglob("*.jsonl"):
+        path.write_text(path.read_text().replace(', "policy_version": 0', ""))
+    stored = json.loads((tmp_path / "old/config.json").read_text())
+    assert stored.pop("max_staleness") == 0
+    (tmp_path / "old/config.json").write_text(json.dumps(stored))
+    old = Run(tmp_path / "old", config)
+    old.train("plain")
+    known, expected = contents(old.files.path), contents(whole.files.path)
+    assert known.keys() == expected.keys()
+    differ = {name for name in known if known[name] != expected[name]}
+    assert differ == {"config.json", "rollouts.jsonl", "arms/plain/resets.jsonl", "arms/plain/more.jsonl"}
 
 
 def test_a_round_goes_on_from_the_model_of_the_round_before(finished: Run, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from gpo.errors import ConfigError, DataError
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler, request_seed
 from gpo.rollout.segmenters import Newline
+from gpo.storage.codec import from_json, to_json
 from gpo.toy import EOS, ChainEngine, ChainTask
-from gpo.types import Completion, Problem, Request, Score, Start
+from gpo.types import Completion, Group, Problem, Request, Score, Start
 
 ENGINE, TASK = ChainEngine(), ChainTask()
 PROBLEMS = {problem.id: problem for problem in TASK.problems("train")}
@@ -33,6 +34,13 @@ def test_groups_come_in_order_and_every_token_is_counted() -> None:
     assert trajectories[5].id == "rollout:1:1"
     assert all(t.step_ends == (2, 4, 6, 8, 10, 12, 14) for t in trajectories)
     assert {t.score.verdict for t in trajectories} == {"right", "wrong"}
+    assert {t.policy_version for t in trajectories} == {None}
+
+
+def test_trajectories_name_the_policy_that_sampled_them() -> None:
+    groups = sampler(policy_version=3)(STARTS[:2], 2)
+    assert [t.policy_version for group in groups for t in group.trajectories] == [3] * 4
+    assert from_json(Group, to_json(groups[0])) == groups[0]
 
 
 def test_what_is_sampled_does_not_depend_on_how_starts_are_split() -> None:

@@ -62,6 +62,7 @@ class RunConfig:
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
     reuse: bool = True  # train on the search's rollouts too
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
+    max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all
     test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all
     test_samples: int = 4  # of each test problem
@@ -86,6 +87,8 @@ class RunConfig:
         self._check_shares()
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
+        if self.max_staleness < 0:
+            raise ConfigError(f"max_staleness is {self.max_staleness}, expected a number of rounds of at least 0.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:

@@ -16,7 +16,7 @@ OF_ARMS = (
     *("rounds ", "round_problems ", "pairs.", "allocation ", "fresh_least ", *OF_QUESTIONS),
 )
 # May differ from call to call: what is computed does not depend on them, but for rounding.
-FREE = ("launch", "piece_seconds", "workers", "engine.max_rows ", "engine.max_batch_tokens ")
+FREE = ("launch", "max_staleness", "piece_seconds", "workers", "engine.max_rows ", "engine.max_batch_tokens ")
 
 
 def too_late(

@@ -277,7 +277,31 @@ class Resources:
             # that is sampled are the behaviour policy's of an online method.
             logprobs=stage == Stage.ROLLOUT or (split == "train" and not self.trains_on_pairs),
             limit=limit,
+            policy_version=self.policy_version(checkpoint),
         )
+
+    def policy_version(self, checkpoint: Path | None) -> int:
+        """Rounds of training behind a checkpoint of this run; 0 is the model before training."""
+        if checkpoint is None:
+            return 0
+        return int(checkpoint.name) if checkpoint.parent.name == "checkpoints" else self.config.rounds
+
+    def training_groups(self, state: RoundState) -> list[Group]:
+        """What a round trains on.
+
+        Raises:
+            DataError: a rollout is of an older policy than `max_staleness` allows.
+        """
+        groups = state.groups(search=self.config.reuse)
+        oldest = self.policy_version(state.checkpoint) - self.config.max_staleness
+        for trajectory in (each for group in groups for each in group.trajectories):
+            if trajectory.policy_version is not None and trajectory.policy_version < oldest:
+                raise DataError(
+                    f"The rollout {trajectory.id!r} of {state.label} was sampled by the policy after "
+                    f"{trajectory.policy_version} rounds of training; expected at least {oldest}. Put back the files "
+                    f"of this round in {self.files.arm(state.arm, state.number)}, or allow older ones: --max_staleness."
+                )
+        return groups
 
     def _journaled(self, engine: Engine) -> Engine:
         if self._journal is None or self._journal.engine is not engine:

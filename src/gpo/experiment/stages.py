@@ -233,7 +233,7 @@ def build(work: Resources, state: RoundState) -> None:
         } | ({} if state.number == 1 else {"round": state.number})
         if known is None:
             engine = work.engine(state.checkpoint)
-            groups = state.groups(search=work.config.reuse)
+            groups = work.training_groups(state)
             if work.config.credit == "tail":
                 pairs = build_pairs(
                     groups,

@@ -84,7 +84,7 @@ def train_round(
         if method.trains_on == "pairs":
             metrics = method.update(read_pairs(files.pairs(arm, number)), context)
         else:
-            metrics = method.update(state.groups(search=work.config.reuse), context)
+            metrics = method.update(work.training_groups(state), context)
     _check_metrics(name, metrics)
     if _writes():
         write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)})

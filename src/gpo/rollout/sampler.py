@@ -47,6 +47,7 @@ class Sampler:
     stream: str = "rollout"
     logprobs: bool = False  # a segmenter that needs them gets them all the same
     limit: int | None = None  # tokens that it may sample in all; None: no limit
+    policy_version: int | None = None  # of what the engine samples from; None: not known
 
     tokens: int = field(default=0, init=False)  # sampled so far
     failed: int = field(default=0, init=False)  # trajectories that could not be graded because the grader broke
@@ -187,4 +188,5 @@ class Sampler:
             completion=completion,
             score=score,
             step_ends=self.segmenter(start.prefix_ids + completion.token_ids, self.engine.tokenizer, logprobs),
+            policy_version=self.policy_version,
         )
