@@ -380,6 +380,8 @@ def test_models_that_cannot_be_loaded_are_explained(build: Any, word_tokenizer: 
         HFEngine(model=tmp_path / "bare")
     with pytest.raises(EngineError, match=r"No causal language model in .*broken"):
         HFEngine(model=tmp_path / "broken")
+    with pytest.raises(EngineError, match=r"config\.json' is a file: expected the directory of a model"):
+        HFEngine(model=tmp_path / "bare" / "config.json", tokenizer=word_tokenizer)
     with pytest.raises(EngineError, match=r"No causal language model in .*empty"):
         HFEngine(model=tmp_path / "bare", tokenizer=word_tokenizer).load(ModelRef(tmp_path / "empty", "empty"))
     with pytest.raises(EngineError, match="Cannot use device 'cuda:7'"):

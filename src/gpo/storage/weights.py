@@ -63,6 +63,11 @@ def check_files(directory: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
+    if directory.is_file():
+        raise EngineError(
+            f"{str(directory)!r} is a file: expected the directory of a model of transformers, or a hub id. What an "
+            "engine of your own samples from needs a method of its own to be trained."
+        )
     found = sorted(directory.glob("*.safetensors"))
     if not found and (pickled := sorted(directory.glob("*_model*.bin"))):
         raise EngineError(

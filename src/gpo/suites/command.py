@@ -153,9 +153,9 @@ def plan(suite: Suite) -> str:
     questions = first.test_problems
     lines = [
         suite.title,
-        f"  rows        {len(rows)}: {len(suite.methods)} methods in {len(suite.regimes)} regimes",
+        f"  rows        {len(rows)}: {len(suite.methods)} methods, {len(suite.regimes)} regimes",
         f"  arms        {', '.join(first.arms)}",
-        f"  seeds       {', '.join(map(str, suite.seeds))}",
+        f"  seeds       {len(suite.seeds)} ({', '.join(map(str, suite.seeds))})",
         f"  tuning      {len(tuning)} runs on development questions",
         f"  test        {len(rows) * len(suite.seeds)} runs, more where arms choose different settings",
     ]

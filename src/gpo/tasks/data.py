@@ -147,7 +147,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         rows = list(reader(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
+        raise DataError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     if not rows:
         raise DataError(f"{path} has no rows.")
     return rows
