@@ -33,12 +33,7 @@ class Album:
         """
         pixels = _read(image)
         name = name_for(pixels)
-        if self.directory is None:
-            known = self._kept.get(name)
-        else:
-            path = self._path(name)
-            refuse_link(path)
-            known = path.read_bytes() if path.exists() else None
+        known = self._file(name)
         if known is None:
             self._keep(name, _png(pixels))
         elif _decoded(known, name).tobytes() != pixels.tobytes():
@@ -53,16 +48,18 @@ class Album:
         Raises:
             DataError: it is not there.
         """
-        if self.directory is None:
-            data = self._kept.get(name)
-        else:
-            path = self._path(name)
-            refuse_link(path)
-            data = path.read_bytes() if path.is_file() else None
+        data = self._file(name)
         if data is None:
             where = "in memory" if self.directory is None else f"in {self.directory}"
             raise DataError(f"There is no image {name} {where}. Copy the run directory whole, its images included.")
         return data
+
+    def _file(self, name: str) -> bytes | None:
+        if self.directory is None:
+            return self._kept.get(name)
+        path = self._path(name)
+        refuse_link(path)
+        return path.read_bytes() if path.is_file() else None
 
     def open(self, name: str) -> Image:
         """The image, RGB.
