@@ -1,5 +1,6 @@
 """Where the tokens of a round go with allocation "stratum"."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from test_budget import group
 from test_rounds import contents
 
+from gpo.config.check import check
+from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
 from gpo.experiment.allocation import apportioned, next_apportioned, outcomes, rare_outcomes, spread, tokens_for_resets
@@ -36,6 +39,15 @@ def test_rare_successes_and_rare_failures_are_searched_and_nothing_else() -> Non
     ]
     assert [t.id for t in rare_outcomes(groups, 1)] == ["a7", "b7", "g0"]
     assert [t.id for t in rare_outcomes(groups, 2)] == ["a7", "b7", "g0", "g7"]
+
+
+def test_groups_of_one_problem_are_one_sample_of_it_the_first_first() -> None:
+    now, before = group("a", *["wrong"] * 8), group("a", "right", *["wrong"] * 7)
+    assert rare_outcomes([now], 1) == []  # never solved
+    assert [t.id for t in rare_outcomes([now, before], 1)] == ["a0"]
+    assert rare_outcomes([group("a", *["right"] * 8), before], 1) == []  # it is no longer rare: 9 of 16
+    newer = group("a", *["wrong"] * 7, "right")
+    assert [t.id for t in rare_outcomes([newer, before], 2)] == ["a7", "a0"]
 
 
 def test_what_a_start_teaches_is_the_posterior_mean_of_p_times_its_rest() -> None:
@@ -134,6 +146,34 @@ def test_only_rare_outcomes_are_searched_and_the_baseline_stays_even(finished: R
     assert by_worth[max(more, key=more.count)] > sum(by_worth.values()) / len(by_worth)
 
 
+def test_a_rare_outcome_is_kept_for_as_many_rounds_as_stated(tmp_path: Path) -> None:
+    whole = Run(tmp_path / "run", stratum_config(rounds=3, round_problems=4, buffer=1))
+    whole.all()
+    ages: dict[int, set[int]] = {}
+    for number in (1, 2, 3):
+        rows = whole.files.searched("gpo", number)
+        ages[number] = {number - 1 - (trajectory.policy_version or 0) for trajectory, _ in rows}
+        asked = {group.start.problem_id for group in whole.files.fresh("gpo", number).read()}
+        older = [t for t, _ in rows if t.policy_version != number - 1]
+        assert all(t.start.problem_id not in asked for t in older)  # 4 of 8 problems a round: a kept one is not asked
+        of_older = {t.start.problem_id for t in older}
+        resets = whole.files.resets("gpo", number).read()
+        assert any(group.start.problem_id in of_older for group in resets) or not older
+        assert all(t.policy_version == number - 1 for group in resets for t in group.trajectories)
+    assert 1 in ages[2] | ages[3]
+    assert max(max(each, default=0) for each in ages.values()) == 1
+    rows = [json.loads(line) for line in (whole.files.arm("gpo") / "rounds.jsonl").read_text().splitlines()]
+    assert [row["buffered"] for row in rows] == [
+        sum(t.policy_version != number - 1 for t, _ in whole.files.searched("gpo", number)) for number in (1, 2, 3)
+    ]
+
+
+def test_a_prefix_of_an_older_policy_gets_no_loss() -> None:
+    check(stratum_config(buffer=1))
+    with pytest.raises(ConfigError, match="Take one of both"):
+        check(stratum_config(buffer=1, method=Spec("method", "grpo", {"train_prefix": True})))
+
+
 def test_all_fresh_is_no_search_and_no_reset(tmp_path: Path) -> None:
     run = Run(tmp_path, stratum_config(fresh_least=1.0, rounds=1))
     run.reset("gpo")
@@ -166,7 +206,7 @@ def test_some_arms_may_go_by_stratum() -> None:
     assert not stratum_config(allocation="uniform").by_stratum("gpo")
 
 
-@pytest.mark.parametrize("change", [{"allocation": "fair"}, {"fresh_least": 1.5}])
+@pytest.mark.parametrize("change", [{"allocation": "fair"}, {"fresh_least": 1.5}, {"buffer": -1}])
 def test_allocations_that_there_are_not_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         RunConfig(**change)

@@ -24,7 +24,7 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ConfigError: one does not exist, refuses its settings, or is no such component; or the model's directory is not
-            there.
+            there; or two settings do not go together.
     """
     engine = Spec("engine", config.engine) if isinstance(config.engine, str) else config.engine
     if isinstance(engine, Spec):
@@ -36,6 +36,10 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"There is no model in {model}. Give --model a directory, a hub id, or reasoner.")
     for kind, given in (("task", config.task), ("segmenter", config.segmenter), ("method", config.method)):
         check_component(kind, given)
+    if config.buffer and getattr(made("method", config.method), "train_prefix", False):
+        raise ConfigError(
+            "method.train_prefix gives kept prefixes loss, with buffer those of older policies too. Take one of both."
+        )
     for arm, estimator in config.arms.items():
         check_component("estimator", estimator, model=model)
         check_control(arm, made("estimator", estimator, model=model), config.arms)

@@ -25,7 +25,7 @@ from gpo.types import PairSettings
 
 WIDTH = 80
 SAMPLING = ("max_tokens", "temperature", "chunk", "piece_seconds", "seed")
-ALLOCATION = ("allocation", "fresh_least")
+ALLOCATION = ("allocation", "fresh_least", "buffer")
 OF_STAGE: Mapping[str, Sequence[str]] = {
     "rollout": ("model", "task", "engine", "segmenter", "problems", "rollouts", *SAMPLING),
     "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem", *ALLOCATION),

@@ -60,6 +60,7 @@ class RunConfig:
     reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
+    buffer: int = 0  # rounds for which a rare outcome is kept, to be searched again, where tokens go by stratum
     reuse: bool = True  # train on the search's rollouts too
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
     max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
@@ -84,11 +85,9 @@ class RunConfig:
                 raise ConfigError(f"{name} is {value}, expected at least 1{', or none for all' * (name in OR_ALL)}.")
         if not 1 < self.budget < inf:
             raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
-        self._check_shares()
+        self._check_ranges()
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
-        if self.max_staleness < 0:
-            raise ConfigError(f"max_staleness is {self.max_staleness}, expected a number of rounds of at least 0.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:
@@ -115,12 +114,15 @@ class RunConfig:
         engine = self.engine.name if isinstance(self.engine, Spec) else self.engine
         return engine == "hf" and resolve_model(self).name in SHIPPED
 
-    def _check_shares(self) -> None:
+    def _check_ranges(self) -> None:
         if not 0 < self.locate_share < 1:
             raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
         for name in ("reset_fraction", "fresh_least"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1.")
+        for name in ("max_staleness", "buffer"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"{name} is {value}, expected a number of rounds of at least 0.")
         if self.allocation not in ("uniform", "stratum"):
             for name in self.allocation.split(","):
                 if name.strip() not in self.arms:

@@ -24,15 +24,22 @@ Outcomes = Mapping[StartKey, tuple[float, int]]  # sum of the scores and number 
 def rare_outcomes(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
     """The trajectories to search: successes of rarely solved questions and failures of nearly always solved ones.
 
-    At most `per_problem` of each problem; problems take turns. The others have both outcomes when sampled from the
-    question, or only one, so that no trajectory has the rare one.
+    The others have both outcomes when sampled from the question, or only one, so that no trajectory has the rare one.
+    At most `per_problem` of each problem, in the order of the groups; problems take turns.
+
+    Args:
+        groups: rollouts from questions; those of one problem are one sample of it.
     """
-    graded = [[t for t in group.trajectories if t.score.value is not None] for group in groups]
-    shares = [sum(t.score.right for t in rows) / len(rows) if rows else None for rows in graded]
-    strata = binned(shares, STRATA)
+    graded: dict[str, list[Trajectory]] = {}
+    for group in groups:
+        kept = [trajectory for trajectory in group.trajectories if trajectory.score.value is not None]
+        graded.setdefault(group.start.problem_id, []).extend(kept)
+    rows = list(graded.values())
+    strata = binned([sum(t.score.right for t in row) / len(row) if row else None for row in rows], STRATA)
     wanted = dict.fromkeys(strata["rarely"], True) | dict.fromkeys(strata["nearly always"], False)
-    rows = [[t for t in graded[place] if t.score.right == wanted[place]][:per_problem] for place in sorted(wanted)]
-    return in_turns(rows)
+    return in_turns(
+        [[t for t in rows[place] if t.score.right == wanted[place]][:per_problem] for place in sorted(wanted)]
+    )
 
 
 def outcomes(groups: Iterable[Group]) -> dict[StartKey, tuple[float, int]]:

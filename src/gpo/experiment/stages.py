@@ -38,7 +38,7 @@ from gpo.rollout.prompting import question_start
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
-from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, tokens_of
+from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, Trajectory, tokens_of
 
 SEARCH_CHUNK = 16  # rollouts of a chunk for each trajectory that is searched between two writes
 SEARCH_FIRST = 256  # the same of the first chunk, which tells what a search costs; then as many as there were before
@@ -113,7 +113,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             return
         estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
     stratum = _by_stratum(work, state.arm, estimator)
-    candidates = (rare_outcomes if stratum else to_search)(state.rollouts.read(), work.config.locate_per_problem)
+    candidates = _candidates(work, state, stratum)
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
     limit = round(share * work.allowance(state))
     first = max(2, work.config.chunk // SEARCH_FIRST)
@@ -276,6 +276,15 @@ def _pairs_that_are_there(path: Path) -> list[Pair] | None:
 def _by_stratum(work: Resources, arm: str, estimator: Estimator) -> bool:
     """An arm that resets nowhere samples the questions evenly all the same: it is the baseline."""
     return work.config.by_stratum(arm) and not isinstance(estimator, NoReset)
+
+
+def _candidates(work: Resources, state: RoundState, stratum: bool) -> list[Trajectory]:
+    """What a search may look at, in its order; the buffer's trajectories behind those of this round."""
+    most = work.config.locate_per_problem
+    if not stratum:
+        return to_search(state.rollouts.read(), most)
+    files = [state.rollouts, *work.files.earlier(state.arm, state.number, work.config.buffer)]
+    return rare_outcomes([group for file in files for group in file.read()], most)
 
 
 def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> None:

@@ -25,7 +25,7 @@ from gpo.storage.directory import RunDirectory
 from gpo.storage.files import read_json, remove, write_json, write_rows
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState, sampled_by
-from gpo.types import Group, RoundContext, Stage, StepScores
+from gpo.types import Group, RoundContext, Stage, StepScores, Trajectory
 
 STEP = "step {} of {}"  # which a training that was launched says on its output
 LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
@@ -215,7 +215,10 @@ def write_rounds(files: RunDirectory, arm: str) -> None:
 
 
 def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
-    """`accuracy` is that of the first rollouts of the round, by the model that the round began with."""
+    """`accuracy` is that of the first rollouts of the round, by the model that the round began with.
+
+    `buffered` is how many of the trajectories that were searched are of rounds before.
+    """
     state = RoundState.of(files, arm, number)
     tokens = state.tokens()
     first: Sequence[Group] = state.rollouts.read()
@@ -227,9 +230,15 @@ def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
             "locate": tokens[Stage.LOCATE],
             "reset": tokens[Stage.RESET],
         },
+        "buffered": sum(older(t, number) for t, _ in files.searched(arm, number)),
         "critical_advantage": _mean(map(critical_advantage, state.scores.read())),  # the best of noisy values
         "training": read_json(files.arm(arm, number) / "training.json"),
     }
+
+
+def older(trajectory: Trajectory, number: int) -> bool:
+    """Whether a trajectory that a round searches is one of the buffer, sampled in a round before."""
+    return trajectory.policy_version is not None and trajectory.policy_version < number - 1
 
 
 def critical_advantage(score: StepScores) -> float | None:

@@ -71,6 +71,11 @@ class RunDirectory:
         """What an arm begins a round with: rollouts from the questions. Those of the first round are of all arms."""
         return self.rollouts if number == 1 else self._chunks(self.arm(arm, number) / "rollouts.jsonl", Group)
 
+    def earlier(self, arm: str, number: int, most: int | None = None) -> list[Chunks[Group]]:
+        """The same of the rounds before, the last one first; of at most so many."""
+        oldest = 1 if most is None else max(1, number - most)
+        return [self.fresh(arm, each) for each in range(number - 1, oldest - 1, -1)]
+
     def scores(self, arm: str, number: int = 1) -> Chunks[StepScores]:
         return self._chunks(self.arm(arm, number) / "scores.jsonl", StepScores)
 
@@ -175,9 +180,12 @@ class RunDirectory:
             DataError: a result is of no trajectory of the round, or of one with another number of steps.
         """
         first, scores = self.fresh(arm, number), self.scores(arm, number)
-        known = {trajectory.id: trajectory for group in first.read() for trajectory in group.trajectories}
         found = []
+        files = iter([first, *self.earlier(arm, number)])  # read no further back than a search has looked
+        known: dict[str, Trajectory] = {}
         for line, score in enumerate(scores.read(), 1):
+            while score.trajectory_id not in known and (file := next(files, None)) is not None:
+                known |= {trajectory.id: trajectory for group in file.read() for trajectory in group.trajectories}
             trajectory = known.get(score.trajectory_id)
             if trajectory is None:
                 what = f"trajectory {score.trajectory_id!r} is not in {first.path}"
