@@ -208,7 +208,7 @@ def test_python_and_the_command_line_have_the_same_defaults() -> None:
     other = Spec("engine", "hf", {"model": "another"})
     assert describe(RunConfig(engine=other)) == describe(resolve({"engine.model": "another"}))
     assert describe(RunConfig(engine=other))["method"]["learning_rate"] is None
-    assert RunConfig(model="another").piece_seconds == 30.0
+    assert RunConfig(model="another").piece_seconds == 240.0
     assert RunConfig().piece_seconds == 0.0
 
 

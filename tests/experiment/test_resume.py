@@ -92,7 +92,7 @@ def test_settings_of_the_shipped_model_do_not_go_on_to_another() -> None:
     other = describe(resolve({"model": "another/model"}, stored))
     assert other["method"]["learning_rate"] is None
     assert other["method"]["epochs"] == describe(RunConfig(model="another/model"))["method"]["epochs"]
-    assert other["piece_seconds"] == 30.0
+    assert other["piece_seconds"] == 240.0
     kept = describe(resolve({"model": "another/model"}, describe(resolve({"method.learning_rate": "5e-6"}))))
     assert kept["method"]["learning_rate"] == 5e-6
 

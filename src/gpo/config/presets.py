@@ -33,7 +33,7 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name, for 
     **dict.fromkeys(("ppo", "grpo", "rloo"), _FITTING),
 }
 SEGMENTS: Mapping[str, Mapping[str, Any]] = {"newline": {"sentence_tokens": 30}}  # of segmenters by name, likewise
-PIECE_SECONDS = 30.0  # of a run of another model; what is sampled with a shipped one is written in whole chunks
+PIECE_SECONDS = 240.0  # of a run of another model; what is sampled with a shipped one is written in whole chunks
 
 # Of a file of traces by its name: what the published BBH questions begin with and the rows of BIG-Bench-Mistake lack.
 BEFORE_QUESTIONS = {

@@ -71,7 +71,7 @@ class RunConfig:
     max_tokens: int = 512  # of a response
     temperature: float = 1.0
     chunk: int = 512  # rollouts between two writes, about
-    piece_seconds: float | None = None  # of sampling that a kill may cost; 0: a chunk; None: 30, of a shipped model 0
+    piece_seconds: float | None = None  # of sampling that a kill may cost; 0: a chunk; None: 240, of a shipped model 0
     launch: str | None = None  # words that start a round's training, such as "accelerate launch -m"; None: this process
     workers: int | None = None  # processes that share the arms; None: one a thread, of a shipped model on a CPU
     seed: int = 0
