@@ -13,12 +13,15 @@ import pytest
 from gpo.cli import main
 from gpo.errors import ConfigError, GPOError
 from gpo.experiment.run import Run
+from gpo.report.strata import shares
+from gpo.storage.directory import RunDirectory
 from gpo.storage.lock import locked
-from gpo.suites.cells import ArmOutcome, Outcome, SuiteRuns, flops, parameters
+from gpo.storage.rounds import RoundState
+from gpo.suites.cells import ArmOutcome, Outcome, RoundOutcome, SuiteRuns, flops, parameters
 from gpo.suites.command import test_cells as cells_of
-from gpo.suites.page import markdown
+from gpo.suites.page import markdown, write_page
 from gpo.suites.suite import Cell, Suite, read_suite
-from gpo.suites.table import chosen, contrasts, detectable, hierarchical
+from gpo.suites.table import chosen, contrasts, detectable, hierarchical, reached_by_all, standings, tokens_to_reach
 
 TOY = """
 seeds = [0, 1]
@@ -199,6 +202,51 @@ def test_a_contrast_pairs_questions_and_averages_seeds() -> None:
     assert [interval.n for interval in found.horizons.values()] == [2, 0, 1, 1]
     assert "steps the model took" in markdown(SUITE, rows)
     assert flops(rows[0], rows[0].arms["gpo"]) == 10 * (2 * 100 + 6 * 50)
+
+
+def test_how_soon_arms_learn_is_of_the_rounds_after_the_first() -> None:
+    def learned(row: Outcome, **curves: list[list[float | None]]) -> Outcome:
+        rounds = {
+            name: tuple(RoundOutcome(100 * number, tuple(right)) for number, right in enumerate(curve))
+            for name, curve in curves.items()
+        }
+        return replace(row, trained=tuple(replace(arm, rounds=rounds[arm.name]) for arm in row.trained))
+
+    rows = [
+        learned(outcome(0, [1, 1], [1, 1]), plain=[[0, 0], [0, 0.5], [0.5, None]], gpo=[[0, 0], [0.5, 0.5], [1, 1]]),
+        learned(outcome(1, [1, 1], [1, 1]), plain=[[0, 0], [0, 0.5], [0.5, 0.5]], gpo=[[0, 0], [0, 0.5], [1, 1]]),
+    ]
+    [found] = contrasts(SUITE, rows)
+    assert found.learning.estimate == pytest.approx((0.5 + 0 + 0.5 + 0 + 0 + 0.5 + 0.5) / 7)
+    of_arms = {each.arm: each for each in standings(SUITE, rows)}
+    assert of_arms["plain"].curve == ((0.0, 0.0), (100.0, 0.25), (200.0, 0.5))
+    assert of_arms["gpo"].curve == ((0.0, 0.0), (100.0, 0.375), (200.0, 1.0))
+    assert reached_by_all(list(of_arms.values())) == 0.5
+    assert tokens_to_reach(of_arms["plain"].curve, 0.5) == 200
+    assert tokens_to_reach(of_arms["gpo"].curve, 0.5) == pytest.approx(120)
+    assert np.isnan(tokens_to_reach(of_arms["plain"].curve, 0.6))
+    assert tokens_to_reach(of_arms["plain"].curve, 0.0) == 0
+    page = markdown(SUITE, rows)
+    assert "| r, m | gpo - plain | +28.6" in page
+    assert "| 50.0 | 120 | 200 |" in page
+    assert "How soon" not in markdown(SUITE, [outcome(0, [1, 1], [1, 1])])
+
+
+def test_rounds_are_kept_with_an_outcome_and_drawn(tmp_path: Path) -> None:
+    suite = toy_suite(tmp_path, "rounds = 3\n")
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run([Cell("run", "weak", 0)])
+    [row] = runs.outcomes()
+    files = RunDirectory(tmp_path / "out/test/run/weak/0")
+    for name, arm in row.arms.items():
+        assert arm.rounds[0].tokens == 0
+        assert arm.rounds[2].tokens == sum(
+            sum(RoundState.of(files, name, number).tokens().values()) for number in (1, 2)
+        )
+        assert arm.rounds[1].right == shares(files.fresh(name, 2).read())
+    assert row.arms["plain"].rounds[0] == row.arms["gpo"].rounds[0]
+    write_page(suite, runs.outcomes(), tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
 def test_the_interval_over_seeds_and_questions_covers_at_about_its_level() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,19 @@ from gpo.storage.chunks import Chunks
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import read_json
 from gpo.storage.lock import Held, is_held, locked
+from gpo.storage.rounds import RoundState
 from gpo.suites.suite import Cell, Options, Suite
 from gpo.types import Stage
 
 WAIT, SOON = 2.0, 0.05  # seconds until it is looked again whether others are done: with a cell, with writing
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What an arm's model made of the training questions of a round, before it trained on them."""
+
+    tokens: int  # that the arm had sampled in the rounds before
+    right: tuple[float | None, ...]  # (Q,) as in `ArmOutcome`; every arm is asked the same questions
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class ArmOutcome:
     sampled_tokens: int
     trained_tokens: int | None  # None where the method does not tell
     seconds: dict[str, float]  # by stage; what another run sampled for it is counted
+    rounds: tuple[RoundOutcome, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True)
@@ -225,12 +236,25 @@ def outcome_of(
                 sampled_tokens=tokens[arm],
                 trained_tokens=_trained(files, arm),
                 seconds=_seconds(files, arm, source),
+                rounds=_rounds(files, arm),
             )
             for arm in arms
         ),
         parameters=parameters(str(files.config()["model"])),
         version=__version__,
         steps=horizons(base),
+    )
+
+
+def _rounds(files: RunDirectory, arm: str) -> tuple[RoundOutcome, ...]:
+    numbers = files.rounds(arm)
+    if len(numbers) < 2:
+        return ()
+    spent = accumulate(sum(RoundState.of(files, arm, number).tokens().values()) for number in numbers)
+    before = [0, *spent][: len(numbers)]
+    return tuple(
+        RoundOutcome(tokens, shares(files.fresh(arm, number).read()))
+        for tokens, number in zip(before, numbers, strict=True)
     )
 
 

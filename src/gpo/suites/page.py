@@ -15,7 +15,15 @@ from gpo.statistics import Interval
 from gpo.storage.files import write_text
 from gpo.suites.cells import Outcome
 from gpo.suites.suite import Suite
-from gpo.suites.table import Contrast, Standing, contrasts, detectable, standings
+from gpo.suites.table import (
+    Contrast,
+    Standing,
+    contrasts,
+    detectable,
+    reached_by_all,
+    standings,
+    tokens_to_reach,
+)
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -70,6 +78,28 @@ def strata_rows(found: Sequence[Contrast], kind: Literal["strata", "horizons"] =
     return ["row", "arms", *names], rows
 
 
+def learning_rows(found: Sequence[Contrast], standing: Sequence[Standing]) -> Table:
+    """Header and rows: how much sooner an arm is right in training, and the tokens until all arms are equally often."""
+    rows = []
+    for each in found:
+        if not each.learning.n:
+            continue
+        ours = [s for s in standing if (s.regime, s.method) == (each.regime, each.method)]
+        target = reached_by_all(ours)
+        tokens = {s.arm: tokens_to_reach(s.curve, target) for s in ours if s.curve}
+        rows.append(
+            [
+                f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}",
+                f"{each.arm} - {each.other}",
+                percent(each.learning, signed=True),
+                f"{100 * target:.1f}",
+                f"{tokens[each.arm]:,.0f}",
+                f"{tokens[each.other]:,.0f}",
+            ]
+        )
+    return ["row", "arms", "in training", "tokens until all reach", "the first", "the second"], rows
+
+
 def verdict(found: Sequence[Contrast]) -> list[str]:
     """One sentence for each pair of arms: in how many rows the first is ahead, and surely."""
     lines = []
@@ -114,6 +144,7 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         "",
         markdown_table(*standing_rows(standings(suite, tested))),
         "",
+        *_learning(found, standings(suite, tested)),
         "## By how often the question was solved before training",
         "",
         "Never; up to a quarter; up to three quarters; nearly always; always, of the samples of all seeds.",
@@ -129,6 +160,47 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def _learning(found: Sequence[Contrast], standing: Sequence[Standing]) -> list[str]:
+    header, rows = learning_rows(found, standing)
+    if not rows:
+        return []
+    return [
+        "## How soon",
+        "",
+        "Before it trains on the questions of a round each arm's model answers them, the same ones in every arm: the "
+        "difference of these accuracies, mean over the rounds from the second. Beside it the highest accuracy that "
+        "every arm of the row has in some round, in %, and the tokens that the two had sampled when they got there.",
+        "",
+        markdown_table(header, rows),
+        "",
+    ]
+
+
+def curve_figure(found: Sequence[Standing]) -> Figure:
+    """Accuracy in training against sampled tokens, a panel for each regime and method."""
+    rows = list(dict.fromkeys((each.regime, each.method) for each in found if each.curve))
+    wide = min(3, len(rows))
+    tall = -(-len(rows) // wide)
+    figure = Figure(figsize=(1 + 3.6 * wide, 0.6 + 3.2 * tall), dpi=130, layout="constrained")
+    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != "base"]
+    panels = figure.subplots(tall, wide, squeeze=False).flat
+    for axes, row in zip(panels, rows, strict=False):
+        for each in found:
+            if (each.regime, each.method) == row and each.curve:
+                i = arms.index(each.arm)
+                color, shape = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+                tokens, accuracy = zip(*each.curve, strict=True)
+                axes.plot(tokens, [100 * x for x in accuracy], marker=shape, ms=4, lw=1, color=color, label=each.arm)
+        axes.set_title(f"{row[0]}: {row[1]}", fontsize=10)
+        axes.set_xlabel("sampled tokens")
+        axes.grid(alpha=0.3)
+    for axes in list(panels):
+        axes.set_axis_off()
+    figure.axes[0].set_ylabel("right in training, %")
+    figure.axes[0].legend()
+    return figure
 
 
 def difference_figure(found: Sequence[Contrast]) -> Figure:
@@ -193,4 +265,7 @@ def write_page(suite: Suite, outcomes: Sequence[Outcome], folder: Path, page: Pa
     tested = [row for row in outcomes if row.cell.phase == "test"]
     if found := contrasts(suite, tested):
         save(difference_figure(found), folder / "differences.png")
-        save(cost_figure(standings(suite, tested)), folder / "costs.png")
+        standing = standings(suite, tested)
+        save(cost_figure(standing), folder / "costs.png")
+        if any(each.curve for each in standing):
+            save(curve_figure(standing), folder / "curves.png")

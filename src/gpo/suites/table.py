@@ -35,6 +35,7 @@ class Contrast:
     seeds: int
     strata: dict[str, Interval]  # the same among the questions of a stratum
     horizons: dict[str, Interval]  # and among those of so many steps; NaN where outcomes do not tell
+    learning: Interval  # difference of the accuracy in training, mean over the rounds from the second; NaN without
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Standing:
     flops: float | None
     seconds: float
     tuned: tuple[tuple[str, str], ...]
+    curve: tuple[tuple[float, float], ...] = ()  # tokens sampled before each round, accuracy in it before it trains
 
 
 def hierarchical(
@@ -107,7 +109,7 @@ def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
 
 
 def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Outcome]) -> Contrast:
-    tables, bases, steps = [], [], []
+    tables, bases, steps, curves = [], [], [], []
     for seed in sorted({row.cell.seed for row in rows}):
         of_seed = [row for row in rows if row.cell.seed == seed]
         ours, theirs = (next((row for row in of_seed if name in row.arms), None) for name in (arm, other))
@@ -115,6 +117,7 @@ def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Out
             tables.append(_numbers(ours.arms[arm].right) - _numbers(theirs.arms[other].right))
             bases.append(_numbers(ours.base))
             steps.append(_numbers(ours.steps or (None,) * len(ours.base)))
+            curves.append(_learned(ours.arms[arm]) - _learned(theirs.arms[other]))
     same = [table for table in tables if len(table) == len(tables[0])]
 
     def among(values: Array, bins: Bins) -> dict[str, Interval]:
@@ -123,7 +126,8 @@ def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Out
 
     solved, taken = (_over_seeds(each[: len(same)]) for each in (bases, steps))
     strata, horizons = (among(solved, STRATA), among(taken, HORIZONS)) if same else ({}, {})
-    return Contrast(regime, method, arm, other, hierarchical(same), len(same), strata, horizons)
+    alike = [curve for curve in curves if len(curve) == len(curves[0])]
+    return Contrast(regime, method, arm, other, hierarchical(same), len(same), strata, horizons, hierarchical(alike))
 
 
 def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
@@ -145,9 +149,29 @@ def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
                     _mean([flops(row, arm) for row, arm in each]),
                     fmean(_training_seconds(arm) for _, arm in each),
                     each[0][0].cell.tuned,
+                    _curve([arm for _, arm in each]),
                 )
             )
     return found
+
+
+def reached_by_all(found: Sequence[Standing]) -> float:
+    """The accuracy in training that every arm of a row has in some round; NaN without rounds."""
+    return min((max(accuracy for _, accuracy in each.curve) for each in found if each.curve), default=nan)
+
+
+def tokens_to_reach(curve: Sequence[tuple[float, float]], accuracy: float) -> float:
+    """Sampled tokens after which a learning curve is first at an accuracy, on a straight line between its rounds.
+
+    NaN if it never is.
+    """
+    for i, (tokens, here) in enumerate(curve):
+        if here >= accuracy:
+            if i == 0:
+                return tokens
+            before, lower = curve[i - 1]
+            return before + (tokens - before) * (accuracy - lower) / (here - lower)
+    return nan
 
 
 def chosen(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], tuple[tuple[str, str], ...]]:
@@ -190,6 +214,17 @@ def _arms(rows: Sequence[Outcome]) -> list[str]:
     """In the order of the run, which a cell that trained some of them does not show."""
     known = {name for row in rows for name in row.arms}
     return [name for name in resolve(rows[0].options).arms if name in known]
+
+
+def _learned(arm: ArmOutcome) -> Array:
+    """Shares of the training questions of all rounds but the first, in which all arms are one model."""
+    return np.concatenate([np.empty(0), *(_numbers(each.right) for each in arm.rounds[1:])])
+
+
+def _curve(arms: Sequence[ArmOutcome]) -> tuple[tuple[float, float], ...]:
+    """Means over seeds; as many rounds as every seed has."""
+    rounds = zip(*(arm.rounds for arm in arms), strict=False)
+    return tuple((fmean(r.tokens for r in each), fmean(_mean_right(r.right) for r in each)) for each in rounds)
 
 
 def _numbers(right: Sequence[float | None]) -> Array:
