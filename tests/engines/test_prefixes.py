@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpo.engines import library
+from gpo.engines.library import forkable_layers
 from gpo.engines.prefixes import Continuations, DecodeRow, SharedPrompt, shared_prompts
+from gpo.images.tokens import FIRST
 from gpo.types import Request
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
@@ -40,3 +47,39 @@ def test_continuations_of_one_row_get_the_tokens_after_their_own_beginning() -> 
     assert (first.token_ids, first.logprobs, first.text, first.finish_reason) == ((3, 4), (-2.0, -3.0), "3 4", "length")
     assert (second.token_ids, second.logprobs, second.finish_reason) == ((3, 4, 9), (-2.0, -3.0, -4.0), "stop")
     assert (third.token_ids, third.logprobs) == ((8, 3, 4), (-1.0, -2.0, -3.0))
+
+
+HEAD = (5, 9, 14, 3, 22, 7, 8, 11, 30)
+TAILS = ((4,), (19, 8, 27, 6), (2, 30, 11, 4, 19))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral-sliding", "gpt2", "gemma2", "gemma3"])
+def test_what_all_prompts_begin_with_is_computed_once(family: str, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = build(family), [SharedPrompt(HEAD + tail) for tail in TAILS]
+    layers = forkable_layers(model)
+    with torch.no_grad():
+        logits, states = library.prefill(model, prompts, 2, layers)
+        monkeypatch.setattr(library, "SHARED_LEAST", 8)
+        monkeypatch.setattr(library, "WORTH_A_PASS", 8)
+        seen: list[tuple[int, ...]] = []
+        hook = model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        )
+        once, kept = library.prefill(model, prompts, 2, layers)
+        whole, _ = library.prefill(model, prompts, 14, layers)  # logits of all columns: nothing is left out
+        hook.remove()
+    assert seen == [(1, 9), (3, 5), (3, 14)]
+    assert torch.allclose(once, logits, atol=1e-5)
+    assert torch.allclose(whole[:, -2:], logits, atol=1e-5)
+    for (keys, values), (ours, our_values) in zip(states, kept, strict=True):
+        for row, prompt in enumerate(prompts):
+            end = len(prompt.token_ids)  # padding behind it is of no use to anybody
+            assert torch.allclose(keys[row, :, :end], ours[row, :, :end], atol=1e-5)
+            assert torch.allclose(values[row, :, :end], our_values[row, :, :end], atol=1e-5)
+
+
+def test_common_tokens_are_those_of_all_and_none_with_images() -> None:
+    assert library.common([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
+    assert library.common([(1, 2)]) == 2
+    assert library.common([(1, 2), (3, 2)]) == 0
+    assert library.common([(1, FIRST, 3), (1, FIRST, 4)]) == 0

@@ -13,7 +13,10 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from gpo.engines.prefixes import DecodeRow, Layers, SharedPrompt
+from gpo.images.tokens import has_images
 
+SHARED_LEAST = 64  # tokens that all prompts of a pass must begin with for these to have a pass of their own
+WORTH_A_PASS = 1024  # tokens that need not be computed again, for a pass over what all prompts begin with
 HEADROOM = 64  # columns to decode into before the cache is laid out again
 
 
@@ -102,21 +105,46 @@ def prefill(model: Any, prompts: Sequence[SharedPrompt], keep: int, layers: int 
 
     Without `layers`, the number of those that can be forked, there are none.
 
-    A causal model's state at a token does not depend on what follows, so padding needs no mask.
+    A causal model's state at a token does not depend on what follows, so padding needs no mask. What all prompts begin
+    with, such as few-shot examples, is computed once.
     """
     accepted = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in accepted else {}
     tokens = torch.zeros(len(prompts), max(len(prompt.token_ids) for prompt in prompts), dtype=torch.long)
     for index, prompt in enumerate(prompts):
         tokens[index, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
-    cache = None
-    if layers is not None:
-        cache = Cache(layers=[Columns() for _ in range(layers)])
-        extra |= {"past_key_values": cache, "use_cache": True}
-    elif "use_cache" in accepted:
-        extra["use_cache"] = False
-    logits: Tensor = model(input_ids=tokens.to(model.device), **extra).logits[:, -keep:]
-    return logits, [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]
+    tokens = tokens.to(model.device)
+    if layers is None:
+        if "use_cache" in accepted:
+            extra["use_cache"] = False
+        whole: Tensor = model(input_ids=tokens, **extra).logits
+        return whole[:, -keep:], []
+    first = min(common([prompt.token_ids for prompt in prompts]), tokens.shape[1] - keep)
+    cache = Cache(layers=[Columns() for _ in range(layers)])
+    if first >= SHARED_LEAST and first * (len(prompts) - 1) >= WORTH_A_PASS:
+        model(input_ids=tokens[:1, :first], past_key_values=cache, use_cache=True, **extra)
+        cache = Cache(layers=[repeated(layer, *tokens.shape) for layer in cache.layers])
+        tokens = tokens[:, first:]
+    logits: Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra).logits[:, -keep:]
+    return logits, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def common(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with; none where there are images, which a pass has to see whole."""
+    if any(map(has_images, sequences)):
+        return 0
+    least, most = min(sequences), max(sequences)  # what these two share, those between them do too
+    return next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+
+
+def repeated(layer: Any, rows: int, columns: int) -> Columns:
+    """A layer of a cache of one row as one of several, with room for more columns."""
+    pair = []
+    for states in (layer.keys, layer.values):
+        laid = states.new_empty(rows, states.shape[1], columns, states.shape[3])
+        laid[:, :, : layer.used] = states
+        pair.append(laid)
+    return Columns(layer.used, *pair)
 
 
 AlikeRows = tuple[int, Sequence[Tensor]]  # their number, and the pieces (heads, t, head dimension) they begin with
