@@ -13,6 +13,7 @@ import pytest
 from test_budget import group
 from test_rounds import contents
 
+from gpo.cli import main
 from gpo.config.check import check
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
@@ -166,6 +167,7 @@ def test_a_rare_outcome_is_kept_for_as_many_rounds_as_stated(tmp_path: Path) -> 
     assert [row["buffered"] for row in rows] == [
         sum(t.policy_version != number - 1 for t, _ in whole.files.searched("gpo", number)) for number in (1, 2, 3)
     ]
+    assert main(["report", str(tmp_path / "run")]) == 0  # of the last round that has searched, kept ones included
 
 
 def test_a_prefix_of_an_older_policy_gets_no_loss() -> None:

@@ -1,5 +1,6 @@
 """What a report concludes, on numbers worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ def test_questions_that_are_always_right_cost_nothing_and_count(tmp_path: Path) 
     # Questions always right cost nothing and stay in the count: accuracy is over them too.
     assert losses.questions == 3
     assert [kind.kind for kind in losses.kinds] == ["So #"]
+
+
+def test_a_question_that_the_round_has_not_asked_has_nothing_to_lose(tmp_path: Path) -> None:
+    reading = read(tmp_path, *[Written("q", STEPS, [0.9, 0.8, 0.2, 0.0]) for _ in range(4)])
+    without = replace(reading, first=[group for group in reading.first if group.start.problem_id != "p1"])
+    assert rank_losses(reading, KINDS).questions == 2
+    assert rank_losses(without, KINDS).questions == 1
 
 
 def test_halves_alternate_within_each_sub_task(tmp_path: Path) -> None:

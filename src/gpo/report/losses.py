@@ -48,10 +48,13 @@ class Losses:
 
 
 def rank_losses(reading: Reading, kinds: Kinds, most: int = RANKED) -> Losses:
-    """Kinds of step that lose success on one half of the questions, with what they cost on the other."""
+    """Kinds of step that lose success on one half of the questions, with what they cost on the other.
+
+    A question that the round has not asked, whose trajectory is one of the buffer, has no accuracy to lose.
+    """
     by_question: dict[str, list[Searched]] = defaultdict(list)
     for item in reading.searched:
-        if item.blocks:
+        if item.blocks and reading.success(item.problem.id):
             by_question[item.problem.id].append(item)
     usable = {
         name: items
