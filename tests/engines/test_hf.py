@@ -395,7 +395,7 @@ def test_a_model_too_small_for_a_gpu_stays_on_the_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = HFEngine(model=tmp_path, tokenizer=word_tokenizer)._network()
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
-    monkeypatch.setattr(loading, "SMALLEST_CUDA", 0)
+    monkeypatch.setattr(loading, "SMALL", 0)
     with pytest.raises(EngineError, match="Cannot use device 'cuda'"):
         HFEngine(model=tmp_path, tokenizer=word_tokenizer)
 

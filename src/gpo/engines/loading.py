@@ -9,6 +9,7 @@ import torch
 from jinja2 import TemplateError
 
 from gpo.engines.adapters import merge, without_wrapper
+from gpo.engines.allocation import give_back_freed_memory
 from gpo.engines.llama import LARGEST
 from gpo.errors import EngineError
 from gpo.images.album import Album
@@ -16,7 +17,8 @@ from gpo.images.tokenizer import ImageTokenizer, load_processor, text_tokenizer
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line, load_checked
 
-SMALLEST_CUDA = 20_000_000  # parameters; a step of fewer is all launches (1 M is slower on a GPU than on a core)
+# Parameters: a step of fewer is all launches on a GPU (1 M is slower there than on a core), and small in memory.
+SMALL = 20_000_000
 
 
 def load_tokenizer(source: str, revision: str | None = None, images: Album | None = None) -> Any:
@@ -84,7 +86,7 @@ def load_model(source: str, revision: str | None, *, device: str, dtype: str, at
         chosen = "cpu"
         if torch.cuda.is_available():
             model = load_checked(source, revision=revision, dtype=dtype, **settings)
-            chosen = "cuda" if model.num_parameters() > SMALLEST_CUDA else "cpu"
+            chosen = "cuda" if model.num_parameters() > SMALL else "cpu"
             model = None if chosen == "cpu" else model
     if dtype == "auto" and chosen == "cpu":
         if multiplies_bfloat16():
@@ -93,6 +95,8 @@ def load_model(source: str, revision: str | None, *, device: str, dtype: str, at
             model, dtype = None, "float32"
     if model is None:
         model = load_checked(source, revision=revision, dtype=dtype, **settings)
+    if chosen == "cpu" and model.num_parameters() > SMALL:
+        give_back_freed_memory()
     try:
         model = model.to(chosen)
     except (RuntimeError, AssertionError) as error:

@@ -21,7 +21,6 @@ from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences
 from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, RestingEngine, Task
-from gpo.engines.allocation import give_back_freed_memory
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
@@ -244,8 +243,6 @@ class Resources:
             self._engine[1].rest()
         else:
             self.release_engine()
-            if not self.config.suits_workers:
-                give_back_freed_memory()
 
     def release_engine(self) -> None:
         """Close the engine; another one is made when it is needed."""

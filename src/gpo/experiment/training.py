@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
@@ -18,7 +19,6 @@ from typing import Any
 
 from gpo.config.components import made, setting_types
 from gpo.contracts import Method
-from gpo.engines.allocation import give_back_freed_memory
 from gpo.errors import ConfigError, EngineError, naming
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
@@ -53,8 +53,7 @@ def train(work: Resources, state: RoundState) -> None:
             metrics = train_round(work, state, on_step)
         else:
             metrics = launch(work, state, work.config.launch, on_step)
-        if not work.config.suits_workers:  # a model that ships is small, and faults the same pages in again
-            give_back_freed_memory()
+        gc.collect()  # trainers, and their models, hold themselves in cycles
         remove(work.files.path / "journal.jsonl")  # of the model that was there before
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
