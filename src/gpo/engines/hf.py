@@ -12,11 +12,12 @@ from typing import Any, Self
 import torch
 
 from gpo.engines.adapters import without_wrapper
+from gpo.engines.allocation import give_back_freed_memory
 from gpo.engines.decoding import Decoding, Limits
 from gpo.engines.graph import Graph
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
+from gpo.engines.loading import SMALL, check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
 from gpo.engines.packing import pack
 from gpo.engines.prefixes import Continuations, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
@@ -162,6 +163,8 @@ class HFEngine:
             decoding = Decoding(decoder, model, work, self.stop_ids, temperature, self.limits)
             decoding.finish(deque(shared_prompts([request.token_ids for request in requests])))
             self._graph = decoder.graph if isinstance(decoder, LlamaDecoder) else None
+        del decoder, decoding
+        self._tidy()
         return work.by_request()
 
     def logprobs(
@@ -193,6 +196,12 @@ class HFEngine:
                 tokens=limits.prefill_tokens,
                 logits=limits.prefill_logits,
             )
+
+    def _tidy(self) -> None:
+        """Give back what a large model took on a CPU; the next call may take it in other pieces."""
+        model = self._network()
+        if model.device.type == "cpu" and model.num_parameters() > SMALL:
+            give_back_freed_memory()
 
     def _sight(self, sequences: Iterable[Sequence[int]]) -> bool:
         """Whether the model takes images; the first that there is, the library has to see in the same way."""

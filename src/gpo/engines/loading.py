@@ -9,7 +9,6 @@ import torch
 from jinja2 import TemplateError
 
 from gpo.engines.adapters import merge, without_wrapper
-from gpo.engines.allocation import give_back_freed_memory
 from gpo.engines.llama import LARGEST
 from gpo.errors import EngineError
 from gpo.images.album import Album
@@ -95,8 +94,6 @@ def load_model(source: str, revision: str | None, *, device: str, dtype: str, at
             model, dtype = None, "float32"
     if model is None:
         model = load_checked(source, revision=revision, dtype=dtype, **settings)
-    if chosen == "cpu" and model.num_parameters() > SMALL:
-        give_back_freed_memory()
     try:
         model = model.to(chosen)
     except (RuntimeError, AssertionError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from gpo.config.components import made, setting_types
 from gpo.contracts import Method
+from gpo.engines.allocation import give_back_freed_memory
 from gpo.errors import ConfigError, EngineError, naming
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
@@ -53,7 +54,9 @@ def train(work: Resources, state: RoundState) -> None:
             metrics = train_round(work, state, on_step)
         else:
             metrics = launch(work, state, work.config.launch, on_step)
-        gc.collect()  # trainers, and their models, hold themselves in cycles
+        if not work.config.suits_workers:
+            gc.collect()  # trainers, and their models, hold themselves in cycles
+            give_back_freed_memory()
         remove(work.files.path / "journal.jsonl")  # of the model that was there before
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
