@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from gpo.engines import decoding, loading
+from gpo.engines import decoding, hf, loading
 from gpo.engines.draw import NextToken, stream_keys, uniforms
 from gpo.engines.hf import HFEngine
 from gpo.engines.llama import LlamaDecoder
@@ -409,3 +409,14 @@ def test_fields_that_cannot_be_used_are_refused(build: Any, word_tokenizer: Any)
     ):
         with pytest.raises(ConfigError, match=message):
             HFEngine(**({"tokenizer": word_tokenizer} | fields))
+
+
+@pytest.mark.parametrize(("small", "given_back"), [(0, 1), (20_000_000, 0)])
+def test_what_a_large_model_took_on_a_cpu_is_given_back_after_a_call(
+    small: int, given_back: int, build: Any, word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(hf, "SMALL", small)
+    monkeypatch.setattr(hf, "give_back_freed_memory", lambda: calls.append(1))
+    HFEngine(model=build("llama"), tokenizer=word_tokenizer).generate([Request((5, 9), 1, 3, 0)])
+    assert len(calls) == given_back

@@ -117,7 +117,7 @@ def verdict(found: Sequence[Contrast]) -> list[str]:
 def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
     """The page of a suite; it says only what finished cells say."""
     tested = [row for row in outcomes if row.cell.phase == "test"]
-    found = contrasts(suite, tested)
+    found, standing = contrasts(suite, tested), standings(suite, tested)
     parts = [f"# {suite.title}", ""]
     if not tested:
         return "\n".join([*parts, "No cell is finished yet.", ""])
@@ -142,9 +142,9 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         "Means over seeds. FLOPs are 2 for each parameter and sampled token and 6 for each trained one; seconds are of "
         "sampling and training, on whatever machine it was.",
         "",
-        markdown_table(*standing_rows(standings(suite, tested))),
+        markdown_table(*standing_rows(standing)),
         "",
-        *_learning(found, standings(suite, tested)),
+        *_learning(found, standing),
         "## By how often the question was solved before training",
         "",
         "Never; up to a quarter; up to three quarters; nearly always; always, of the samples of all seeds.",
