@@ -141,7 +141,7 @@ def test_two_workers_leave_the_files_of_one_and_the_same_weights(tmp_path: Path,
         waited_for(lambda: two.memory_beside)  # so that the worker gets its part, however long it takes to start
         seen.append(progress)
 
-    two.on_progress = see
+    two.teller.on_progress = see
     began = time.monotonic()
     two.all()
     took = time.monotonic() - began

@@ -61,7 +61,7 @@ def give_advice(
     refuse_strangers(files.path, stored, options.values())
     with ProgressDisplay(console) as display:
         run = Run(files.path, resolve(options, stored))
-        run.on_progress = display
+        run.teller.on_progress = display
         pilot, model = sample_pilot(run, questions)
     found = advise(run, pilot, model, budget_tokens=tokens, gpu=gpu, directory=directory)
     write_json(files.path / "advice.json", summary(found))

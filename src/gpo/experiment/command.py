@@ -38,7 +38,7 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
         stored = files.config()
     with ProgressDisplay(console) as display:
         run = Run(directory, resolve(options, stored))
-        run.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
+        run.teller.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
         results = do(name, run, arm)
     if results is not None:
         print_results(console, results)

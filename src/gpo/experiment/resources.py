@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, 
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
+from gpo.experiment.teller import Teller
 from gpo.images.tokenizer import keep_images, shows_images
 from gpo.rollout.journal import Journal
 from gpo.rollout.prompting import Conclusions, question_start
@@ -62,15 +61,12 @@ class Resources:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.files = RunDirectory(Path(directory))
-        self.on_progress = on_progress
+        self.teller = Teller(self.files.log, on_progress)
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
         self._conclusions: Conclusions | None = None
         self._journal: Journal | None = None
-        self._partial: Partial | None = None
         self.memory_beside: dict[int, int] = {}  # most that each other worker has held, in kB
-        self._log: Callable[..., None] = self.files.log
-        self._disturbed: Callable[[], None] | None = None  # raises once this process shall not go on
         self._holding: Lock | None = None  # held; complains once the directory is gone
         self._begun = False
         self._spent: dict[tuple[str, int], int] = {}
@@ -306,20 +302,11 @@ class Resources:
     def _journaled(self, engine: Engine) -> Engine:
         if self._journal is None or self._journal.engine is not engine:
             files = (self.files.path / "journal.jsonl", self.files.path / "pieces.json")
-            self._journal = Journal(engine, *files, self.config.piece_seconds or 0.0, self._tell_piece)
+            self._journal = Journal(engine, *files, self.config.piece_seconds or 0.0, self._sampled)
         return self._journal
 
-    def _tell_piece(self, done: int, wanted: int, tokens: int, seconds: float) -> None:
-        """Of a chunk that is being sampled; `expected` is as if its other rollouts were as long as those so far."""
-        if self.on_progress is None or self._partial is None:
-            return
-        known = self._partial
-        told = known.tokens + tokens
-        # A search asks many times for a piece, and nobody knows how often.
-        expected = 0 if known.stage == Stage.LOCATE else round(told * wanted / done)
-        self._partial = replace(known, tokens=told, seconds=round(known.seconds + seconds, 3), expected=expected)
-        if done < wanted:
-            self.on_progress(self._partial)
+    def _sampled(self, done: int, wanted: int, tokens: int, seconds: float) -> None:
+        self.teller.sampled(done, wanted, tokens, seconds)
 
     def _new_trouble(self) -> Counter[str]:
         """What went wrong with an engine elsewhere since this was asked last."""
@@ -344,13 +331,6 @@ class Resources:
                 self._spent[arm, each] = sum(RoundState.of(self.files, arm, each).tokens().values())
         return sum(self._spent[arm, each] for each in range(1, number + 1))
 
-    def tell(self, stage: Stage, label: str | None, done: int, total: int, unit: str) -> None:
-        """Say how far a piece of work is that is not finished."""
-        if self._disturbed is not None:
-            self._disturbed()
-        if self.on_progress is not None:
-            self.on_progress(Progress(stage, label, done, total, unit, 0, 0.0))
-
     @contextmanager
     def piece(
         self, stage: Stage, label: str | None, done: int = 0, total: int = 0, unit: str = "", size: int = 0
@@ -361,23 +341,16 @@ class Resources:
             done, total, unit: what is finished before it, of how much.
             size: what it adds.
         """
-        began = time.monotonic()
-        self._partial = Partial(stage, label, done, total, unit, 0, 0.0, size)
-        if self.on_progress is not None and self.config.piece_seconds and total:
-            self.on_progress(self._partial)  # it may be long until there is more to tell
+        partial = Partial(stage, label, done, total, unit, 0, 0.0, size)
+        self.teller.begin(partial, show=bool(self.config.piece_seconds and total))
 
         def report(done: int, total: int, unit: str, tokens: int) -> None:
-            progress = Progress(stage, label, done, total, unit, tokens, round(time.monotonic() - began, 3))
             if self._holding is not None:
                 self._holding()
-            policy = self._engine[1].model_ref.name if tokens and self._engine is not None else None
-            self._log(progress, self._new_trouble(), policy)
             if self._journal is not None:
                 self._journal.clear()  # what it holds is written
-            if self.on_progress is not None:
-                self.on_progress(progress)
-            if self._disturbed is not None:
-                self._disturbed()
+            policy = self._engine[1].model_ref.name if tokens and self._engine is not None else None
+            self.teller.end(done, total, unit, tokens, self._new_trouble(), policy)
 
         yield report
 

@@ -46,7 +46,7 @@ def train(work: Resources, state: RoundState) -> None:
         return
 
     def on_step(done: int, steps: int) -> None:
-        work.tell(Stage.TRAIN, state.label, done, steps, "steps")
+        work.teller.step(Stage.TRAIN, state.label, done, steps, "steps")
 
     with work.piece(Stage.TRAIN, state.label) as report:
         work.make_room()

@@ -85,7 +85,7 @@ class _Worker:
         from gpo.experiment.run import Run
 
         run = Run(directory, resolve({}, described), on_progress=lambda progress: self._tell("progress", progress))
-        run._log = self._note
+        run.teller.log = self._note
         run.engine()
         return run
 

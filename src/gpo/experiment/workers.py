@@ -14,17 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpo.config.trust import foreign_code
 from gpo.errors import ConfigError, EngineError
 from gpo.experiment.schedule import Schedule, Unit
-from gpo.storage.directory import Progress
 
 if TYPE_CHECKING:
     from gpo.experiment.run import Run
@@ -46,16 +45,11 @@ class Workers:
         self._threads: list[Thread] = []
         self._ready: set[int] = set()
         self._ends = ExitStack()
-        self._lock = Lock()  # of what is noted and shown
 
     def __enter__(self) -> Workers:
         if self._count:
-            tell = self.run.on_progress
-            if tell is not None:
-                self.run.on_progress = self._one_by_one(tell)
-            self.run._log = self._one_by_one(self.run._log)
-            self.run._disturbed = self.schedule.check
-            self._ends.callback(self._put_back, tell)
+            self._ends.callback(setattr, self.run, "teller", self.run.teller)
+            self.run.teller = self.run.teller.one_by_one(Lock(), self.schedule.check)
             try:
                 for number in range(1, self._count + 1):
                     self._start(number)
@@ -89,16 +83,6 @@ class Workers:
                 self.run.do(unit)
                 self.schedule.done(unit)
             self.schedule.wait()
-
-    def _one_by_one(self, call: Callable[..., None]) -> Callable[..., None]:
-        def called(*arguments: Any) -> None:
-            with self._lock:
-                call(*arguments)
-
-        return called
-
-    def _put_back(self, tell: Callable[[Progress], None] | None) -> None:
-        self.run.on_progress, self.run._log, self.run._disturbed = tell, self.run.files.log, None
 
     def _start(self, number: int) -> None:
         assert self.run._holding is not None, "whoever starts workers holds the run"
@@ -158,10 +142,10 @@ class Workers:
         """
         while True:
             kind, content = connection.recv()
-            if kind == "progress" and self.run.on_progress is not None:
-                self.run.on_progress(content)
+            if kind == "progress":
+                self.run.teller.show(content)
             elif kind == "piece":
-                self.run._log(*content, number)
+                self.run.teller.log(*content, number)
             elif kind == "log":
                 log.log(*content)
             elif kind == "refused":
