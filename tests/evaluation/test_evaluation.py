@@ -208,6 +208,11 @@ def test_models_have_names() -> None:
         "reasoner": "reasoner",
         "runs_gpo_arms_gpo_model": "runs/gpo/arms/gpo/model",
     }
+    assert model_names("/home/me/models/small, /tmp/model, /home/me/b/model") == {
+        "small": "/home/me/models/small",
+        "tmp_model": "/tmp/model",
+        "b_model": "/home/me/b/model",
+    }
     assert model_names("before=reasoner,after=./x y") == {"before": "reasoner", "after": "./x y"}
     with pytest.raises(ConfigError, match="Two models are called 'a'"):
         model_names("a,./a")

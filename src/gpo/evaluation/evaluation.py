@@ -75,15 +75,22 @@ class EvaluationConfig:
 def model_names(text: str) -> dict[str, str]:
     """Models of a text such as `A,B` or `before=A,after=B`; without a name a model is called as its path is.
 
+    Of an absolute path as many of the last parts as tell it from the other ones.
+
     Raises:
         ConfigError: two models have one name.
     """
     models: dict[str, str] = {}
-    for item in filter(None, map(str.strip, text.split(","))):
+    items = [item for item in map(str.strip, text.split(",")) if item]
+    absolute = [Path(item).parts[1:] for item in items if item.startswith("/")]
+    for item in items:
         name, equals, path = item.partition("=")
         if not equals:
-            path = item
-            name = "".join(c if c.isalnum() or c in "._-" else "_" for c in item.strip("./"))
+            path, parts = item, Path(item).parts
+            if item.startswith("/"):
+                last = next((n for n in range(1, len(parts)) if sum(a[-n:] == parts[-n:] for a in absolute) == 1), 1)
+                parts = parts[-last:]
+            name = "".join(c if c.isalnum() or c in "._-" else "_" for c in "/".join(parts).strip("./"))
         if name in models:
             raise ConfigError(f"Two models are called {name!r}. Name them: --models first=PATH,second=PATH.")
         models[name] = path

@@ -151,20 +151,16 @@ def score_rows(board: Scoreboard) -> tuple[list[str], list[list[str]]]:
 
 
 def count_rows(board: Scoreboard) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of counts: a line for each model."""
-    header = ["samples", *VERDICTS, "cut off", "questions without room", "questions left out", "tokens"]
-    rows = [
-        [
-            m.name,
-            *(str(m.verdicts[v]) for v in VERDICTS),
-            str(m.truncated),
-            str(m.unanswered),
-            _short(m),
-            f"{m.tokens:,}",
-        ]
-        for m in board.models
+    """Header and rows of the table of counts: a column for each model."""
+    models = board.models
+    rows = [[verdict, *(str(model.verdicts[verdict]) for model in models)] for verdict in VERDICTS]
+    rows += [
+        ["cut off", *(str(model.truncated) for model in models)],
+        ["questions without room", *(str(model.unanswered) for model in models)],
+        ["questions left out", *(_short(model) for model in models)],
+        ["tokens", *(f"{model.tokens:,}" for model in models)],
     ]
-    return header, rows
+    return ["samples", *(model.name for model in models)], rows
 
 
 def _short(model: ModelScore) -> str:
