@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from gpo.cli import main
-from gpo.experiment.plan import foretell, look_ahead
+from gpo.config.options import resolve
+from gpo.experiment.plan import foretell, foretell_training, look_ahead
 from gpo.experiment.run import Run
-from gpo.report.forecast import Forecast, in_words, print_look
+from gpo.report.forecast import Forecast, in_words, print_look, training_ahead
 from gpo.storage.directory import Partial, Progress
+from gpo.types import PairSettings
 from toy import toy_config
 
 
@@ -55,13 +59,54 @@ def test_a_look_writes_nothing_and_shows_prompt_and_steps(tmp_path: Path) -> Non
     look = look_ahead(run, seconds=0.0)
     assert not (tmp_path / "run").exists()
     assert len(look.groups) == 1
+    assert look.tokens == sum(len(t.completion.token_ids) for t in look.groups[0].trajectories)
+    assert look.speed > 0
     console = Console(width=100, record=True, file=io.StringIO())
     print_look(console, run.config, look, run.engine().tokenizer)
     said = console.export_text()
     assert look.prompt in said
     assert f"{run.config.rollouts} responses to 1 questions" in said
     assert "in all" in said
-    assert "Nothing was written" in said
+    assert "Training comes on top.\nNothing was written" in said
+
+
+def test_a_longer_look_asks_twice_as_many_questions_each_time(tmp_path: Path) -> None:
+    run, asked = Run(tmp_path / "run", toy_config(problems=7)), []
+    engine = run.engine()
+    sample = engine.generate
+    engine.generate = lambda requests, **settings: asked.append(len(requests)) or sample(requests, **settings)  # type: ignore[method-assign]
+    assert len(look_ahead(run).groups) == 7
+    assert asked == [1, 2, 4]
+
+
+def test_training_is_bounded_by_pairs_or_by_what_may_be_sampled() -> None:
+    config = toy_config(rollouts=4, budget=2.0, rounds=3, round_problems=5)
+    pairs = foretell_training(config, 10, 20.0, 10.0, pairs=True)
+    assert pairs == 3 * 5 * 16 * 2 * 30
+    few = replace(config, pairs=PairSettings(most=8))
+    assert foretell_training(few, 10, 20.0, 10.0, pairs=True) == 3 * 8 * 2 * 30
+    # 20 responses, and tokens for 20 more, that are 40 behind a reset.
+    assert foretell_training(config, 10, 20.0, 10.0, pairs=False) == 3 * 60 * 30
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "ppo"])
+def test_how_long_training_takes_is_found_by_a_few_steps(method: str, tmp_path: Path) -> None:
+    options = {"method": method, "task": "reasoner", "problems": "4", "test_problems": "4", "rollouts": "4"}
+    run = Run(tmp_path / "run", resolve(options))
+    look = look_ahead(run, seconds=0.0)
+    tokens, speed = training_ahead(run, look)
+    assert tokens > 0
+    assert 10 < speed < 1e7
+    assert not (tmp_path / "run").exists()
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_look(console, run.config, look, run.engine().tokenizer, (tokens, speed))
+    assert "by 2 steps that were thrown away" in console.export_text()
+
+
+def test_training_in_processes_of_its_own_is_not_tried(tmp_path: Path) -> None:
+    options = {"task": "reasoner", "problems": "4", "test_problems": "4", "launch": "torchrun --nproc_per_node 2 -m"}
+    run = Run(tmp_path / "run", resolve(options))
+    assert isnan(training_ahead(run, look_ahead(run, seconds=0.0))[1])
 
 
 def test_the_command_looks_and_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,25 @@ def foretell(config: RunConfig, questions: int, tests: int, length: float) -> di
     return planned
 
 
+def foretell_training(config: RunConfig, questions: int, prompt: float, length: float, *, pairs: bool) -> int:
+    """Tokens, context included, that an arm trains on at most, in all rounds but one epoch.
+
+    Rollouts behind a reset are taken to be half as long as those from a question, so that there are twice as many.
+
+    Args:
+        questions: how many training problems there are.
+        prompt, length: mean tokens of a prompt and of a response.
+        pairs: the method trains on preference pairs, else on groups.
+    """
+    asked = min(config.round_problems or questions, questions)
+    if pairs:
+        count = asked * (config.pairs.per_problem or config.rollouts * config.pairs.per_start)
+        sequences = 2.0 * min(count, count if config.pairs.most is None else config.pairs.most)
+    else:
+        sequences = asked * config.rollouts * (2 * config.budget - 1)
+    return round(config.rounds * sequences * (prompt + length))
+
+
 @dataclass(frozen=True)
 class Look:
     """A few responses, and what they tell of a run that is not begun."""
@@ -41,19 +60,14 @@ class Look:
     prompt: str  # of the first question, as the model is given it
     groups: list[Group]
     tokens: int
-    seconds: float
+    speed: float  # tokens a second, of the last and largest call
     truncated: int
     ungradable: int
     planned: Mapping[str, int]  # tokens, as `foretell` says
 
-    @property
-    def speed(self) -> float:
-        """Tokens a second."""
-        return self.tokens / self.seconds
-
 
 def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
-    """Sample the first question, and more of them until the time is over. Nothing is written."""
+    """Sample the first question, then twice as many each time until the time is over. Nothing is written."""
     chosen = work.choose_problems()
     engine, config = work.engine(), work.config
     sampler = Sampler(
@@ -66,13 +80,17 @@ def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
         seed=config.seed,
         stream="look",
     )
+    # Twice as many questions each time: a step of few rows takes as long as one of many.
     groups: list[Group] = []
-    began = time.monotonic()
-    for problem in chosen["train"]:
-        groups += sampler([question_start(problem, work.task, engine.tokenizer)], config.rollouts)
-        if time.monotonic() - began > seconds:
+    began, size, problems = time.monotonic(), 1, chosen["train"]
+    while True:
+        called, had = time.monotonic(), sampler.tokens
+        batch = problems[len(groups) : len(groups) + size]
+        groups += sampler([question_start(problem, work.task, engine.tokenizer) for problem in batch], config.rollouts)
+        now = time.monotonic()
+        speed, size = (sampler.tokens - had) / max(now - called, 1e-6), min(2 * size, config.chunk // config.rollouts)
+        if now - began > seconds or len(groups) == len(problems):
             break
-    took = time.monotonic() - began
     count = sum(len(group.trajectories) for group in groups)
     length = sampler.tokens / max(count, 1)
     return Look(
@@ -80,7 +98,7 @@ def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
         engine.tokenizer.decode(groups[0].start.prompt_ids),
         groups,
         sampler.tokens,
-        max(took, 1e-6),
+        speed,
         sampler.truncated,
         sampler.ungradable,
         foretell(config, len(chosen["train"]), len(chosen["test"]), length),

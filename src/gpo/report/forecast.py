@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isnan, nan
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from gpo.config.components import made
 from gpo.config.run import RunConfig, describe
 from gpo.errors import ConfigError
-from gpo.experiment.plan import Look, look_ahead
+from gpo.experiment.plan import Look, foretell_training, look_ahead
+from gpo.experiment.trial import STEPS, training_speed
 from gpo.report.clean import visible
 from gpo.report.progress import clock, rich_table, short
 from gpo.rollout.segmenters import pieces
 from gpo.storage.directory import Partial, Progress
 from gpo.types import Stage
+
+if TYPE_CHECKING:
+    from gpo.experiment.run import Run
 
 SHOWN = ("lora", "learning_rate", "batch_size", "gradient_accumulation", "epochs", "beta", "max_tokens", "bf16")
 
@@ -60,7 +67,10 @@ def dry_run(console: Console, directory: Path, options: dict[str, str], stored: 
     run = Run(directory, resolve(options, stored))
     with console.status("The model is loaded and sampled from"):
         seen = look_ahead(run)
-    print_look(console, run.config, seen, run.engine().tokenizer)
+        tokenizer = run.engine().tokenizer
+    with console.status("A few steps are trained, and thrown away"):
+        training = training_ahead(run, seen)
+    print_look(console, run.config, seen, tokenizer, training)
 
 
 def in_words(planned: Mapping[str, int], speed: float) -> str:
@@ -68,11 +78,32 @@ def in_words(planned: Mapping[str, int], speed: float) -> str:
     parts = ", ".join(f"{name} {short(tokens)}" for name, tokens in planned.items())
     tokens = sum(planned.values())
     took = f"Sampling takes up to {clock(tokens / speed)} in all at {short(speed)} tok/s"
-    return f"{took} ({short(tokens)} tokens: {parts}); training comes on top."
+    return f"{took} ({short(tokens)} tokens: {parts}); training comes on top, --dry-run says how long."
 
 
-def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) -> None:
-    """What a run would ask, get and take."""
+def training_ahead(run: Run, seen: Look) -> tuple[int, float]:
+    """Tokens that all arms train on at most, all epochs and a pass of the reference included, and tokens a second."""
+    trajectories = [trajectory for group in seen.groups for trajectory in group.trajectories]
+    if not trajectories:
+        return 0, nan
+    method: Any = made("method", run.config.method)
+    prompt = fmean(len(trajectory.start.prompt_ids) for trajectory in trajectories)
+    questions = len(seen.problems["train"])
+    length, pairs = seen.tokens / len(trajectories), method.trains_on == "pairs"
+    tokens = foretell_training(run.config, questions, prompt, length, pairs=pairs)
+    # A pass without gradients takes a third of one with them.
+    passes = getattr(method, "epochs", 1) + 1 / 3
+    return round(len(run.config.arms) * passes * tokens), training_speed(run, seen.groups)
+
+
+def print_look(
+    console: Console, config: RunConfig, look: Look, tokenizer: Any, training: tuple[int, float] = (0, nan)
+) -> None:
+    """What a run would ask, get and take.
+
+    Args:
+        training: tokens that all arms train on at most, and tokens a second; NaN: that could not be told.
+    """
 
     def say(text: str) -> None:
         console.print(Text(visible(text)), soft_wrap=True)
@@ -97,11 +128,20 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
         settings = {key: value for key, value in described[kind].items() if key in SHOWN or kind == "segmenter"}
         name = settings.pop("name", described[kind]["name"])
         say(f"{kind} {name}: {', '.join(f'{key} {_worded(key, value)}' for key, value in settings.items())}")
-    planned = {**look.planned, "in all": sum(look.planned.values())}
-    rows = [[name, short(tokens), clock(tokens / look.speed)] for name, tokens in planned.items()]
+    rows = [[name, short(tokens), clock(tokens / look.speed)] for name, tokens in look.planned.items()]
+    took = sum(look.planned.values()) / look.speed
+    trained, speed = training
+    if not isnan(speed):
+        rows.append(["training", short(trained), clock(trained / speed)])
+        took += trained / speed
+    rows.append(["in all", "", clock(took)])
     console.print()
-    console.print(rich_table(["sampling", "tokens", "time"], rows))
-    say("\nTraining comes on top. Nothing was written; without --dry-run the run starts.")
+    console.print(rich_table(["at most", "tokens", "time"], rows))
+    if isnan(speed):
+        say("\nTraining comes on top.")
+    else:
+        say(f"\nTraining: {short(speed)} tok/s, context included, by {STEPS - 1} steps that were thrown away.")
+    say("Nothing was written; without --dry-run the run starts.")
 
 
 def _worded(key: str, value: Any) -> str:
