@@ -210,6 +210,7 @@ class Evidence:
 
     groups: tuple[Group, ...] = ()  # every rollout from the questions, whether its trajectory is searched or not
     scores: tuple[StepScores, ...] = ()  # of the trajectories searched before, their rollouts included
+    earlier: tuple[StepScores, ...] = ()  # of those that policies of rounds before searched, the last ones
 
 
 @dataclass(frozen=True, slots=True)

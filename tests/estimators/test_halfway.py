@@ -9,7 +9,7 @@ from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mist
 from gpo.errors import ConfigError
 from gpo.estimators.halfway import Halfway
 from gpo.toy import ChainEngine
-from gpo.types import StepScores, Trajectory
+from gpo.types import Evidence, StepScores, Trajectory
 
 HARD = ChainEngine((mistake_chain([0.25] * 12),))  # solved in 3% of the rollouts; the value rises step by step
 EASY = ChainEngine((mistake_chain([0.04, 0.04, 0.04] + [0.001] * 9),))  # solved in 88%
@@ -60,6 +60,34 @@ def test_it_costs_a_halving_and_stops_early_where_the_middle_is_near_a_half() ->
     narrow = Recorder(make_sampler(HARD))
     Halfway(rollouts=4, near=0.0)(SUCCESSES, narrow)
     assert sum(starts for starts, _ in narrow.calls) > sum(starts for starts, _ in recorder.calls)
+
+
+def test_a_search_begins_where_that_of_a_round_before_has_ended() -> None:
+    known = found(HARD, SUCCESSES, rollouts=16)
+    recorder, anew = Recorder(make_sampler(HARD)), Recorder(make_sampler(HARD))
+    again = Halfway(rollouts=16)(SUCCESSES, recorder, Evidence(earlier=tuple(known)))
+    Halfway(rollouts=16)(SUCCESSES, anew)
+    for before, after in zip(known, again, strict=True):
+        assert before.reset_boundary is not None
+        assert after.counts[before.reset_boundary] >= 16  # looked at
+    # Most were near 1/2 there, and still are.
+    assert sum(starts for starts, _ in recorder.calls) < 0.8 * sum(starts for starts, _ in anew.calls)
+    assert len(SUCCESSES) / 2 < sum(a.reset_boundary == b.reset_boundary for a, b in zip(known, again, strict=True))
+
+
+def test_from_where_a_search_has_ended_it_goes_on_to_the_side_where_the_value_now_is() -> None:
+    """The same trajectories by a policy that has become better: the place is nearer to the question."""
+    known = found(HARD, SUCCESSES, rollouts=16)
+    better = ChainEngine((mistake_chain([0.06] * 12),))
+    again = Halfway(rollouts=16, near=0.1)(SUCCESSES, make_sampler(better), Evidence(earlier=tuple(known)))
+    moved = [
+        (before.reset_boundary, after.reset_boundary)
+        for before, after in zip(known, again, strict=True)
+        if before.reset_boundary and after.reset_boundary is not None
+    ]
+    assert len(moved) > len(SUCCESSES) / 2
+    assert sum(after <= before for before, after in moved) > 0.9 * len(moved)
+    assert np.mean([before - after for before, after in moved]) > 1
 
 
 def test_where_no_boundary_has_both_outcomes_there_is_no_reset() -> None:

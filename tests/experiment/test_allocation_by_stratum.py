@@ -161,6 +161,14 @@ def test_a_rare_outcome_is_kept_for_as_many_rounds_as_stated(tmp_path: Path) -> 
         resets = whole.files.resets("gpo", number).read()
         assert any(group.start.problem_id in of_older for group in resets) or not older
         assert all(t.policy_version == number - 1 for group in resets for t in group.trajectories)
+    again = 0
+    for number in (2, 3):  # looked at first where the round before has ended
+        before = {score.trajectory_id: score.reset_boundary for score in whole.files.scores("gpo", number - 1).read()}
+        for score in whole.files.scores("gpo", number).read():
+            if boundary := before.get(score.trajectory_id):
+                assert score.counts[boundary] > 0
+                again += 1
+    assert again
     assert 1 in ages[2] | ages[3]
     assert max(max(each, default=0) for each in ages.values()) == 1
     rows = [json.loads(line) for line in (whole.files.arm("gpo") / "rounds.jsonl").read_text().splitlines()]

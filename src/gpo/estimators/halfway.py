@@ -5,7 +5,8 @@ between: a rare success rises to it from below, a rare failure falls to it from 
 
     right trajectory: V_middle > 1/2 -> look before it, else behind it; wrong trajectory: the other way round
 
-until a middle is within `near` of 1/2, or one step is left. The reset is to the boundary looked at whose value is
+until a middle is within `near` of 1/2, or one step is left. A trajectory that a round before has searched begins where
+that search ended: a little training has not moved the place far. The reset is to the boundary looked at whose value is
 nearest 1/2, if both outcomes were seen there. The cost is at most N log2 K rollouts, all from prefixes near one that is
 worth training on.
 
@@ -30,10 +31,14 @@ class _Search:
     tally: Tally
     begin: int
     end: int
+    known: int | None = None  # the boundary that a round before has found
     looked: list[int] = field(default_factory=list)
 
     @property
     def middle(self) -> int:
+        """The boundary to look at next."""
+        if self.known is not None and not self.looked and self.begin < self.known < self.end:
+            return self.known
         return (self.begin + self.end) // 2
 
 
@@ -58,12 +63,16 @@ class Halfway:
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
     ) -> list[StepScores]:
         """One result for each trajectory. The critical step is the one behind the boundary that was found."""
-        searches = [_Search(Tally(t), 0, len(t.step_ends) if t.score.value is not None else 0) for t in trajectories]
+        before = {scores.trajectory_id: scores.reset_boundary for scores in evidence.earlier}
+        searches = [
+            _Search(Tally(t), 0, len(t.step_ends) if t.score.value is not None else 0, before.get(t.id))
+            for t in trajectories
+        ]
         live = [search for search in searches if search.end > 1]
         while live and sample.left != 0:
             for search in live:
                 search.looked.append(search.middle)
-            explore([(search.tally, search.middle) for search in live], self.rollouts, sample)
+            explore([(search.tally, search.looked[-1]) for search in live], self.rollouts, sample)
             live = [search for search in live if self._goes_on(search)]
         found = [self._found(search) for search in searches]
         return [
@@ -73,13 +82,14 @@ class Halfway:
 
     def _goes_on(self, search: _Search) -> bool:
         """Keep the half in which the value crosses 1/2; False once there is nothing more to look at."""
-        value = search.tally.values[search.middle]
+        here = search.looked[-1]
+        value = search.tally.values[here]
         if isnan(value) or abs(value - 0.5) <= self.near:
             return False
         if (value > 0.5) == search.tally.trajectory.score.right:
-            search.end = search.middle
+            search.end = here
         else:
-            search.begin = search.middle
+            search.begin = here
         return search.end - search.begin > 1
 
     def _found(self, search: _Search) -> int | None:

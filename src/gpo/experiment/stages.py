@@ -114,6 +114,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
     stratum = _by_stratum(work, state.arm, estimator)
     candidates = _candidates(work, state, stratum)
+    # Without a buffer nothing is searched twice.
+    earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer))
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
     limit = round(share * work.allowance(state))
     first = max(2, work.config.chunk // SEARCH_FIRST)
@@ -141,7 +143,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             )
             name = f"The estimator {type(estimator).__name__}"
             with naming(name):
-                new = estimator(batch, sampler, state.evidence())
+                new = estimator(batch, sampler, replace(state.evidence(), earlier=earlier))
                 check_scores(name, new, batch, sampler.tokens)
             state.scores.append(new)
             done, spent = len(found) + len(new), spent + sampler.tokens

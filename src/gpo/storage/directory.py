@@ -173,6 +173,13 @@ class RunDirectory:
                 raise DataError(f"{file}: {error} Put it back as it was.") from None
         return config
 
+    def searched_earlier(self, arm: str, number: int, most: int) -> list[StepScores]:
+        """What the searches of so many rounds before have found: of each trajectory the last one."""
+        found: dict[str, StepScores] = {}
+        for each in range(max(1, number - most), number):
+            found |= {score.trajectory_id: score for score in self.scores(arm, each).read()}
+        return list(found.values())
+
     def searched(self, arm: str, number: int = 1) -> list[tuple[Trajectory, StepScores]]:
         """What an arm has searched in a round, each result with its trajectory.
 
