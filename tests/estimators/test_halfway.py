@@ -8,6 +8,7 @@ from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mist
 
 from gpo.errors import ConfigError
 from gpo.estimators.halfway import Halfway
+from gpo.estimators.matched import MatchedRandom
 from gpo.toy import ChainEngine
 from gpo.types import Evidence, StepScores, Trajectory
 
@@ -73,6 +74,18 @@ def test_a_search_begins_where_that_of_a_round_before_has_ended() -> None:
     # Most were near 1/2 there, and still are.
     assert sum(starts for starts, _ in recorder.calls) < 0.8 * sum(starts for starts, _ in anew.calls)
     assert len(SUCCESSES) / 2 < sum(a.reset_boundary == b.reset_boundary for a, b in zip(known, again, strict=True))
+
+
+def test_a_matched_control_searches_what_its_arm_searches() -> None:
+    """It has drawn its resets at random, and its search begins where that of the arm would all the same."""
+    known = found(HARD, SUCCESSES, rollouts=16)
+    control = MatchedRandom("halfway", search=Halfway(rollouts=16))
+    drawn = [control.choose(scores, t) for scores, t in zip(known, SUCCESSES, strict=True)]
+    assert [s.reset_boundary for s in drawn] != [s.reset_boundary for s in known]
+    ours = Halfway(rollouts=16)(SUCCESSES, make_sampler(HARD), Evidence(earlier=tuple(known)))
+    theirs = control(SUCCESSES, make_sampler(HARD), Evidence(earlier=tuple(drawn)))
+    assert [s.tokens for s in theirs] == [s.tokens for s in ours]
+    assert [s.counts for s in theirs] == [s.counts for s in ours]
 
 
 def test_from_where_a_search_has_ended_it_goes_on_to_the_side_where_the_value_now_is() -> None:

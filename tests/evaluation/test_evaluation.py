@@ -213,9 +213,18 @@ def test_models_have_names() -> None:
         "tmp_model": "/tmp/model",
         "b_model": "/home/me/b/model",
     }
+    assert model_names("/home/me/small, small") == {"me_small": "/home/me/small", "small": "small"}
+    known = {"model": "/tmp/model", "home_me_old": "/home/me/old"}  # keep their names
+    assert model_names("/home/me/old, /a/model, /tmp/model", known) == {
+        "home_me_old": "/home/me/old",
+        "a_model": "/a/model",
+        "model": "/tmp/model",
+    }
     assert model_names("before=reasoner,after=./x y") == {"before": "reasoner", "after": "./x y"}
     with pytest.raises(ConfigError, match="Two models are called 'a'"):
         model_names("a,./a")
+    with pytest.raises(ConfigError, match="Two models are called"):
+        model_names("/a,/a")
 
 
 def test_options_are_parsed_and_unknown_ones_named() -> None:

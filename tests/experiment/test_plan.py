@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,10 +17,13 @@ from gpo.cli import main
 from gpo.config.options import resolve
 from gpo.experiment.plan import foretell, foretell_training, look_ahead
 from gpo.experiment.run import Run
-from gpo.report.forecast import Forecast, in_words, print_look, training_ahead
+from gpo.experiment.trial import try_training
+from gpo.report.forecast import Forecast, in_words, print_look, training_in_words
 from gpo.storage.directory import Partial, Progress
-from gpo.types import PairSettings
+from gpo.types import Completion, Pair, PairSettings, Request
 from toy import toy_config
+
+SMALL = {"task": "reasoner", "problems": "4", "test_problems": "4", "rollouts": "4"}
 
 
 def test_a_plan_counts_what_each_arm_may_sample() -> None:
@@ -67,16 +73,28 @@ def test_a_look_writes_nothing_and_shows_prompt_and_steps(tmp_path: Path) -> Non
     assert look.prompt in said
     assert f"{run.config.rollouts} responses to 1 questions" in said
     assert "in all" in said
-    assert "Training comes on top.\nNothing was written" in said
 
 
-def test_a_longer_look_asks_twice_as_many_questions_each_time(tmp_path: Path) -> None:
-    run, asked = Run(tmp_path / "run", toy_config(problems=7)), []
-    engine = run.engine()
-    sample = engine.generate
-    engine.generate = lambda requests, **settings: asked.append(len(requests)) or sample(requests, **settings)  # type: ignore[method-assign]
-    assert len(look_ahead(run).groups) == 7
-    assert asked == [1, 2, 4]
+@pytest.mark.parametrize(
+    ("problems", "chunk", "calls"), [(8, 512, [1, 2, 4, 1]), (5, 2, [1] * 5), (6, 8, [1, 2, 2, 1])]
+)
+def test_a_longer_look_asks_twice_as_many_questions_each_time(
+    problems: int, chunk: int, calls: list[int], tmp_path: Path
+) -> None:
+    run, asked = Run(tmp_path / "run", toy_config(problems=problems, chunk=chunk, rollouts=4)), []
+    sample = run.engine().generate
+
+    def generate(requests: Sequence[Request], **settings: Any) -> list[list[Completion]]:
+        asked.append(len(requests))
+        time.sleep(0.2 if len(requests) == 1 else 0.05)
+        return sample(requests, **settings)
+
+    run.engine().generate = generate  # type: ignore[method-assign]
+    look = look_ahead(run)
+    assert len(look.groups) == problems
+    assert asked == calls
+    if calls[0] < max(calls):  # the last call, of a question that was left, does not count
+        assert look.speed > look.tokens / problems / 0.2
 
 
 def test_training_is_bounded_by_pairs_or_by_what_may_be_sampled() -> None:
@@ -89,47 +107,63 @@ def test_training_is_bounded_by_pairs_or_by_what_may_be_sampled() -> None:
     assert foretell_training(config, 10, 20.0, 10.0, pairs=False) == 3 * 60 * 30
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "ppo"])
-def test_how_long_training_takes_is_found_by_a_few_steps(method: str, tmp_path: Path) -> None:
-    options = {"method": method, "task": "reasoner", "problems": "4", "test_problems": "4", "rollouts": "4"}
-    run = Run(tmp_path / "run", resolve(options))
+@pytest.mark.parametrize(("method", "steps"), [("dpo", 2), ("kto", 5), ("grpo", 2), ("ppo", 2)])
+def test_how_fast_training_is_is_found_by_a_few_steps(method: str, steps: int, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", resolve(SMALL | {"method": method, "method.trackers": "tensorboard"}))
     look = look_ahead(run, seconds=0.0)
-    tokens, speed = training_ahead(run, look)
-    assert tokens > 0
-    assert 10 < speed < 1e7
+    trial = try_training(run, look.groups, run.engine().tokenizer)
+    assert trial.steps == steps
     assert not (tmp_path / "run").exists()
-    console = Console(width=100, record=True, file=io.StringIO())
-    print_look(console, run.config, look, run.engine().tokenizer, (tokens, speed))
-    assert "by 2 steps that were thrown away" in console.export_text()
+    line = training_in_words(run, look, trial)
+    assert f"({steps} steps that were timed and thrown away)" in line
+    half = training_in_words(run, look, trial._replace(speed=trial.speed / 2))
+    assert line != half
 
 
-def test_training_in_processes_of_its_own_is_not_tried(tmp_path: Path) -> None:
-    options = {"task": "reasoner", "problems": "4", "test_problems": "4", "launch": "torchrun --nproc_per_node 2 -m"}
-    run = Run(tmp_path / "run", resolve(options))
-    assert isnan(training_ahead(run, look_ahead(run, seconds=0.0))[1])
+def test_pairs_of_a_trial_share_no_more_than_their_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one question, too: what sequences share is computed once, and its time would be that of fewer tokens."""
+    given: list[Pair] = []
+    monkeypatch.setattr("gpo.methods.dpo.DPO.update", lambda self, pairs, context: given.extend(pairs) or {})
+    run = Run(tmp_path / "run", resolve(SMALL | {"method": "dpo"}))
+    look = look_ahead(run, seconds=0.0)
+    assert isnan(try_training(run, look.groups, run.engine().tokenizer).speed)  # it tells of no step
+    assert len(given) == 3 * 16
+    assert all(pair.chosen == run.engine().tokenizer.decode(pair.chosen_ids) for pair in given)
+    responses = [ids for pair in given[:16] for ids in (pair.chosen_ids, pair.rejected_ids)]
+    assert len(set(responses)) >= min(len(ids) for ids in responses)  # of 4 that were sampled, which may be alike
 
 
-def test_the_command_looks_and_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_fails_costs_nothing_of_the_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, pairs: Any, context: Any) -> dict[str, float]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("gpo.methods.dpo.DPO.update", fail)
     command = [
         "run",
         str(tmp_path / "run"),
         "--task",
-        "chain",
-        "--engine",
-        "chain",
-        "--method",
-        "dpo",
+        "reasoner",
         "--problems",
-        "3",
+        "2",
+        "--test_problems",
+        "2",
+        "--dry-run",
     ]
-    assert main([*command, "--dry-run"]) == 0
-    assert "as the model is given it" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
-    assert main(["locate", str(tmp_path / "run"), "--dry-run"]) == 2
-    assert main([*command, "--dry-run", "--samples", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "--dry-run goes with gpo run" in said
-    assert "takes what is sampled already" in said
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "as the model is given it" in said
+    assert "It was tried and failed" in said
+    assert "out of memory" in said
+
+
+@pytest.mark.parametrize("options", [{"launch": "torchrun --nproc_per_node 2 -m"}, {"rollouts": "1"}])
+def test_where_training_cannot_be_tried_it_comes_on_top(options: dict[str, str], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", resolve(SMALL | options))
+    look = look_ahead(run, seconds=0.0)
+    trial = try_training(run, look.groups, run.engine().tokenizer)
+    assert training_in_words(run, look, trial) == "Training comes on top."
 
 
 def test_how_long_sampling_takes_is_said_once_with_the_first_rollouts() -> None:

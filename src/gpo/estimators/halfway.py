@@ -7,8 +7,8 @@ between: a rare success rises to it from below, a rare failure falls to it from 
 
 until a middle is within `near` of 1/2, or one step is left. A trajectory that a round before has searched begins where
 that search ended: a little training has not moved the place far. The reset is to the boundary looked at whose value is
-nearest 1/2, if both outcomes were seen there. The cost is at most N log2 K rollouts, all from prefixes near one that is
-worth training on.
+nearest 1/2, if both outcomes were seen there. The cost is at most N log2 K rollouts, N more where it
+begins at a known place, all from prefixes near one that is worth training on.
 
 Assumption: the value crosses 1/2 once. Where it does so more often, one of the crossings is found.
 Source: prefixes of own rare successes and failures, arXiv 2601.18795 and 2601.20829; the halving is as in `bisect`.
@@ -16,7 +16,7 @@ Source: prefixes of own rare successes and failures, arXiv 2601.18795 and 2601.2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 
@@ -63,7 +63,11 @@ class Halfway:
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
     ) -> list[StepScores]:
         """One result for each trajectory. The critical step is the one behind the boundary that was found."""
-        before = {scores.trajectory_id: scores.reset_boundary for scores in evidence.earlier}
+        # Not their resets, which a matched control has drawn at random.
+        before = {
+            scores.trajectory_id: _nearest(scores.values, range(1, len(scores.values) - 1))
+            for scores in evidence.earlier
+        }
         searches = [
             _Search(Tally(t), 0, len(t.step_ends) if t.score.value is not None else 0, before.get(t.id))
             for t in trajectories
@@ -74,7 +78,7 @@ class Halfway:
                 search.looked.append(search.middle)
             explore([(search.tally, search.looked[-1]) for search in live], self.rollouts, sample)
             live = [search for search in live if self._goes_on(search)]
-        found = [self._found(search) for search in searches]
+        found = [_nearest(search.tally.values, search.looked) for search in searches]
         return [
             search.tally.scores(None if at is None else (at, at + 1), "before", self.confidence)
             for search, at in zip(searches, found, strict=True)
@@ -92,7 +96,8 @@ class Halfway:
             search.begin = here
         return search.end - search.begin > 1
 
-    def _found(self, search: _Search) -> int | None:
-        values = search.tally.values
-        mixed = [boundary for boundary in search.looked if 0 < values[boundary] < 1]
-        return min(mixed, key=lambda boundary: abs(values[boundary] - 0.5), default=None)
+
+def _nearest(values: Sequence[float], boundaries: Iterable[int]) -> int | None:
+    """Of the boundaries where both outcomes were seen the one whose value is nearest 1/2, the first of equals."""
+    mixed = [boundary for boundary in boundaries if 0 < values[boundary] < 1]
+    return min(mixed, key=lambda boundary: abs(values[boundary] - 0.5), default=None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -72,29 +72,43 @@ class EvaluationConfig:
                 raise ConfigError(f"A model cannot be called {name!r}: letters, digits, '.', '-' and '_' only.")
 
 
-def model_names(text: str) -> dict[str, str]:
+def model_names(text: str, known: Mapping[str, str] = {}) -> dict[str, str]:
     """Models of a text such as `A,B` or `before=A,after=B`; without a name a model is called as its path is.
 
-    Of an absolute path as many of the last parts as tell it from the other ones.
+    Of an absolute path as many of the last parts as tell it from the others.
+
+    Args:
+        known: models that have names already, which they keep.
 
     Raises:
         ConfigError: two models have one name.
     """
     models: dict[str, str] = {}
     items = [item for item in map(str.strip, text.split(",")) if item]
-    absolute = [Path(item).parts[1:] for item in items if item.startswith("/")]
+    names = {path: name for name, path in known.items()}
+    new = [item for item in items if item.startswith("/") and item not in names]
+    taken = {*known, *(item.partition("=")[0] if "=" in item else _as_name(item) for item in items)}
     for item in items:
         name, equals, path = item.partition("=")
         if not equals:
-            path, parts = item, Path(item).parts
-            if item.startswith("/"):
-                last = next((n for n in range(1, len(parts)) if sum(a[-n:] == parts[-n:] for a in absolute) == 1), 1)
-                parts = parts[-last:]
-            name = "".join(c if c.isalnum() or c in "._-" else "_" for c in "/".join(parts).strip("./"))
+            path, name = item, names.get(item) or _as_name(_end(item, new, taken) if item in new else item)
         if name in models:
             raise ConfigError(f"Two models are called {name!r}. Name them: --models first=PATH,second=PATH.")
         models[name] = path
     return models
+
+
+def _end(path: str, paths: Sequence[str], taken: Container[str]) -> str:
+    """The shortest end of an absolute path that is no other one's, and makes a name that nothing has."""
+    for count in range(1, len(Path(path).parts) - 1):
+        end = Path(path).parts[-count:]
+        if [Path(each).parts[-count:] for each in paths].count(end) == 1 and _as_name("/".join(end)) not in taken:
+            return "/".join(end)
+    return path
+
+
+def _as_name(path: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in path.strip("./"))
 
 
 def describe_evaluation(config: EvaluationConfig) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def resolve_evaluation(options: Mapping[str, str], stored: Mapping[str, Any] | N
         known = base[kind] if isinstance(base[kind], Mapping) else {"name": base[kind]}
         values[kind] = spec_from_options(kind, kind, known, left)
     models = left.pop("models", None)
-    values["models"] = dict(base["models"]) if models is None else model_names(models)
+    values["models"] = dict(base["models"]) if models is None else model_names(models, (stored or {}).get("models", {}))
     hints = {name: kind for name, kind in get_type_hints(EvaluationConfig).items() if name not in values}
     for name, kind in hints.items():
         values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])

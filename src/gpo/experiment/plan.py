@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpo.config.components import made
 from gpo.config.run import RunConfig
 from gpo.experiment.resources import Resources
+from gpo.images.tokenizer import keep_images
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.types import Group, Problem, Split
@@ -34,9 +36,10 @@ def foretell(config: RunConfig, questions: int, tests: int, length: float) -> di
 
 
 def foretell_training(config: RunConfig, questions: int, prompt: float, length: float, *, pairs: bool) -> int:
-    """Tokens, context included, that an arm trains on at most, in all rounds but one epoch.
+    """Tokens, context included, that an arm trains on in all rounds, one epoch each.
 
-    Rollouts behind a reset are taken to be half as long as those from a question, so that there are twice as many.
+    Of pairs as many as there may be. All rollouts beyond the first ones are taken to be half as long, as if behind a
+    reset, so that there are twice as many.
 
     Args:
         questions: how many training problems there are.
@@ -60,16 +63,22 @@ class Look:
     prompt: str  # of the first question, as the model is given it
     groups: list[Group]
     tokens: int
-    speed: float  # tokens a second, of the last and largest call
+    speed: float  # tokens a second of the largest call; 0: no question left room for an answer
     truncated: int
     ungradable: int
     planned: Mapping[str, int]  # tokens, as `foretell` says
 
 
-def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
-    """Sample the first question, then twice as many each time until the time is over. Nothing is written."""
+def look_ahead(work: Resources, seconds: float = LOOK_SECONDS, images: Path | None = None) -> Look:
+    """Sample the first question, then twice as many each time until the time is over. The run writes nothing.
+
+    Args:
+        images: where images that prompts show are kept; None: in memory.
+    """
     chosen = work.choose_problems()
     engine, config = work.engine(), work.config
+    if images is not None:
+        keep_images(engine.tokenizer, images)
     sampler = Sampler(
         engine,
         work.task,
@@ -80,17 +89,16 @@ def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
         seed=config.seed,
         stream="look",
     )
-    # Twice as many questions each time: a step of few rows takes as long as one of many.
+    # A step of few rows takes as long as one of many.
     groups: list[Group] = []
-    began, size, problems = time.monotonic(), 1, chosen["train"]
-    while True:
+    calls: list[tuple[int, float]] = []  # tokens and seconds
+    began, problems, most = time.monotonic(), chosen["train"], max(1, config.chunk // config.rollouts)
+    while len(groups) < len(problems) and (not calls or time.monotonic() - began < seconds):
         called, had = time.monotonic(), sampler.tokens
-        batch = problems[len(groups) : len(groups) + size]
+        batch = problems[len(groups) : len(groups) + min(2 ** len(calls), most)]
         groups += sampler([question_start(problem, work.task, engine.tokenizer) for problem in batch], config.rollouts)
-        now = time.monotonic()
-        speed, size = (sampler.tokens - had) / max(now - called, 1e-6), min(2 * size, config.chunk // config.rollouts)
-        if now - began > seconds or len(groups) == len(problems):
-            break
+        calls.append((sampler.tokens - had, time.monotonic() - called))
+    tokens, took = max(calls)
     count = sum(len(group.trajectories) for group in groups)
     length = sampler.tokens / max(count, 1)
     return Look(
@@ -98,7 +106,7 @@ def look_ahead(work: Resources, seconds: float = LOOK_SECONDS) -> Look:
         engine.tokenizer.decode(groups[0].start.prompt_ids),
         groups,
         sampler.tokens,
-        speed,
+        tokens / max(took, 1e-6),
         sampler.truncated,
         sampler.ungradable,
         foretell(config, len(chosen["train"]), len(chosen["test"]), length),

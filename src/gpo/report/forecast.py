@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,9 +16,9 @@ from rich.text import Text
 
 from gpo.config.components import made
 from gpo.config.run import RunConfig, describe
-from gpo.errors import ConfigError
+from gpo.errors import ConfigError, GPOError
 from gpo.experiment.plan import Look, foretell_training, look_ahead
-from gpo.experiment.trial import STEPS, training_speed
+from gpo.experiment.trial import Trial, try_training
 from gpo.report.clean import visible
 from gpo.report.progress import clock, rich_table, short
 from gpo.rollout.segmenters import pieces
@@ -65,12 +66,18 @@ def dry_run(console: Console, directory: Path, options: dict[str, str], stored: 
     if "samples" in options:
         raise ConfigError("--dry-run says how long sampling takes, and --samples takes what is sampled already.")
     run = Run(directory, resolve(options, stored))
-    with console.status("The model is loaded and sampled from"):
-        seen = look_ahead(run)
-        tokenizer = run.engine().tokenizer
-    with console.status("A few steps are trained, and thrown away"):
-        training = training_ahead(run, seen)
-    print_look(console, run.config, seen, tokenizer, training)
+    with TemporaryDirectory() as images:
+        with console.status("The model is loaded and sampled from"):
+            seen = look_ahead(run, images=Path(images))
+            tokenizer = run.engine().tokenizer
+        print_look(console, run.config, seen, tokenizer)
+        with console.status("A few steps are trained, and thrown away"):
+            try:
+                line = training_in_words(run, seen, try_training(run, seen.groups, tokenizer, Path(images)))
+            except GPOError as error:  # what was seen is not lost for it
+                line = f"Training comes on top. It was tried and failed: {error}"
+    console.print(Text(visible(line)), soft_wrap=True)
+    console.print("Nothing was written; without --dry-run the run starts.", highlight=False, soft_wrap=True)
 
 
 def in_words(planned: Mapping[str, int], speed: float) -> str:
@@ -78,32 +85,30 @@ def in_words(planned: Mapping[str, int], speed: float) -> str:
     parts = ", ".join(f"{name} {short(tokens)}" for name, tokens in planned.items())
     tokens = sum(planned.values())
     took = f"Sampling takes up to {clock(tokens / speed)} in all at {short(speed)} tok/s"
-    return f"{took} ({short(tokens)} tokens: {parts}); training comes on top, --dry-run says how long."
+    return f"{took} ({short(tokens)} tokens: {parts}); training comes on top."
 
 
-def training_ahead(run: Run, seen: Look) -> tuple[int, float]:
-    """Tokens that all arms train on at most, all epochs and a pass of the reference included, and tokens a second."""
+def training_in_words(run: Run, seen: Look, trial: Trial) -> str:
+    """About how long training takes in all arms, and with it the whole run."""
     trajectories = [trajectory for group in seen.groups for trajectory in group.trajectories]
-    if not trajectories:
-        return 0, nan
+    if isnan(trial.speed) or not trajectories:
+        return "Training comes on top."
     method: Any = made("method", run.config.method)
+    pairs = method.trains_on == "pairs"
     prompt = fmean(len(trajectory.start.prompt_ids) for trajectory in trajectories)
-    questions = len(seen.problems["train"])
-    length, pairs = seen.tokens / len(trajectories), method.trains_on == "pairs"
-    tokens = foretell_training(run.config, questions, prompt, length, pairs=pairs)
-    # A pass without gradients takes a third of one with them.
-    passes = getattr(method, "epochs", 1) + 1 / 3
-    return round(len(run.config.arms) * passes * tokens), training_speed(run, seen.groups)
+    questions, length = len(seen.problems["train"]), seen.tokens / len(trajectories)
+    tokens = len(run.config.arms) * foretell_training(run.config, questions, prompt, length, pairs=pairs)
+    # Pairs go through the reference once, without gradients: a third of a pass with them.
+    took = tokens * (getattr(method, "epochs", 1) + pairs / 3) / trial.speed
+    whole = clock(sum(seen.planned.values()) / seen.speed + took)
+    return (
+        f"Training takes about {clock(took)} more: {short(tokens)} tokens, context included, at {short(trial.speed)} "
+        f"tok/s ({trial.steps} steps that were timed and thrown away). The run takes {whole} in all."
+    )
 
 
-def print_look(
-    console: Console, config: RunConfig, look: Look, tokenizer: Any, training: tuple[int, float] = (0, nan)
-) -> None:
-    """What a run would ask, get and take.
-
-    Args:
-        training: tokens that all arms train on at most, and tokens a second; NaN: that could not be told.
-    """
+def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) -> None:
+    """What a run would ask and get, and what its sampling takes."""
 
     def say(text: str) -> None:
         console.print(Text(visible(text)), soft_wrap=True)
@@ -128,20 +133,13 @@ def print_look(
         settings = {key: value for key, value in described[kind].items() if key in SHOWN or kind == "segmenter"}
         name = settings.pop("name", described[kind]["name"])
         say(f"{kind} {name}: {', '.join(f'{key} {_worded(key, value)}' for key, value in settings.items())}")
-    rows = [[name, short(tokens), clock(tokens / look.speed)] for name, tokens in look.planned.items()]
-    took = sum(look.planned.values()) / look.speed
-    trained, speed = training
-    if not isnan(speed):
-        rows.append(["training", short(trained), clock(trained / speed)])
-        took += trained / speed
-    rows.append(["in all", "", clock(took)])
+    if not look.speed:
+        return
+    planned = {**look.planned, "in all": sum(look.planned.values())}
+    rows = [[name, short(tokens), clock(tokens / look.speed)] for name, tokens in planned.items()]
     console.print()
-    console.print(rich_table(["at most", "tokens", "time"], rows))
-    if isnan(speed):
-        say("\nTraining comes on top.")
-    else:
-        say(f"\nTraining: {short(speed)} tok/s, context included, by {STEPS - 1} steps that were thrown away.")
-    say("Nothing was written; without --dry-run the run starts.")
+    console.print(rich_table(["sampling", "tokens", "time"], rows))
+    console.print()
 
 
 def _worded(key: str, value: Any) -> str:
