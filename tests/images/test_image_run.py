@@ -15,8 +15,10 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.engines.hf import HFEngine
 from gpo.errors import ConfigError, DataError
+from gpo.experiment.plan import look_ahead
 from gpo.experiment.reuse import copy_samples
 from gpo.experiment.run import Run
+from gpo.experiment.trial import try_training
 from gpo.images.album import Album
 from gpo.images.tokens import image_tokens, images_in
 from gpo.methods.policy import load_policy
@@ -117,6 +119,15 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(finished: Path, eye:
             continue
     assert len(seen) > 18
     assert contents(tmp_path / "run") == contents(finished)
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_a_dry_run_trains_on_what_prompts_show(eye: Path, tmp_path: Path, method: str) -> None:
+    run = Run(tmp_path / "run", config(eye, method=Spec("method", method, {"learning_rate": 1e-3})))
+    look = look_ahead(run, images=tmp_path / "images")
+    trial = try_training(run, look.groups, run.engine().tokenizer, tmp_path / "images")
+    assert trial.steps == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_online_update_learns_with_the_eyes_too(finished: Path, eye: Path) -> None:
