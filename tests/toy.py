@@ -30,6 +30,7 @@ class ToyMethod:
     trains_on: ClassVar[Literal["groups"]] = "groups"
 
     strength: float = 3.0
+    tells: bool = False  # of the tokens that it trains on
     model: Any = None  # a directory that `save` wrote; None: that of the round, if it is one
     counts: Counter[tuple[str, int, int]] = field(default_factory=Counter, init=False)
     began_with: Any = field(default=None, init=False)
@@ -43,7 +44,9 @@ class ToyMethod:
                     self.counts.update((group.start.problem_id, k, choice) for k, choice in enumerate(choices))
         if context.on_step is not None:
             context.on_step({"step": 1, "steps": 1})
-        return {"steps": 1.0, "counted": float(self.counts.total())}
+        tokens = sum(len(t.completion.token_ids) + 9 * len(g.start.prefix_ids) for g in groups for t in g.trajectories)
+        told = {"trained_tokens": float(tokens)}
+        return {"steps": 1.0, "counted": float(self.counts.total())} | (told if self.tells else {})
 
     def save(self, path: Path) -> None:
         processes, engine = [], ChainEngine()

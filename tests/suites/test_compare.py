@@ -18,10 +18,19 @@ from gpo.storage.directory import RunDirectory
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState
 from gpo.suites.cells import ArmOutcome, Outcome, RoundOutcome, SuiteRuns, flops, parameters
-from gpo.suites.command import test_cells as cells_of
+from gpo.suites.command import cells_of
 from gpo.suites.page import markdown, write_page
 from gpo.suites.suite import Cell, Suite, read_suite
-from gpo.suites.table import chosen, contrasts, detectable, hierarchical, reached_by_all, standings, tokens_to_reach
+from gpo.suites.table import (
+    budgets,
+    chosen,
+    contrasts,
+    detectable,
+    hierarchical,
+    reached_by_all,
+    standings,
+    tokens_to_reach,
+)
 
 TOY = """
 seeds = [0, 1]
@@ -150,6 +159,48 @@ def test_an_arm_takes_the_setting_that_did_best_on_development_questions(tmp_pat
     cells = [cell for cell in cells_of(suite, runs, 0) if cell.method == "toy"]
     assert sorted(arm for cell in cells for arm in cell.arms) == ["gpo", "plain", "random"]
     assert len({cell.tuned for cell in cells}) == len(cells)
+
+
+def test_arms_with_equal_flops_have_budgets_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "toy.toml"
+    path.write_text('matched = "flops"\n' + TOY + '[tuning]\n"method.strength" = [0.5, 3.0]\n')
+    suite = read_suite(str(path))
+    arms = {"arms": "plain,random", "arms.random": "random_unsearched", "method.tells": "true"}
+    run = {name: value for name, value in suite.run.items() if not name.startswith("arms")}
+    suite = replace(suite, run=run, methods={"toy": {**suite.methods["toy"], **arms}})
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run(list(suite.tuning_cells()))
+    best = chosen(suite, runs.outcomes())
+    matching = cells_of(suite, runs, 0, "matching")
+    assert {("run", "toy", arm): cell.tuned for cell in matching for arm in cell.arms} == best
+    runs.run(matching)
+    tried = [row for row in runs.outcomes() if row.cell.phase == "matching"]
+    at_first = {arm.name: flops(row, arm) for row in tried for arm in row.trained}
+    found = budgets(suite, runs.outcomes())
+    dearest = max(at_first, key=lambda name: at_first[name] or 0)
+    assert float(found["run", "toy", dearest]) == 6
+    for name, cost in at_first.items():
+        assert float(found["run", "toy", name]) * cost == pytest.approx(6 * at_first[dearest], rel=0.01)
+    cells = cells_of(suite, runs, 1)
+    assert {("run", "toy", arm): dict(cell.tuned)["budget"] for cell in cells for arm in cell.arms} == found
+    runs.run(cells)
+    rows = [row for row in runs.outcomes() if row.cell.phase == "test"]
+    costs = [flops(row, arm) for row in rows for arm in row.trained]
+    assert len(costs) == 2
+    assert max(costs) < 1.25 * min(costs)  # another seed
+    assert max(at_first.values()) > 1.5 * min(at_first.values())
+    assert {each.seeds for each in contrasts(suite, rows)} == {1}
+    assert "budgets that take equally many FLOPs" in markdown(suite, rows)
+    assert all(row.questions for row in rows)
+
+
+def test_what_is_not_known_cannot_be_matched(tmp_path: Path) -> None:
+    suite = toy_suite(tmp_path)
+    suite = replace(suite, matched="flops", methods={"toy": suite.methods["toy"]})
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run(cells_of(suite, runs, 0, "matching"))
+    with pytest.raises(ConfigError, match=r"is to match flops, and what plain takes in .* is not known"):
+        cells_of(suite, runs, 0)
 
 
 def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

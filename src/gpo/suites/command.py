@@ -12,7 +12,7 @@ from gpo.config.options import resolve, split, take_data_folder
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, unknown
 from gpo.storage.chunks import Chunks
-from gpo.suites.suite import SHIPPED, Cell, Suite, read_suite
+from gpo.suites.suite import SHIPPED, Cell, Phase, Suite, read_suite
 
 if TYPE_CHECKING:
     from gpo.suites.cells import SuiteRuns
@@ -110,8 +110,10 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
         cells: list[Cell] = []
         if "finished" not in options:
             runs.run(list(suite.tuning_cells()))
+            if suite.matched != "tokens":
+                runs.run(cells_of(suite, runs, suite.tuning_seeds[0], "matching"))
             # A whole table of one seed first.
-            cells += [cell for seed in suite.seeds for cell in test_cells(suite, runs, seed)]
+            cells += [cell for seed in suite.seeds for cell in cells_of(suite, runs, seed)]
             runs.run(cells)
         write()
     found = contrasts(suite, runs.outcomes())
@@ -126,20 +128,24 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
     )
 
 
-def test_cells(suite: Suite, runs: SuiteRuns, seed: int) -> list[Cell]:
-    """The cells of a seed: arms that chose the same settings are one run."""
-    from gpo.suites.table import chosen
+def cells_of(suite: Suite, runs: SuiteRuns, seed: int, phase: Phase = "test") -> list[Cell]:
+    """The cells of a seed: arms that have the same settings are one run."""
+    from gpo.suites.table import budgets, chosen
 
-    best = chosen(suite, runs.outcomes())
+    outcomes = runs.outcomes()
+    best = chosen(suite, outcomes)
+    matched = budgets(suite, outcomes) if phase == "test" and suite.matched != "tokens" else {}
     cells = []
     for regime, method in product(suite.regimes, suite.methods):
-        if not suite.tuning:
-            cells.append(Cell(regime, method, seed))
+        if not best and not matched:
+            cells.append(Cell(regime, method, seed, phase))
             continue
         arms: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for arm in resolve(suite.options(Cell(regime, method, seed))).arms:
-            arms.setdefault(best[regime, method, arm], []).append(arm)
-        cells += [Cell(regime, method, seed, "test", tuned, tuple(names)) for tuned, names in arms.items()]
+            row = (regime, method, arm)
+            budget = (("budget", matched[row]),) if matched else ()
+            arms.setdefault((*best.get(row, ()), *budget), []).append(arm)
+        cells += [Cell(regime, method, seed, phase, settings, tuple(names)) for settings, names in arms.items()]
     return cells
 
 
@@ -157,8 +163,12 @@ def plan(suite: Suite) -> str:
         f"  arms        {', '.join(first.arms)}",
         f"  seeds       {len(suite.seeds)} ({', '.join(map(str, suite.seeds))})",
         f"  tuning      {len(tuning)} runs on development questions",
-        f"  test        {len(rows) * len(suite.seeds)} runs, more where arms choose different settings",
+        f"  test        {len(rows) * len(suite.seeds)} runs, more where arms have different settings",
     ]
+    if suite.matched != "tokens":
+        lines.append(
+            f"  matched     {suite.matched}, found by {len(rows)} runs, more where arms have different settings"
+        )
     if questions is not None:
         told = 100 * detectable(questions, first.test_samples, len(suite.seeds))
         asked = f"{questions} questions, {first.test_samples} samples each"

@@ -14,7 +14,7 @@ from gpo.report.results import NAME, markdown_table, percent
 from gpo.statistics import Interval
 from gpo.storage.files import write_text
 from gpo.suites.cells import Outcome
-from gpo.suites.suite import Suite
+from gpo.suites.suite import Matched, Suite
 from gpo.suites.table import (
     Contrast,
     Standing,
@@ -26,6 +26,11 @@ from gpo.suites.table import (
 )
 
 Table = tuple[list[str], list[list[str]]]
+MATCHED: dict[Matched, str] = {
+    "tokens": "trained on equally many sampled tokens",
+    "flops": "given budgets that take equally many FLOPs, of sampling and training, by a run of one seed,",
+    "seconds": "given budgets that take equally long, sampling and training, by a run of one seed,",
+}
 
 
 def difference_rows(found: Sequence[Contrast]) -> Table:
@@ -126,7 +131,7 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
     told = detectable(questions, samples, len(seeds))
     parts += [
         f"Written by `gpo compare {suite.name}` from {len(tested)} finished cells; seeds {', '.join(map(str, seeds))}. "
-        f"Arms are trained on equally many sampled tokens and compared on the same {questions} "
+        f"Arms are {MATCHED[suite.matched]} and compared on the same {questions} "
         f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. "
         "Differences are paired; intervals are 95%, by a bootstrap over seeds and questions. A "
         f"difference of {100 * told:.1f} points would be told from 0 four times of five.",
@@ -170,8 +175,9 @@ def _learning(found: Sequence[Contrast], standing: Sequence[Standing]) -> list[s
         "## How soon",
         "",
         "Before it trains on the questions of a round each arm's model answers them, the same ones in every arm: the "
-        "difference of these accuracies, mean over the rounds from the second. Beside it the highest accuracy that "
-        "every arm of the row has in some round, in %, and the tokens that the two had sampled when they got there.",
+        "difference of these accuracies, mean over the rounds from the second. Questions that come round again were "
+        "trained on before: what was learned by heart counts. Beside it the highest accuracy that every arm of the row "
+        "has in some round, in %, and the tokens that the two had sampled when they got there.",
         "",
         markdown_table(header, rows),
         "",

@@ -3,6 +3,7 @@
     title = "What resets are worth to two methods"
     seeds = [0, 1, 2]
     split = "test"                  # or dev: the questions that every model answers in the end
+    matched = "tokens"              # or flops, seconds: what every arm takes as much of, sampling and training together
 
     [run]                           # options of every run
     arms = "plain,random,gpo"
@@ -33,14 +34,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gpo.config.registry import METHODS
 from gpo.errors import ConfigError, unknown
 
 Options = dict[str, str]  # of `gpo run`, without the dashes
-Phase = Literal["tuning", "test"]
-SECTIONS = ("title", "seeds", "split", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
+Phase = Literal["tuning", "matching", "test"]
+Matched = Literal["tokens", "flops", "seconds"]
+SECTIONS = ("title", "seeds", "split", "matched", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
 RESERVED = ("seed", "test_split", "trust")
 SHIPPED = Path(__file__).parent / "files"
 
@@ -78,14 +80,17 @@ class Suite:
     tuning_seeds: tuple[int, ...] = ()
     quick: Options = field(default_factory=dict)
     split: Literal["dev", "test"] = "test"
+    matched: Matched = "tokens"  # sampled ones
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
         options = {**self.run, **self.regimes[cell.regime], **self.methods[cell.method], **dict(cell.tuned)}
-        return {**options, "seed": str(cell.seed), "test_split": "dev" if cell.phase == "tuning" else self.split}
+        if cell.phase == "matching":  # for what it takes
+            options |= {"test_problems": "1", "test_samples": "1"}
+        return {**options, "seed": str(cell.seed), "test_split": self.split if cell.phase == "test" else "dev"}
 
     def shortened(self) -> Suite:
-        """The suite with the options of `quick`, one seed, and no tuning."""
+        """The suite with the options of `quick`, one seed, no tuning and equal tokens."""
         return replace(
             self,
             name=f"{self.name}-quick",
@@ -93,6 +98,7 @@ class Suite:
             seeds=self.seeds[:1],
             methods={name: {**options, **self.quick} for name, options in self.methods.items()},
             tuning={},
+            matched="tokens",
         )
 
     def tuning_cells(self) -> Iterator[Cell]:
@@ -125,6 +131,8 @@ def read_suite(source: str) -> Suite:
     seeds = _seeds(data.get("seeds", [0]), path)
     if (split := data.get("split", "test")) not in ("dev", "test"):
         raise unknown("split", str(split), ["dev", "test"])
+    if (matched := data.get("matched", "tokens")) not in get_args(Matched):
+        raise unknown("measure to match", str(matched), get_args(Matched))
     methods = {name: _options(rows, f"methods.{name}", path) for name, rows in _table(data, "methods", path).items()}
     for name, options in methods.items():
         if name in METHODS:
@@ -137,6 +145,7 @@ def read_suite(source: str) -> Suite:
         regimes={name: _options(rows, f"regimes.{name}", path) for name, rows in _table(data, "regimes", path).items()}
         or {"run": {}},
         split=split,
+        matched=matched,
         run=_options(data.get("run", {}), "run", path),
         tuning={name: _values(values, name, path) for name, values in _flat(data.get("tuning", {})).items()},
         tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from gpo.config.options import resolve
+from gpo.errors import ConfigError
 from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, exact
 from gpo.suites.cells import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Suite
@@ -194,6 +195,32 @@ def chosen(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, st
                 if key not in best or accuracy > best[key][0]:
                     best[key] = (accuracy, tuned)
     return {key: tuned for key, (_, tuned) in best.items()}
+
+
+def budgets(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], str]:
+    """For each regime, method and arm the budget with which it takes as much as the dearest arm of its row.
+
+    What the arms take is that of the matching phase, where all have one budget; it is taken to grow with the budget.
+
+    Raises:
+        ConfigError: an arm's FLOPs are not known.
+    """
+    taken: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for row in outcomes:
+        if row.cell.phase == "matching":
+            for name, arm in row.arms.items():
+                cost = _training_seconds(arm) if suite.matched == "seconds" else flops(row, arm)
+                if not cost:
+                    raise ConfigError(
+                        f"The suite {suite.name} is to match {suite.matched}, and what {name} takes in "
+                        f"{row.cell.name} is not known. Match tokens instead."
+                    )
+                taken.setdefault((row.cell.regime, row.cell.method), {})[name] = resolve(row.options).budget, cost
+    return {
+        (*row, name): f"{budget * max(most for _, most in arms.values()) / cost:.2f}"
+        for row, arms in taken.items()
+        for name, (budget, cost) in arms.items()
+    }
 
 
 def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, list[Outcome]]]:
