@@ -75,7 +75,7 @@ def judge(
     if plain is None or search is None or found is None:
         return None
     training = Training.of(config)
-    expected = expect(pilot, training.pairs, evidence)
+    expected = expect(pilot, training.pairs, evidence, config.by_stratum(search))
     chosen = search if expected.search else plain
     difference = found.difference
     best = search if difference.estimate > 0 else plain

@@ -29,13 +29,18 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     assert (row.seeds, row.questions) == (3, found.n)
 
 
-def test_the_evidence_on_regimes_is_what_their_cells_say() -> None:
-    outcomes = Chunks(RESULTS.with_name("regimes.jsonl"), Outcome).read()
-    found = [c for c in contrasts(read_suite("regimes"), outcomes) if (c.arm, c.other) == ("gpo", "plain")]
-    rows = [row for row in known_evidence() if "regimes.jsonl" in row.where]
-    assert len(rows) == 3
+@pytest.mark.parametrize(
+    ("suite", "file", "count"), [("regimes", "regimes", 10), ("benchmarks/suites/rare.toml", "rare", 2)]
+)
+def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
+    outcomes = Chunks(RESULTS.with_name(f"{file}.jsonl"), Outcome).read()
+    where = suite if suite == "regimes" else str(RESULTS.parents[2] / suite)
+    found = {(c.regime, c.method, c.arm): c for c in contrasts(read_suite(where), outcomes) if c.other == "plain"}
+    rows = [row for row in known_evidence() if f"results/{file}.jsonl" in row.where]
+    assert len(rows) == count
     for row in rows:
-        contrast = next(c for c in found if row.where.endswith(f" {c.regime} {c.method}"))
+        regime, method = row.where.split()[-2:]
+        contrast = found[regime, method, "halfway" if row.by_stratum else "gpo"]
         told = contrast.difference
         assert (row.difference, row.lower, row.upper) == tuple(
             round(x, 3) for x in (told.estimate, told.lower, told.upper)
@@ -43,12 +48,24 @@ def test_the_evidence_on_regimes_is_what_their_cells_say() -> None:
         assert (row.seeds, row.questions) == (contrast.seeds, told.n)
 
 
+def test_what_was_measured_with_another_allocation_does_not_count() -> None:
+    seen = pilot(*[asked(5, 3)] * 4)
+    stratum = replace(ROW, by_stratum=True, difference=-0.02, lower=-0.03, upper=-0.01)
+    assert expect(seen, True, [ROW, stratum]).search
+    assert not expect(seen, True, [ROW, stratum], by_stratum=True).search
+    assert expect(seen, True, [ROW], by_stratum=True).measured is None
+
+
 def test_what_ships_is_a_tie_near_its_base() -> None:
     found = expect(pilot(*[asked(5, 3)] * 4), True, known_evidence())
     assert found.measured is not None
     assert found.tie
     assert found.measured.lower < 0 < found.measured.upper
-    assert found.measured.n == sum(row.pairs and abs(row.base - 5 / 8) <= NEAR for row in known_evidence()) == 5
+    assert (
+        found.measured.n
+        == sum(row.pairs and abs(row.base - 5 / 8) <= NEAR for row in known_evidence() if not row.by_stratum)
+        == 6
+    )
 
 
 def test_pooling_weighs_by_precision_and_a_single_seed_counts_for_less() -> None:

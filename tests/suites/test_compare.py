@@ -83,9 +83,13 @@ def test_a_suite_is_run_once_and_its_table_comes_from_what_is_kept(
     # Of what is finished, while other cells are missing.
     rows = (tmp_path / "out/results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "some.jsonl").write_text(rows[0])
-    some = [*command[:2], str(tmp_path / "some"), "--finished", "--results", str(tmp_path / "some.jsonl")]
+    other = json.loads(rows[0])
+    other["cell"]["seed"], other["options"]["seed"] = 1, "1"
+    (tmp_path / "more.jsonl").write_text(json.dumps(other) + "\n")
+    files = f"{tmp_path / 'some.jsonl'},{tmp_path / 'more.jsonl'}"
+    some = [*command[:2], str(tmp_path / "some"), "--finished", "--results", files]
     assert main(some) == 0
-    assert "from 1 finished cells" in (tmp_path / "some/table.md").read_text()
+    assert "from 2 finished cells; seeds 0, 1." in (tmp_path / "some/table.md").read_text()
     assert not (tmp_path / "some/test").exists()
 
     # Elsewhere, from the kept outcomes alone.

@@ -195,7 +195,7 @@ def advise(
     plain, search = plain_arm(config), searching_arm(config)
     expected, arm = None, search or plain or next(iter(config.arms))
     if plain is not None and search is not None:
-        expected = expect(pilot, training.pairs, known_evidence())
+        expected = expect(pilot, training.pairs, known_evidence(), config.by_stratum(search))
         arm = search if expected.search else plain
     if gpu is not None and not training.bf16 and shape is not None:
         notes.append("--method.bf16 true trains about 15 times as fast on such a GPU, by its data sheet.")

@@ -22,7 +22,7 @@ OPTIONS = {
     "--quick": "one seed and small runs: the suite's options for it, no tuning",
     "--plan": "say what would be run and what difference it could tell, and stop",
     "--finished": "run nothing; the page of the cells that are finished",
-    "--results FILE": "a results.jsonl from elsewhere; its cells are not run again",
+    "--results FILES": "results.jsonl from elsewhere; their cells are not run again",
     "--page FILE": "write the page there too, such as docs/results.md",
     "--data FOLDER": "where data sets are (also: the environment variable GPO_DATA)",
 }
@@ -72,11 +72,12 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
     from gpo.suites.table import contrasts
 
     console = Console()
-    known = []
+    known: list[Outcome] = []
     if (results := options.get("results")) is not None:
-        if not Path(results).is_file():
-            raise ConfigError(f"--results {results}: there is no such file.")
-        known = Chunks(Path(results), Outcome).read()
+        for file in map(Path, results.split(",")):
+            if not file.is_file():
+                raise ConfigError(f"--results {file}: there is no such file.")
+            known += Chunks(file, Outcome).read()
     page = Path(options["page"]) if "page" in options else None
     with ProgressDisplay(console) as display:
 
