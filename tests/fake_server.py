@@ -84,6 +84,7 @@ class FakeServer:
     adapters: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     answered: int = 0
+    served: list[dict[str, Any]] = field(default_factory=list)  # those of `bodies` that were answered, in that order
     busiest: int = 0  # requests of /v1/completions at a time
     busy: int = 0
     lock: Any = field(default_factory=threading.Lock)
@@ -204,6 +205,7 @@ class Handler(BaseHTTPRequestHandler):
                 fault = self.fake.faults.pop(0) if self.fake.faults else self.fake.always
             if fault is not None and fault(self, body, answer):
                 return
+            self.fake.served.append(body)
         self.send(200, answer)
 
     def adapt(self, body: dict[str, Any]) -> None:
