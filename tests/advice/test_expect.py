@@ -30,7 +30,12 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("suite", "file", "count"), [("regimes", "regimes", 10), ("benchmarks/suites/rare.toml", "rare", 2)]
+    ("suite", "file", "count"),
+    [
+        ("regimes", "regimes", 10),
+        ("benchmarks/suites/rare.toml", "rare", 2),
+        ("benchmarks/suites/online_credit.toml", "online_credit", 1),
+    ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
     outcomes = Chunks(RESULTS.with_name(f"{file}.jsonl"), Outcome).read()
