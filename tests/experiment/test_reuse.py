@@ -32,7 +32,7 @@ def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path)
         ).read_bytes()
     assert again.files.evaluation("base").read() == source.files.evaluation("base").read()
     assert Stage.LOCATE not in again.files.seconds()
-    assert again.config.method == Spec("method", "toy:ToyMethod", {"strength": 9.0, "model": None})
+    assert again.config.method == Spec("method", "toy:ToyMethod", {"strength": 9.0, "tells": False, "model": None})
 
 
 def test_other_test_questions_are_asked_anew(source: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
 from gpo.suites.cells import SuiteRuns
-from gpo.suites.command import test_cells as cells_of
+from gpo.suites.command import cells_of
 from gpo.suites.suite import read_suite
 from gpo.toy import ChainEngine
 from gpo.types import Completion, Group, Pair, RoundContext, Score, Start, Trajectory
