@@ -306,6 +306,7 @@ class Resources:
         return self._journal
 
     def _sampled(self, done: int, wanted: int, tokens: int, seconds: float) -> None:
+        """Tell the teller of the moment: a journal outlives the one that workers put in its place."""
         self.teller.sampled(done, wanted, tokens, seconds)
 
     def _new_trouble(self) -> Counter[str]:

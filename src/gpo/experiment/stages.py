@@ -114,8 +114,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
     stratum = _by_stratum(work, state.arm, estimator)
     candidates = _candidates(work, state, stratum)
-    # Without a buffer nothing is searched twice.
-    earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer))
+    # Only what a buffer keeps is searched twice.
+    earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer)) if stratum else ()
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
     limit = round(share * work.allowance(state))
     first = max(2, work.config.chunk // SEARCH_FIRST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -20,8 +20,8 @@ class Teller:
     log: Callable[..., None]  # `RunDirectory.log`, or what hands on to it
     on_progress: Callable[[Progress], None] | None = None
     disturbed: Callable[[], None] | None = None  # raises once this process shall not go on
-    _partial: Partial | None = None
-    _began: float = 0.0
+    _partial: Partial | None = field(default=None, init=False)
+    _began: float = field(default=0.0, init=False)
 
     def one_by_one(self, lock: Lock, disturbed: Callable[[], None]) -> Teller:
         """The same for several threads, one of which does pieces of its own."""

@@ -138,14 +138,14 @@ def cells_of(suite: Suite, runs: SuiteRuns, seed: int, phase: Phase = "test") ->
     matched = budgets(suite, outcomes) if phase == "test" and suite.matched != "tokens" else {}
     cells = []
     for regime, method in product(suite.regimes, suite.methods):
-        if not best and not matched:
+        if not suite.tuning and not matched:
             cells.append(Cell(regime, method, seed, phase))
             continue
         arms: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for arm in resolve(suite.options(Cell(regime, method, seed))).arms:
             row = (regime, method, arm)
             budget = (("budget", matched[row]),) if matched else ()
-            arms.setdefault((*best.get(row, ()), *budget), []).append(arm)
+            arms.setdefault((*(best[row] if suite.tuning else ()), *budget), []).append(arm)
         cells += [Cell(regime, method, seed, phase, settings, tuple(names)) for settings, names in arms.items()]
     return cells
 
