@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from gpo.experiment.run import Run
-from gpo.storage.directory import Progress
+from gpo.storage.events import Progress
 from gpo.types import Stage
 from toy import toy_config
 

@@ -130,7 +130,7 @@ def test_a_run_samples_on_the_server_and_trains_here(url: str, tmp_path: Path, m
     run = Run(tmp_path / "run", config)
     run.all()
     assert len(run.files.evaluation("plain").read()) == 9
-    assert not run.files.trouble()
+    assert not run.files.events.trouble()
     checkpoint = run.files.model("plain")
     assert (checkpoint / "adapter_config.json").exists() is ("lora" in settings)
     run.release_engine()

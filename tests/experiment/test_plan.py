@@ -19,7 +19,7 @@ from gpo.experiment.plan import foretell, foretell_training, look_ahead
 from gpo.experiment.run import Run
 from gpo.experiment.trial import try_training
 from gpo.report.forecast import Forecast, in_words, print_look, training_in_words
-from gpo.storage.directory import Partial, Progress
+from gpo.storage.events import Partial, Progress
 from gpo.types import Completion, Pair, PairSettings, Request
 from toy import toy_config
 

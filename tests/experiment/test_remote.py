@@ -17,7 +17,7 @@ from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import EngineError
 from gpo.experiment.run import Run
-from gpo.storage.directory import Progress
+from gpo.storage.events import Progress
 from gpo.types import Group, Message, Problem, RoundContext, Score, Split, tokens_of
 
 
@@ -85,14 +85,14 @@ def test_a_run_on_a_server_that_fails_now_and_then(fake: FakeServer, tmp_path: P
     results = run.all()
     assert results
     assert fake.seed == "trained gpo"  # the last that was evaluated
-    shown = run.files.trouble()
+    shown = run.files.events.trouble()
     assert (shown["HTTP 503"], shown["HTTP 429"], shown["cut connection"]) == (3, 3, 3)
     # What the same run samples without trouble.
     with serving(FakeServer(fake.root)) as good:
         other = Run(tmp_path / "other", config(good))
         other.all()
     assert groups(run) == groups(other)
-    assert other.files.trouble() == {}
+    assert other.files.events.trouble() == {}
     # The tokens of the events are those of the rows.
     events = [json.loads(line) for line in (run.files.path / "events.jsonl").read_text().split("\n") if line]
     sampled = sum(event["tokens"] for event in events)

@@ -31,7 +31,7 @@ def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path)
             source.files.model(arm) / "chain.json"
         ).read_bytes()
     assert again.files.evaluation("base").read() == source.files.evaluation("base").read()
-    assert Stage.LOCATE not in again.files.seconds()
+    assert Stage.LOCATE not in again.files.events.seconds()
     assert again.config.method == Spec("method", "toy:ToyMethod", {"strength": 9.0, "tells": False, "model": None})
 
 

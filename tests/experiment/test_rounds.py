@@ -18,7 +18,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import questions_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
-from gpo.storage.directory import Progress
+from gpo.storage.events import Progress
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Problem, Stage, tokens_of
 from toy import toy_config

@@ -18,7 +18,8 @@ from gpo.errors import ConfigError, DataError, EngineError
 from gpo.estimators.none import NoReset
 from gpo.experiment.run import Run
 from gpo.storage.codec import to_json
-from gpo.storage.directory import Progress, RunDirectory
+from gpo.storage.directory import RunDirectory
+from gpo.storage.events import Progress
 from gpo.storage.lock import locked
 from gpo.toy import ChainEngine, ChainTask
 from gpo.types import Evidence, ModelRef, Problem, Split, StepScores, Trajectory, tokens_of
@@ -221,7 +222,7 @@ def test_components_may_be_instances(tmp_path: Path) -> None:
 
 
 def test_times_are_kept_apart(finished: Run) -> None:
-    seconds = RunDirectory(finished.files.path).seconds()
+    seconds = RunDirectory(finished.files.path).events.seconds()
     assert set(seconds) == {"rollout", "locate", "reset", "build", "train", "evaluate", "report"}
 
 

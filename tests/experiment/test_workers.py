@@ -25,7 +25,7 @@ from gpo.experiment.run import Run
 from gpo.experiment.schedule import Schedule, Unit
 from gpo.experiment.worker import main
 from gpo.experiment.workers import count
-from gpo.storage.directory import Progress
+from gpo.storage.events import Progress
 from gpo.storage.lock import is_held
 from gpo.toy import ChainEngine
 from gpo.types import Group, RoundContext, Stage
@@ -151,7 +151,7 @@ def test_two_workers_leave_the_files_of_one_and_the_same_weights(tmp_path: Path,
     events = [json.loads(line) for line in (tmp_path / "two/events.jsonl").read_text().splitlines()]
     assert {event.get("worker", 0) for event in events} == {0, 1}
     assert {(progress.stage, progress.arm) for progress in seen} >= {(event["stage"], event["arm"]) for event in events}
-    assert sum(two.files.seconds().values()) < took
+    assert sum(two.files.events.seconds().values()) < took
     assert list(two.memory_beside) == [1]
     assert not is_held(two.files.path)
 

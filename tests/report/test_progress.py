@@ -5,7 +5,7 @@ from hands import Hands
 from rich.console import Console
 
 from gpo.report.progress import ProgressDisplay, clock, rich_table, short
-from gpo.storage.directory import Partial, Progress
+from gpo.storage.events import Partial, Progress
 
 
 def show(*, terminal: bool) -> str:

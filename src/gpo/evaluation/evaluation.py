@@ -32,7 +32,8 @@ from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.directory import Progress, RunDirectory, answers_of
+from gpo.storage.directory import RunDirectory, answers_of
+from gpo.storage.events import Progress
 from gpo.storage.files import write_json, write_text
 from gpo.storage.lock import locked
 from gpo.types import Group, ModelRef, Problem, Split
@@ -291,7 +292,7 @@ class Evaluation:
 
     def _tell(self, name: str, done: int, total: int, tokens: int, seconds: float) -> None:
         progress = Progress("evaluate", name, done, total, "questions", tokens, round(seconds, 3))
-        self.files.log(progress)
+        self.files.events.log(progress)
         if self.on_progress is not None:
             self.on_progress(progress)
 

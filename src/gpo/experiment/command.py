@@ -74,10 +74,10 @@ def print_places(console: Console, run: Run) -> None:
         if there := [name for name in names if next(path.glob(name), None) is not None]:
             console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
     console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
-    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.seconds().items())
+    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.events.seconds().items())
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(run.memory_beside.values())) / 1e6
     several = f" of {len(run.memory_beside) + 1} processes" if run.memory_beside else ""
-    if trouble := run.files.trouble():
+    if trouble := run.files.events.trouble():
         told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
         console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
     console.print(f"  {'seconds:':<10}{times}; peak memory{several} {memory:.1f} GB", highlight=False, soft_wrap=True)

@@ -29,7 +29,8 @@ from gpo.rollout.prompting import Conclusions, question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
-from gpo.storage.directory import Partial, Progress, RunDirectory
+from gpo.storage.directory import RunDirectory
+from gpo.storage.events import Partial, Progress
 from gpo.storage.files import remove, write_json
 from gpo.storage.lock import Lock, joined, locked
 from gpo.storage.rounds import RoundState
@@ -61,7 +62,7 @@ class Resources:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.files = RunDirectory(Path(directory))
-        self.teller = Teller(self.files.log, on_progress)
+        self.teller = Teller(self.files.events.log, on_progress)
         self._problems: dict[Split, list[Problem]] = {}
         self._engine: tuple[Path | None, Engine] | None = None
         self._conclusions: Conclusions | None = None

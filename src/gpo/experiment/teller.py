@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
-from gpo.storage.directory import Partial, Progress
+from gpo.storage.events import Partial, Progress
 from gpo.types import Stage
 
 
@@ -17,7 +17,7 @@ from gpo.types import Stage
 class Teller:
     """Tells of one piece of work at a time."""
 
-    log: Callable[..., None]  # `RunDirectory.log`, or what hands on to it
+    log: Callable[..., None]  # `Events.log`, or what hands on to it
     on_progress: Callable[[Progress], None] | None = None
     disturbed: Callable[[], None] | None = None  # raises once this process shall not go on
     _partial: Partial | None = field(default=None, init=False)

@@ -208,7 +208,7 @@ def round_metrics(work: Resources, state: RoundState) -> dict[str, float]:
     known = {
         "reward": _mean(t.score.value for group in groups for t in group.trajectories),
         "tokens_sampled": float(work.spent(state.arm, state.number)),
-        "tokens_per_second": work.files.tokens_per_second(state.arm),
+        "tokens_per_second": work.files.events.tokens_per_second(state.arm),
         "critical_advantage": _mean(map(critical_advantage, state.scores.read())),
     }
     return {name: value for name, value in known.items() if value is not None}

@@ -18,7 +18,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpo.errors import GPOError, Refusal
-from gpo.storage.directory import Progress
+from gpo.storage.events import Progress
 
 if TYPE_CHECKING:
     from gpo.experiment.run import Run

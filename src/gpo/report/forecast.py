@@ -22,7 +22,7 @@ from gpo.experiment.trial import Trial, try_training
 from gpo.report.clean import visible
 from gpo.report.progress import clock, rich_table, short
 from gpo.rollout.segmenters import pieces
-from gpo.storage.directory import Partial, Progress
+from gpo.storage.events import Partial, Progress
 from gpo.types import Stage
 
 if TYPE_CHECKING:

@@ -169,7 +169,7 @@ def _facts(readings: Sequence[Reading]) -> list[tuple[str, str]]:
     for name in ("temperature", "seed"):
         if name in config:
             facts.append((name, f"{config[name]:g}"))
-    if seconds := reading.files.seconds():
+    if seconds := reading.files.events.seconds():
         stages = ", ".join(f"{stage} {_duration(spent)}" for stage, spent in seconds.items() if spent >= 0.5)
         facts.append(("time", stages or "under a second"))
     return [(name, one_line(str(value), 300)) for name, value in facts]

@@ -16,7 +16,7 @@ from rich.text import Text
 from gpo.report.clean import one_line, visible
 from gpo.report.results import INTERVALS, NAME, Results, accuracy_rows, not_trained, origin, token_rows
 from gpo.report.speed import Speed
-from gpo.storage.directory import Partial, Progress
+from gpo.storage.events import Partial, Progress
 
 PLAIN_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 

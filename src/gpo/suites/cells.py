@@ -260,8 +260,8 @@ def _rounds(files: RunDirectory, arm: str) -> tuple[RoundOutcome, ...]:
 
 def _seconds(files: RunDirectory, arm: str, source: Path | None) -> dict[str, float]:
     sampling = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET, Stage.MORE}
-    before = {} if source is None else RunDirectory(source).seconds_of(arm)
-    spent = {stage: seconds for stage, seconds in before.items() if stage in sampling} | files.seconds_of(arm)
+    before = {} if source is None else RunDirectory(source).events.seconds_of(arm)
+    spent = {stage: seconds for stage, seconds in before.items() if stage in sampling} | files.events.seconds_of(arm)
     return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 
