@@ -23,7 +23,7 @@ Bins = Sequence[tuple[str, float]]  # names and largest values, in order
 # How often a question is solved before training, and how many steps its solution takes.
 STRATA: Bins = (("never", 0.0), ("rarely", 0.25), ("sometimes", 0.75), ("nearly always", 1 - 1e-9), ("always", 1.0))
 HORIZONS: Bins = (("up to 8 steps", 8), ("9 to 16", 16), ("17 to 32", 32), ("more than 32", inf))
-By = Literal["", "wilson", "exact", "jeffreys", "bootstrap"]
+By = Literal["", "wilson", "exact", "jeffreys", "bootstrap", "crossed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,54 @@ def paired_difference(
         raise DataError(f"Paired arms must align: got {len(a)} and {len(b)} questions, expected the same in order.")
     difference = _question_means(b) - _question_means(a)
     return _bootstrap(difference[~np.isnan(difference)], confidence, resamples, seed, (-1.0, 1.0))
+
+
+def crossed_mean(values: Array | Sequence[Array] | Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
+    """The mean of (S, Q) values in [-1, 1], the same Q questions in each of S seeds, and its interval.
+
+    Two-way random effects: with the mean squares of seeds M_S, of questions M_Q and of what is left M_E, the mean has
+    the variance (M_S + max(M_Q, M_E) - M_E) / (S Q), and t has Satterthwaite's (1946) degrees of freedom. What seeds do
+    is known from S of them, so that few seeds that differ make it wide; where they differ no more than the rest would
+    have them (M_S <= M_E), they have no part in it. At 95% it covers 93 to 97% with three seeds and more, whatever
+    seeds do, and 88 to 97% with two (a bootstrap over both: 74 to 94% where they differ much). With one seed it is the
+    bootstrap over questions of `bootstrap_mean`, and what a seed does is not in it. n counts questions.
+
+    NaN (no graded sample) is left out of the mean, and is the sum of its row's and its column's effect in the variance.
+    Where all values are equal the interval is that of the degenerate case of `bootstrap_mean`.
+    """
+    table = np.array(values, dtype=np.float64)
+    if not table.size or np.isnan(table).all():
+        return Interval(nan, nan, nan, 0)
+    table = table[~np.isnan(table).all(axis=1)][:, ~np.isnan(table).all(axis=0)]
+    seeds, questions = table.shape
+    mean = float(np.nanmean(table))
+    if seeds == 1 or questions == 1 or np.nanmax(table) == np.nanmin(table):
+        return _bootstrap(np.nanmean(table, axis=0), confidence, 10_000, 0, (-1.0, 1.0))
+    of_seed, of_question = np.nanmean(table, axis=1, keepdims=True), np.nanmean(table, axis=0, keepdims=True)
+    left = np.where(np.isnan(table), 0.0, table - of_seed - of_question + mean)
+    degrees = seeds - 1, questions - 1, (seeds - 1) * (questions - 1)
+    rest = float((left**2).sum()) / degrees[2]
+    by_seed = questions * float(((of_seed - mean) ** 2).sum()) / degrees[0]
+    by_question = seeds * float(((of_question - mean) ** 2).sum()) / degrees[1]
+    half = float(half_width(by_seed, by_question, rest, degrees=degrees, cells=table.size, confidence=confidence))
+    return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half), questions, "crossed")
+
+
+def half_width(
+    by_seed: Any, by_question: Any, rest: Any, *, degrees: tuple[int, int, int], cells: int, confidence: float = 0.95
+) -> Any:
+    """Half the width of the interval of `crossed_mean`.
+
+    Args:
+        by_seed, by_question, rest: mean squares, numbers or arrays.
+        degrees: of freedom, of each in turn.
+        cells: how many values there are.
+    """
+    by_question, differ = np.maximum(by_question, rest), by_seed > rest
+    total = by_question + np.where(differ, by_seed - rest, 0.0)
+    of_seeds = np.where(differ, by_seed**2 / degrees[0] + rest**2 / degrees[2], 0.0)
+    freedom = total**2 / (by_question**2 / degrees[1] + of_seeds)
+    return special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(total / cells)
 
 
 def binned(values: Sequence[float | None], bins: Bins) -> dict[str, list[int]]:

@@ -9,10 +9,11 @@ import pytest
 from test_pilot import SEARCHED, asked, pilot
 
 from gpo.advice.expect import NEAR, Evidence, expect, known_evidence, pooled
+from gpo.statistics import crossed_mean
 from gpo.storage.chunks import Chunks
 from gpo.suites.cells import Outcome
 from gpo.suites.suite import read_suite
-from gpo.suites.table import contrasts, hierarchical
+from gpo.suites.table import contrasts
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "credit.jsonl"
 ROW = Evidence("dpo", True, "m", 0.6, 0.02, 0.01, 0.03, 3, 100, "somewhere")
@@ -21,7 +22,7 @@ ROW = Evidence("dpo", True, "m", 0.6, 0.02, 0.01, 0.03, 3, 100, "somewhere")
 def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     cells = {tuple(row["cell"]): row for row in map(json.loads, RESULTS.read_text().splitlines())}
     arms = [[np.array(cells[seed, arm, "tail", 3e-4]["each"]) for seed in range(3)] for arm in ("gpo", "plain")]
-    found = hierarchical([ours - theirs for ours, theirs in zip(*arms, strict=True)])
+    found = crossed_mean([ours - theirs for ours, theirs in zip(*arms, strict=True)])
     row = next(row for row in known_evidence() if "credit.jsonl" in row.where)
     assert (row.difference, row.lower, row.upper) == tuple(
         round(x, 3) for x in (found.estimate, found.lower, found.upper)

@@ -153,7 +153,15 @@ def test_the_command_compares_every_search_and_writes_it_down(
     assert written["arms"][0]["arm"] == "gpo"
     assert written["arms"][0]["share"]["estimate"] == 1.0
     assert (run.plots / "agreement.png").read_bytes().startswith(b"\x89PNG")
-    assert len(read_marks(run.path / "marks.jsonl")) == len(store.all())
+    # What is exported is the same study: without checks, skips and those who were left out.
+    exported = run.path / "marks.jsonl"
+    assert len(read_marks(exported)) == len(located)
+    assert main([str(run.path), "--marks", str(exported)]) == 0
+    again = json.loads((run.path / "agreement.json").read_text())
+    assert {**again, "inattentive": ["2:Bob"]} == written
+    with exported.open("a") as file:  # another verdict of Ann on the same solution takes the place of her first
+        file.write(json.dumps({"item": located[0].trajectory_id, "annotator": "1:Ann", "step": None}) + "\n")
+    assert len(read_marks(exported)) == len(located)
 
 
 def test_a_run_without_marks_says_what_to_do(run: RunDirectory, tmp_path: Path) -> None:

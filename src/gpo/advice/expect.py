@@ -41,7 +41,8 @@ class Evidence:
     @property
     def variance(self) -> float:
         """With what a seed does to a difference, where only one was tried."""
-        return ((self.upper - self.lower) / (2 * Z)) ** 2 + (SEED_SPREAD**2 if self.seeds == 1 else 0.0)
+        of_seed = SEED_SPREAD["pairs" if self.pairs else "groups"] if self.seeds == 1 else 0.0
+        return ((self.upper - self.lower) / (2 * Z)) ** 2 + of_seed**2
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpo.annotate.agreement import Study, study
+from gpo.annotate.agreement import Study, attentive, study
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
@@ -39,13 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run directory")
     parser.add_argument("--marks", type=Path, help="JSON lines of annotations in place of those of gpo annotate")
     parser.add_argument("--mistakes", type=Path, help="a file of BIG-Bench-Mistake whose traces the run has searched")
-    parser.add_argument("--export", type=Path, help="also write the marks as JSON lines, as --marks takes them")
+    parser.add_argument(
+        "--export", type=Path, help="also write the marks that count as JSON lines, as --marks takes them"
+    )
     options = parser.parse_args(arguments)
     files = RunDirectory(Path(options.run))
     files.config()
     marks, checks = gather(files, options.marks, options.mistakes)
     if options.export:
-        write_rows(options.export, marks)
+        kept, _ = attentive(marks, checks)
+        write_rows(options.export, [mark for mark in kept if mark.kind != "skip"])
     found = study(files, marks, checks)
     refuse_linked_folders(files.path)
     write_json(files.path / "agreement.json", found)

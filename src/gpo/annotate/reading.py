@@ -15,23 +15,24 @@ from gpo.types import Trajectory
 def read_marks(path: Path) -> list[Mark]:
     """Other people's annotations: JSON lines such as {"item": TRAJECTORY_ID, "annotator": "Ann", "step": 3}.
 
-    A step of null says that none stands out.
+    A step of null says that none stands out. The last line of an annotator on an item counts.
 
     Raises:
         DataError: there is no such file, or a line is not of that form.
     """
-    marks = []
+    marks: dict[tuple[str, str], Mark] = {}
     for number, line in _lines(path):
         try:
             row = json.loads(line)
             step = row["step"]
             if not (step is None or (isinstance(step, int) and not isinstance(step, bool))):
                 raise TypeError(f"step is {step!r}")
-            marks.append(Mark(str(row["item"]), str(row["annotator"]), "none" if step is None else "step", step))
+            item, annotator = str(row["item"]), str(row["annotator"])
+            marks[item, annotator] = Mark(item, annotator, "none" if step is None else "step", step)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             expected = '{"item": TRAJECTORY_ID, "annotator": NAME, "step": NUMBER OR null}'
             raise DataError(f"{path}:{number}: not an annotation ({error!r}). Expected {expected}.") from error
-    return marks
+    return list(marks.values())
 
 
 def read_mistakes(path: Path, trajectories: Iterable[Trajectory]) -> list[Mark]:

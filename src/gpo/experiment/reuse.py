@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpo.config.options import resolve
 from gpo.config.run import RunConfig, describe, differences
-from gpo.config.trust import refuse_strangers
+from gpo.config.trust import foreign_code, refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.changes import FREE
 from gpo.experiment.resources import Resources
@@ -62,8 +62,14 @@ def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
     another run whose settings sample the same.
 
     Samples that the other run has already stay.
+
+    Raises:
+        ConfigError: the run names other people's code that the new one does not.
     """
-    files, stored = RunDirectory(source), resolve({}, RunDirectory(source).config())
+    files = RunDirectory(source)
+    raw = files.config()
+    refuse_strangers(source, raw, foreign_code(describe(config)))
+    stored = resolve({}, raw)
     if RunDirectory(target).rollouts.read():
         return
     work = Resources(target, replace(config, launch=None))

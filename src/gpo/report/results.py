@@ -187,7 +187,8 @@ def percent(interval: Interval, signed: bool = False) -> str:
     if math.isnan(interval.estimate):
         return "-"
     sign = "+" if signed else ""
-    estimate, lower, upper = (100 * value for value in (interval.estimate, interval.lower, interval.upper))
+    values = (interval.estimate, interval.lower, interval.upper)
+    estimate, lower, upper = (round(100 * value, 1) + 0.0 for value in values)  # no -0.0
     return f"{estimate:{sign}.1f} [{lower:{sign}.1f}, {upper:{sign}.1f}]"
 
 

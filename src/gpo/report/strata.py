@@ -10,8 +10,8 @@ from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, bootstrap_m
 from gpo.types import Group
 
 OF_STRATA = (
-    "How often a question was solved is told by the answers of base itself, which gains and loses there by luck: "
-    "compare the trained models with each other."
+    "How often a question was solved is told by the answers of base itself, which gains and loses there by luck, and "
+    "so does a model that hardly moved, since all answer with the same random numbers: compare models that moved alike."
 )
 
 
@@ -48,7 +48,8 @@ def strata(
     """By share solved and by steps; every stratum is there, also one without questions.
 
     What the model before training shows of test questions decides their stratum, so that its own accuracy there is no
-    fair measure: the lucky ones are among the often solved. Differences of the trained models are.
+    fair measure: the lucky ones are among the often solved. Nor is that of a model that hardly moved, which answers
+    with the same random numbers. `gpo compare` tells strata by the answers of other seeds.
 
     Args:
         first: first rollouts of the training questions.

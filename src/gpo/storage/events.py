@@ -89,6 +89,10 @@ class Events:
             spent[event["stage"]] = spent.get(event["stage"], 0.0) + event["seconds"]
         return spent
 
+    def seconds_of_search(self, arm: str) -> float:
+        """Of the search of an arm's first round, which `random_matched` takes over."""
+        return float(sum(row["seconds"] for row in self._rows() if (row["stage"], row["arm"]) == (Stage.LOCATE, arm)))
+
     def tokens_per_second(self, arm: str) -> float | None:
         """Speed of what an arm has sampled to train on, the rollouts of all arms included; None if nothing was timed.
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from gpo import __version__
+from gpo.advice.cost import shape_of
+from gpo.config.components import made
+from gpo.config.models import resolve_model
 from gpo.config.options import resolve
-from gpo.config.presets import model_path
 from gpo.config.run import describe, differences
 from gpo.errors import GPOError
+from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.reuse import TRAINED, copy_samples
 from gpo.experiment.run import Run
 from gpo.report.results import summarize
@@ -75,10 +75,20 @@ class Outcome:
 
 
 def flops(outcome: Outcome, arm: ArmOutcome) -> float | None:
-    """2 N for each sampled token and 6 N for each trained one."""
+    """2 N for each sampled token, and 6 N for each trained one; 4 N under adapters: frozen weights have no gradient.
+
+    As `gpo.advice.cost.operations` has it, without the prompts and prefixes that sampling reads, a reference and the
+    adapters' own.
+    """
     if outcome.parameters is None or arm.trained_tokens is None:
         return None
-    return outcome.parameters * (2.0 * arm.sampled_tokens + 6.0 * arm.trained_tokens)
+    adapters = getattr(method_of(outcome.options), "lora", None) is not None
+    return outcome.parameters * (2.0 * arm.sampled_tokens + (4.0 if adapters else 6.0) * arm.trained_tokens)
+
+
+def method_of(options: Options) -> Any:
+    """The method that a run with these options has."""
+    return made("method", resolve(options).method)
 
 
 class SuiteRuns:
@@ -199,7 +209,7 @@ class SuiteRuns:
     def _source(self, cell: Cell) -> Path | None:
         """A finished run of the suite that sampled what this one would sample."""
         options = self.suite.options(cell)
-        for row in self.file.read():
+        for row in self.outcomes():
             directory = self.folder / row.cell.name
             there = row.cell != cell and (directory / "config.json").exists()
             if there and self._samples_alike(options, row.options):
@@ -235,12 +245,12 @@ def outcome_of(
                 right=shares(files.evaluation(arm).read()),
                 sampled_tokens=tokens[arm],
                 trained_tokens=_trained(files, arm),
-                seconds=_seconds(files, arm, source),
+                seconds=_seconds(files, arm, options, source),
                 rounds=_rounds(files, arm),
             )
             for arm in arms
         ),
-        parameters=parameters(str(files.config()["model"])),
+        parameters=None if (shape := shape_of(resolve_model(resolve(options)))) is None else shape.parameters,
         version=__version__,
         steps=horizons(base),
     )
@@ -258,10 +268,15 @@ def _rounds(files: RunDirectory, arm: str) -> tuple[RoundOutcome, ...]:
     )
 
 
-def _seconds(files: RunDirectory, arm: str, source: Path | None) -> dict[str, float]:
-    sampling = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET, Stage.MORE}
-    before = {} if source is None else RunDirectory(source).events.seconds_of(arm)
-    spent = {stage: seconds for stage, seconds in before.items() if stage in sampling} | files.events.seconds_of(arm)
+def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | None) -> dict[str, float]:
+    """By stage, with what was taken over: samples of another run, and the search whose price a control pays."""
+    sampling = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET}
+    sampled = files.events if source is None else RunDirectory(source).events
+    before = {stage: seconds for stage, seconds in sampled.seconds_of(arm).items() if stage in sampling}
+    spent = before | files.events.seconds_of(arm)
+    estimator = made("estimator", resolve(options).arms[arm])
+    if isinstance(estimator, MatchedRandom):
+        spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + sampled.seconds_of_search(estimator.arm)
     return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 
@@ -271,14 +286,3 @@ def _trained(files: RunDirectory, arm: str) -> int | None:
     metrics = [read_json(path) for path in paths if path.exists()]
     told = [row["trained_tokens"] for row in metrics if "trained_tokens" in row]
     return round(sum(told)) if metrics and len(told) == len(metrics) else None
-
-
-def parameters(model: str) -> int | None:
-    """How many numbers the safetensors files of a model hold, a directory or one that ships; None without any."""
-    total = 0
-    for path in Path(model_path(model)).glob("*.safetensors"):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total or None

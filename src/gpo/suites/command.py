@@ -131,28 +131,25 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
 
 def cells_of(suite: Suite, runs: SuiteRuns, seed: int, phase: Phase = "test") -> list[Cell]:
     """The cells of a seed: arms that have the same settings are one run."""
-    from gpo.suites.table import budgets, chosen
+    from gpo.suites.table import chosen, settings
 
     outcomes = runs.outcomes()
-    best = chosen(suite, outcomes)
-    matched = budgets(suite, outcomes) if phase == "test" and suite.matched != "tokens" else {}
+    found = settings(suite, outcomes) if phase == "test" else chosen(suite, outcomes)
     cells = []
     for regime, method in product(suite.regimes, suite.methods):
-        if not suite.tuning and not matched:
+        if not suite.tuning and (phase != "test" or suite.matched == "tokens"):
             cells.append(Cell(regime, method, seed, phase))
             continue
         arms: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for arm in resolve(suite.options(Cell(regime, method, seed))).arms:
-            row = (regime, method, arm)
-            budget = (("budget", matched[row]),) if matched else ()
-            arms.setdefault((*(best[row] if suite.tuning else ()), *budget), []).append(arm)
-        cells += [Cell(regime, method, seed, phase, settings, tuple(names)) for settings, names in arms.items()]
+            arms.setdefault(found[regime, method, arm], []).append(arm)
+        cells += [Cell(regime, method, seed, phase, tuned, tuple(names)) for tuned, names in arms.items()]
     return cells
 
 
 def plan(suite: Suite) -> str:
     """What a suite would run, and what difference it could tell."""
-    from gpo.suites.table import detectable
+    from gpo.suites.table import detectable, trains_on_groups
 
     tuning = list(suite.tuning_cells())
     rows = [(regime, method) for regime in suite.regimes for method in suite.methods]
@@ -171,9 +168,14 @@ def plan(suite: Suite) -> str:
             f"  matched     {suite.matched}, found by {len(rows)} runs, more where arms have different settings"
         )
     if questions is not None:
-        told = 100 * detectable(questions, first.test_samples, len(suite.seeds))
-        asked = f"{questions} questions, {first.test_samples} samples each"
-        lines.append(f"  tells       {told:.1f} points four times of five, with {asked}")
+        kinds = {trains_on_groups(suite.options(Cell(*row, suite.seeds[0]))) for row in rows}
+        told = " and ".join(
+            f"{100 * detectable(questions, first.test_samples, len(suite.seeds), groups=groups):.1f} points with "
+            f"{'groups' if groups else 'pairs'}"
+            for groups in sorted(kinds)
+        )
+        lines.append(f"  tells       {told}, four times of five")
+        lines.append(f"              ({questions} questions, {first.test_samples} samples each)")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from gpo.report.clean import one_line
 from gpo.report.plots import COLORS, MARKERS, save
 from gpo.report.results import NAME, markdown_table, percent
 from gpo.statistics import Interval
+from gpo.storage.directory import BASE
 from gpo.storage.files import write_text
 from gpo.suites.cells import Outcome
 from gpo.suites.suite import Matched, Suite
@@ -19,7 +20,7 @@ from gpo.suites.table import (
     Contrast,
     Standing,
     contrasts,
-    detectable,
+    present,
     reached_by_all,
     standings,
     tokens_to_reach,
@@ -35,7 +36,7 @@ MATCHED: dict[Matched, str] = {
 
 def difference_rows(found: Sequence[Contrast]) -> Table:
     """Header and rows: paired differences of accuracy in points."""
-    header = ["regime", "method", "arms", "difference", "seeds", "questions"]
+    header = ["regime", "method", "arms", "difference", "seeds", "questions", "would tell"]
     rows = [
         [
             one_line(each.regime, NAME),
@@ -44,6 +45,7 @@ def difference_rows(found: Sequence[Contrast]) -> Table:
             percent(each.difference, signed=True),
             str(each.seeds),
             str(each.difference.n),
+            f"{100 * each.tells:.1f}",
         ]
         for each in found
     ]
@@ -72,6 +74,7 @@ def standing_rows(found: Sequence[Standing]) -> Table:
 
 def strata_rows(found: Sequence[Contrast], kind: Literal["strata", "horizons"] = "strata") -> Table:
     """Header and rows: the differences among questions by how often the model solved them, or in how many steps."""
+    found = [each for each in found if each.other != BASE]
     told: list[dict[str, Interval]] = [getattr(each, kind) for each in found]
     names = list(told[0]) if told else []
     rows = []
@@ -121,20 +124,21 @@ def verdict(found: Sequence[Contrast]) -> list[str]:
 
 def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
     """The page of a suite; it says only what finished cells say."""
-    tested = [row for row in outcomes if row.cell.phase == "test"]
-    found, standing = contrasts(suite, tested), standings(suite, tested)
+    found, standing = contrasts(suite, outcomes), standings(suite, outcomes)
+    tested = present(suite, outcomes)
     parts = [f"# {suite.title}", ""]
     if not tested:
         return "\n".join([*parts, "No cell is finished yet.", ""])
     seeds = sorted({row.cell.seed for row in tested})
     questions, samples = max(len(row.questions) for row in tested), max(row.samples for row in tested)
-    told = detectable(questions, samples, len(seeds))
     parts += [
-        f"Written by `gpo compare {suite.name}` from {len(tested)} finished cells; seeds {', '.join(map(str, seeds))}. "
+        f"Written by `gpo compare {suite.source}` from {len(tested)} finished cells; seeds "
+        f"{', '.join(map(str, seeds))}. "
         f"Arms are {MATCHED[suite.matched]} and compared on the same {questions} "
-        f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. "
-        "Differences are paired; intervals are 95%, by a bootstrap over seeds and questions. A "
-        f"difference of {100 * told:.1f} points would be told from 0 four times of five.",
+        f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. Differences are paired; "
+        "intervals are 95%, over seeds and questions where there are several seeds, else over questions only. Of so "
+        "many intervals one in twenty is clear of 0 by chance. The last column has the true difference in points that "
+        "would be told from 0 four times of five.",
         "",
         *[f"- {line}" for line in verdict(found)],
         "",
@@ -144,15 +148,18 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         "",
         "## Accuracy and cost",
         "",
-        "Means over seeds. FLOPs are 2 for each parameter and sampled token and 6 for each trained one; seconds are of "
-        "sampling and training, on whatever machine it was.",
+        "Means over seeds. FLOPs are 2 for each parameter and sampled token and 6 for each trained one (4 under "
+        "adapters), without the prompts and prefixes that sampling reads; seconds are of sampling and training, on "
+        "whatever machine it was, the median over seeds.",
         "",
         markdown_table(*standing_rows(standing)),
         "",
         *_learning(found, standing),
         "## By how often the question was solved before training",
         "",
-        "Never; up to a quarter; up to three quarters; nearly always; always, of the samples of all seeds.",
+        "Never; up to a quarter; up to three quarters; nearly always; always. Of several seeds, each is told by the "
+        "answers of the others; with one seed by its own, whose luck an arm that hardly moved repeats: not a fair "
+        "measure.",
         "",
         markdown_table(*strata_rows(found)),
         "",
@@ -190,7 +197,7 @@ def curve_figure(found: Sequence[Standing]) -> Figure:
     wide = min(3, len(rows))
     tall = -(-len(rows) // wide)
     figure = Figure(figsize=(1 + 3.6 * wide, 0.6 + 3.2 * tall), dpi=130, layout="constrained")
-    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != "base"]
+    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != BASE]
     panels = figure.subplots(tall, wide, squeeze=False).flat
     for axes, row in zip(panels, rows, strict=False):
         for each in found:
@@ -241,8 +248,8 @@ def difference_figure(found: Sequence[Contrast]) -> Figure:
 def cost_figure(found: Sequence[Standing]) -> Figure:
     """Accuracy against sampled tokens, FLOPs and seconds; a line from the model before training to each arm."""
     figure = Figure(figsize=(11, 4), dpi=130, layout="constrained")
-    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != "base"]
-    base = {(each.regime, each.method): each.accuracy for each in found if each.arm == "base"}
+    arms = [name for name in dict.fromkeys(each.arm for each in found) if name != BASE]
+    base = {(each.regime, each.method): each.accuracy for each in found if each.arm == BASE}
     costs = (("sampled tokens", "sampled_tokens"), ("FLOPs of sampling and training", "flops"), ("seconds", "seconds"))
     for axes, (label, name) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
         for i, arm in enumerate(arms):
@@ -268,10 +275,9 @@ def write_page(suite: Suite, outcomes: Sequence[Outcome], folder: Path, page: Pa
     write_text(folder / "table.md", text)
     if page is not None:
         write_text(page, text)
-    tested = [row for row in outcomes if row.cell.phase == "test"]
-    if found := contrasts(suite, tested):
+    if found := [each for each in contrasts(suite, outcomes) if each.other != BASE]:
         save(difference_figure(found), folder / "differences.png")
-        standing = standings(suite, tested)
+        standing = standings(suite, outcomes)
         save(cost_figure(standing), folder / "costs.png")
         if any(each.curve for each in standing):
             save(curve_figure(standing), folder / "curves.png")

@@ -81,6 +81,7 @@ class Suite:
     quick: Options = field(default_factory=dict)
     split: Literal["dev", "test"] = "test"
     matched: Matched = "tokens"  # sampled ones
+    source: str = ""  # how the command names it
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
@@ -94,6 +95,7 @@ class Suite:
         return replace(
             self,
             name=f"{self.name}-quick",
+            source=f"{self.source} --quick",
             title=f"{self.title} (quick form)",
             seeds=self.seeds[:1],
             methods={name: {**options, **self.quick} for name, options in self.methods.items()},
@@ -150,6 +152,7 @@ def read_suite(source: str) -> Suite:
         tuning={name: _values(values, name, path) for name, values in _flat(data.get("tuning", {})).items()},
         tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),
         quick=_options(data.get("quick", {}), "quick", path),
+        source=source,
     )
     if suite.tuning and split == "dev":
         raise ConfigError(f"{path}: tuning chooses on development questions; with it, split must be test.")

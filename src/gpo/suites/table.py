@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan, sqrt
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from gpo.config.options import resolve
 from gpo.errors import ConfigError
-from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, exact
-from gpo.suites.cells import ArmOutcome, Outcome, flops
-from gpo.suites.suite import Suite
+from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, crossed_mean, half_width
+from gpo.storage.directory import BASE
+from gpo.suites.cells import ArmOutcome, Outcome, flops, method_of
+from gpo.suites.suite import Options, Suite
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-BOOTSTRAPS = 4000
-# Of a difference of two arms, where nothing was measured yet: spread of what seeds do to it, spread of its truth over
-# questions, and the variance of a sample within its question.
-SEED_SPREAD, QUESTION_SPREAD, WITHIN = 0.01, 0.1, 0.12
+# Of a difference of two arms, where nothing was measured yet: spread of what seeds do to it, by what a method trains
+# on, spread of its truth over questions, and the variance of a sample within its question.
+SEED_SPREAD = {"pairs": 0.01, "groups": 0.03}
+QUESTION_SPREAD, WITHIN = 0.1, 0.12
+DRAWS = 4000
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Contrast:
     other: str
     difference: Interval  # of accuracy, arm minus other; n counts questions
     seeds: int
+    tells: float  # the true difference that so many seeds, questions and samples would tell (`detectable`)
     strata: dict[str, Interval]  # the same among the questions of a stratum
     horizons: dict[str, Interval]  # and among those of so many steps; NaN where outcomes do not tell
     learning: Interval  # difference of the accuracy in training, mean over the rounds from the second; NaN without
@@ -41,7 +43,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Standing:
-    """An arm in one row of the table; means over seeds."""
+    """An arm in one row of the table; means over seeds, of seconds the median: one stall would rule their mean."""
 
     regime: str
     method: str
@@ -55,80 +57,100 @@ class Standing:
     curve: tuple[tuple[float, float], ...] = ()  # tokens sampled before each round, accuracy in it before it trains
 
 
-def hierarchical(
-    differences: Sequence[Array] | Sequence[Sequence[float]], confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """The mean of (S, Q) differences, the same Q questions in each of S seeds, and its interval.
-
-    A two-level bootstrap: seeds are resampled, and questions, for all seeds alike since they are the same. A bootstrap
-    of S seeds has (S - 1) / S of their variance, so that what sets a seed apart is widened by sqrt(S / (S - 1)). With
-    one seed the interval covers questions only. NaN cells are left out of means. Where all cells are equal, resampling
-    shows nothing, and the interval is Clopper and Pearson's of the questions, as in `gpo.statistics`.
-    """
-    table = np.array(differences, dtype=np.float64)
-    if not table.size or np.isnan(table).all():
-        return Interval(nan, nan, nan, 0)
-    table = table[~np.isnan(table).all(axis=1)][:, ~np.isnan(table).all(axis=0)]
-    seeds, questions = table.shape
-    mean = float(np.nanmean(table))
-    if np.nanmax(table) == np.nanmin(table):
-        share = exact(0, questions, confidence).upper
-        return Interval(mean, mean - share * (1 + mean), mean + share * (1 - mean), questions, "exact")
-    own = np.nanmean(table, axis=1, keepdims=True)
-    widened = table + (own - mean) * (sqrt(seeds / (seeds - 1)) - 1 if seeds > 1 else 0.0)
-    rng = np.random.default_rng(seed)
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAPS)  # how often each is drawn
-    columns = rng.multinomial(questions, np.full(questions, 1 / questions), BOOTSTRAPS)
-    there = ~np.isnan(table)
-    sums = ((rows @ np.where(there, widened, 0.0)) * columns).sum(axis=1)
-    counts = ((rows @ there.astype(np.float64)) * columns).sum(axis=1)
-    means = sums[counts > 0] / counts[counts > 0]
-    tail = (1 - confidence) / 2
-    lower, upper = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(lower), float(upper), questions, "bootstrap")
-
-
-def detectable(
-    questions: int, samples: int, seeds: int, *, seed_spread: float = SEED_SPREAD, power: float = 0.8
-) -> float:
+def detectable(questions: int, samples: int, seeds: int, *, groups: bool = False, power: float = 0.8) -> float:
     """The true difference of two arms that an interval of 95% excludes 0 for with probability `power`.
 
-    Var = seed_spread^2 / S + QUESTION_SPREAD^2 / Q + 2 WITHIN / (S Q samples), for S seeds and Q questions.
+    The interval is `crossed_mean`'s. Its mean squares are drawn (normal effects), with the expected values
+    E = 2 WITHIN / samples of what is left, E + S QUESTION_SPREAD^2 of Q questions and E + Q SEED_SPREAD^2 of S seeds.
+
+    Args:
+        groups: the method trains on groups (online), whose seeds differ more.
     """
-    variance = seed_spread**2 / seeds + QUESTION_SPREAD**2 / questions + 2 * WITHIN / (seeds * questions * samples)
-    return float((ndtri(0.975) + ndtri(power)) * sqrt(variance))
+    rng = np.random.default_rng(0)
+    rest, spread = 2 * WITHIN / samples, SEED_SPREAD["groups" if groups else "pairs"] ** 2
+    expected = rest + questions * spread, rest + seeds * QUESTION_SPREAD**2, rest
+    degrees = max(1, seeds - 1), questions - 1, max(1, seeds - 1) * (questions - 1)
+    drawn = [each * rng.chisquare(n, DRAWS) / n for each, n in zip(expected, degrees, strict=True)]
+    if seeds == 1:  # the interval knows of questions only, and the difference has what the seed does
+        drawn = [np.zeros(DRAWS), drawn[1], np.zeros(DRAWS)]
+    half = half_width(*drawn, degrees=degrees, cells=seeds * questions)
+    error = sqrt((expected[0] + expected[1] - rest) / (seeds * questions)) * rng.standard_normal(DRAWS)
+    return float(np.quantile(half - error, power))
+
+
+def trains_on_groups(options: Options) -> bool:
+    """Whether a run with these options is an online one."""
+    return bool(method_of(options).trains_on == "groups")
 
 
 def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
-    """Every arm of a row against those before it, the last one first, over the seeds that both have finished."""
+    """Every arm of a row against those before it, the last one first, and against the model before training.
+
+    Over the seeds that both have finished, of those that ask the same questions.
+    """
     found = []
     for regime, method, rows in _rows(suite, outcomes):
-        arms = _arms(rows)
+        arms = [BASE, *_arms(rows)]
         for last in range(len(arms) - 1, 0, -1):
-            found += [_contrast(regime, method, arms[last], other, rows) for other in arms[:last]]
+            found += [_contrast(regime, method, arms[last], other, rows) for other in [*arms[1:last], BASE]]
     return [each for each in found if each.seeds]
 
 
 def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Outcome]) -> Contrast:
-    tables, bases, steps, curves = [], [], [], []
+    pairs: list[tuple[Outcome, ArmOutcome | None, ArmOutcome | None]] = []
     for seed in sorted({row.cell.seed for row in rows}):
         of_seed = [row for row in rows if row.cell.seed == seed]
-        ours, theirs = (next((row for row in of_seed if name in row.arms), None) for name in (arm, other))
+        ours = next((row for row in of_seed if arm in row.arms), None)
+        theirs = ours if other == BASE else next((row for row in of_seed if other in row.arms), None)
         if ours is not None and theirs is not None and ours.questions == theirs.questions:
-            tables.append(_numbers(ours.arms[arm].right) - _numbers(theirs.arms[other].right))
-            bases.append(_numbers(ours.base))
-            steps.append(_numbers(ours.steps or (None,) * len(ours.base)))
-            curves.append(_learned(ours.arms[arm]) - _learned(theirs.arms[other]))
-    same = [table for table in tables if len(table) == len(tables[0])]
+            pairs.append((ours, ours.arms[arm], theirs.arms.get(other)))
+    pairs = [each for each in pairs if each[0].questions == pairs[0][0].questions]
+    table, solved, taken, curves = [], [], [], []
+    for row, mine, yours in pairs:
+        assert mine is not None
+        table.append(_numbers(mine.right) - _numbers(row.base if yours is None else yours.right))
+        solved.append(_numbers(row.base))
+        taken.append(_numbers(row.steps or (None,) * len(row.base)))
+        curves.append(np.empty(0) if yours is None else _learned(mine) - _learned(yours))
+    return Contrast(
+        regime,
+        method,
+        arm,
+        other,
+        crossed_mean(table),
+        len(pairs),
+        _tells(pairs[0][0], len(pairs)) if pairs else nan,
+        _among(table, _of_other_seeds(solved), STRATA),
+        _among(table, [_over_seeds(taken)] * len(table), HORIZONS),
+        crossed_mean([curve for curve in curves if len(curve) == len(curves[0])]),
+    )
 
-    def among(values: Array, bins: Bins) -> dict[str, Interval]:
-        places = binned(values.tolist(), bins)
-        return {name: hierarchical([table[inside] for table in same]) for name, inside in places.items()}
 
-    solved, taken = (_over_seeds(each[: len(same)]) for each in (bases, steps))
-    strata, horizons = (among(solved, STRATA), among(taken, HORIZONS)) if same else ({}, {})
-    alike = [curve for curve in curves if len(curve) == len(curves[0])]
-    return Contrast(regime, method, arm, other, hierarchical(same), len(same), strata, horizons, hierarchical(alike))
+def _tells(row: Outcome, seeds: int) -> float:
+    return detectable(len(row.questions), row.samples, seeds, groups=trains_on_groups(row.options))
+
+
+def _among(table: Sequence[Array], values: Sequence[Array], bins: Bins) -> dict[str, Interval]:
+    """The differences in each bin of the values, (S, Q) both."""
+    places = [binned(each.tolist(), bins) for each in values]
+    found = {}
+    for name, _ in bins:
+        inside = np.full((len(table), len(table[0]) if table else 0), nan)
+        for row, differences, of_seed in zip(inside, table, places, strict=True):
+            row[of_seed[name]] = differences[of_seed[name]]
+        found[name] = crossed_mean(inside)
+    return found
+
+
+def _of_other_seeds(bases: Sequence[Array]) -> list[Array]:
+    """How often each question is solved before training, for each seed by the answers of the others.
+
+    The models of a run answer with the random numbers of its base: one that hardly moved repeats its luck, and would
+    look worse where base was lucky. With one seed there is nothing else.
+    """
+    if len(bases) < 2:
+        return list(bases)
+    return [_over_seeds([base for j, base in enumerate(bases) if j != i]) for i in range(len(bases))]
 
 
 def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
@@ -136,7 +158,7 @@ def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
     found = []
     for regime, method, rows in _rows(suite, outcomes):
         base = fmean(_mean_right(row.base) for row in rows)
-        found.append(Standing(regime, method, "base", base, 0.0, 0.0, 0.0, 0.0, ()))
+        found.append(Standing(regime, method, BASE, base, 0.0, 0.0, 0.0, 0.0, ()))
         for name in _arms(rows):
             each = [(row, row.arms[name]) for row in rows if name in row.arms]
             found.append(
@@ -148,7 +170,7 @@ def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
                     fmean(arm.sampled_tokens for _, arm in each),
                     _mean([arm.trained_tokens for _, arm in each]),
                     _mean([flops(row, arm) for row, arm in each]),
-                    fmean(_training_seconds(arm) for _, arm in each),
+                    median(_training_seconds(arm) for _, arm in each),
                     each[0][0].cell.tuned,
                     _curve([arm for _, arm in each]),
                 )
@@ -224,17 +246,46 @@ def budgets(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, s
 
 
 def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, list[Outcome]]]:
+    tested = present(suite, outcomes)
     rows = []
     for regime in suite.regimes:
         for method in suite.methods:
-            found = [
-                row
-                for row in outcomes
-                if row.cell.phase == "test" and (row.cell.regime, row.cell.method) == (regime, method)
-            ]
+            found = [row for row in tested if (row.cell.regime, row.cell.method) == (regime, method)]
             if found:
                 rows.append((regime, method, found))
     return rows
+
+
+def present(suite: Suite, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The tests among the outcomes that the suite would run now: of its seeds, with the arms' settings of now.
+
+    What was found with settings that were the best once, or for seeds that are no longer of the suite, does not count.
+    """
+    of_arm = settings(suite, outcomes)
+    return [
+        row
+        for row in outcomes
+        if row.cell.phase == "test"
+        and row.cell.seed in suite.seeds
+        and all(
+            of_arm.get((row.cell.regime, row.cell.method, arm), row.cell.tuned) == row.cell.tuned for arm in row.arms
+        )
+    ]
+
+
+def settings(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], tuple[tuple[str, str], ...]]:
+    """What each arm is tested with, by regime, method and arm: what it was tuned to, and its matched budget.
+
+    Without an arm of which not all is known yet.
+    """
+    best = chosen(suite, outcomes)
+    if suite.matched == "tokens":
+        return best
+    return {
+        row: (*best.get(row, ()), ("budget", budget))
+        for row, budget in budgets(suite, outcomes).items()
+        if row in best or not suite.tuning
+    }
 
 
 def _arms(rows: Sequence[Outcome]) -> list[str]:
