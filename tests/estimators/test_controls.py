@@ -30,6 +30,11 @@ def test_no_reset_is_the_question_and_costs_nothing() -> None:
     assert sample.tokens == 0
 
 
+def test_plain_sampling_has_two_orders() -> None:
+    with pytest.raises(ConfigError, match="order is 'best'; expected even or mixed"):
+        NoReset("best")  # type: ignore[arg-type]
+
+
 def test_a_random_step_is_uniform_and_does_not_depend_on_the_batch() -> None:
     many = [replace(TRAJECTORIES[0], id=f"rollout:0:{serial}") for serial in range(1400)]
     scores = RandomStep()(many, make_sampler(ENGINE))

@@ -4,6 +4,7 @@ from gpo.experiment.budget import (
     next_searches,
     reset_starts,
     rollouts_from,
+    search_limit,
     search_weight,
     to_search,
 )
@@ -108,6 +109,13 @@ def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:
     assert search_weight(trajectory("a", tokens=6)) == 6 + 4
 
 
+def test_a_search_leaves_tokens_for_resets() -> None:
+    assert search_limit(250, 100, 0.4) == 100
+    assert search_limit(200, 100, 0.4) == 67  # two thirds of what is left
+    assert search_limit(200, 150, 0.4) == 33  # as responses grow
+    assert search_limit(200, 210, 0.4) == 0
+
+
 def test_a_search_takes_what_its_share_pays_for() -> None:
     rows = [trajectory(f"a{i}", tokens=6) for i in range(9)]
 
@@ -118,4 +126,7 @@ def test_a_search_takes_what_its_share_pays_for() -> None:
     # 20 tokens each: half of 120 pays for three, 25 for one, 19 for none.
     assert [taken(120), taken(25), taken(19)] == [3, 1, 0]
     assert taken(10_000) == 5
+    long = trajectory("long", tokens=40)
+    found = next_searches([long, *rows], weight=20, spent=40, left=120, first=2, most=5)
+    assert [t.id for t in found] == ["a0", "a1", "a2"]  # what does not fit does not end the search
     assert taken(0, spent=0) == 5  # a search that samples nothing is paid for whatever is left

@@ -16,6 +16,7 @@ from gpo.config.run import RunConfig
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
+from gpo.experiment.budget import search_limit
 from gpo.experiment.plan import FIRST, foretell
 from gpo.types import Stage
 
@@ -93,7 +94,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     candidates = asked * min(config.locate_per_problem, config.rollouts)
     located = 0.0
     if looks and not isnan(each):
-        located = min(config.locate_share * budget, candidates * each)
+        located = min(search_limit(budget, first, config.locate_share), candidates * each)
     left = budget - first - located
     behind = min(left, config.reset_fraction * budget) if resets else left
     more = left - behind

@@ -77,7 +77,7 @@ class Adaptive:
     model: Any = None  # the critic's: directory, hub id, or a loaded causal language model; a run gives its own
     trust: float = 1.0  # in rollouts beside each step, of the critic's values
     particles: int = 128
-    seed: int = 0
+    seed: int | None = None  # None: 0; a run gives its own
 
     def __post_init__(self) -> None:
         check("Adaptive", rollouts=1, rule=self.rule, reset=self.reset, confidence=self.confidence)
@@ -117,7 +117,7 @@ class Adaptive:
         if self.critic != "none":
             for row, (values, _, _) in enumerate(self._judge.judge(trajectories, evidence)):
                 branches.lean(row, values, self.trust)
-        rngs = [np.random.default_rng([self.seed, *t.id.encode()]) for t in trajectories]
+        rngs = [np.random.default_rng([self.seed or 0, *t.id.encode()]) for t in trajectories]
         leave = branches.leave()
         budgets = np.ceil(branches.steps * self.rollouts).astype(int)
         live: Indices = np.flatnonzero(budgets > 0)

@@ -22,7 +22,7 @@ class MatchedRandom:
     """
 
     arm: str = "gpo"  # whose search it repeats
-    seed: int = 0
+    seed: int | None = None  # None: 0; a run gives its own
     search: Any = None  # an estimator; a run hands over that of the arm
 
     def __call__(

@@ -23,7 +23,7 @@ class RandomStep:
     A response without steps has no reset.
     """
 
-    seed: int = 0
+    seed: int | None = None  # None: 0; a run gives its own
 
     def __call__(
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
@@ -38,7 +38,7 @@ class RandomStep:
         return step, step + 1
 
 
-def random_step(seed: int, trajectory: Trajectory) -> int:
+def random_step(seed: int | None, trajectory: Trajectory) -> int:
     """One of the K steps. It depends on the seed and the trajectory's id, and not on how work is split."""
-    rng = np.random.default_rng([seed, *trajectory.id.encode()])
+    rng = np.random.default_rng([seed or 0, *trajectory.id.encode()])
     return int(rng.integers(len(trajectory.step_ends)))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from gpo.rollout.turns import in_turns
 from gpo.types import Group, Problem, Start, StartKey, StepScores, Trajectory
 
+SEARCH_MOST = 2 / 3  # of what the first rollouts leave of a round, for the search
 SAFE_SHARE = 0.8  # of the tokens left, for a chunk of resets
 
 
@@ -49,6 +50,16 @@ def to_search(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
     return [trajectory for rows in ranked for trajectory in in_turns(rows)]
 
 
+def search_limit(budget: float, first: float, share: float) -> int:
+    """Tokens that the search of a round may take: a share of the budget, and not so much that resets go short.
+
+    Args:
+        budget: tokens of the round.
+        first: of its first rollouts, which take more or less of it as responses change in training.
+    """
+    return round(min(share * budget, SEARCH_MOST * max(0, budget - first)))
+
+
 def search_weight(trajectory: Trajectory) -> int:
     """What one rollout from every boundary of a trajectory takes, in tokens, if all ended where it did."""
     length = len(trajectory.response_ids)
@@ -58,7 +69,7 @@ def search_weight(trajectory: Trajectory) -> int:
 def next_searches(
     candidates: Sequence[Trajectory], *, weight: int, spent: int, left: int, first: int, most: int
 ) -> Sequence[Trajectory]:
-    """The trajectories of the next chunk of a search; none once what is left does not pay for another.
+    """The trajectories of the next chunk of a search, the first ones that fit; none once what is left pays for none.
 
     What a search takes is foretold from what the trajectories searched so far took for each unit of their weight, and
     a chunk is planned to take no more than half of what is left: searches differ, and the first few tell little.
@@ -73,14 +84,14 @@ def next_searches(
     """
     if not weight:
         return candidates[:first]
-    chosen = 0
+    chosen: list[Trajectory] = []
     cost = 0.0
-    for trajectory in candidates[:most]:
-        cost += search_weight(trajectory) * spent / weight
-        if cost > (left / 2 if chosen else left):
-            break
-        chosen += 1
-    return candidates[:chosen]
+    for trajectory in candidates:
+        more = cost + search_weight(trajectory) * spent / weight
+        if len(chosen) < most and more <= (left / 2 if chosen else left):
+            chosen.append(trajectory)
+            cost = more
+    return chosen
 
 
 def reset_starts(scores: Iterable[StepScores], trajectories: Iterable[Trajectory]) -> list[Start]:

@@ -200,7 +200,11 @@ class Resources:
         """
         self.check_arm(arm)
         estimator: Estimator = made(
-            "estimator", self.config.arms[arm], model=self.model_of(checkpoint).source, conclusion=self.conclusion
+            "estimator",
+            self.config.arms[arm],
+            model=self.model_of(checkpoint).source,
+            conclusion=self.conclusion,
+            seed=self.config.seed,
         )
         return estimator
 

@@ -25,6 +25,7 @@ from gpo.experiment.budget import (
     questions_of,
     reset_starts,
     rollouts_from,
+    search_limit,
     search_weight,
     to_search,
 )
@@ -107,6 +108,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         EngineError: an estimator does not account for what it was given and what it sampled.
     """
     estimator = work.estimator(state.arm, state.checkpoint)
+    if isinstance(estimator, NoReset) and estimator.order == "even":
+        return
     if isinstance(estimator, MatchedRandom):
         if state.number == 1:
             _copy_search(work, state, estimator)
@@ -117,7 +120,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     # Only what a buffer keeps is searched twice.
     earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer)) if stratum else ()
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
-    limit = round(share * work.allowance(state))
+    limit = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
     first = max(2, work.config.chunk // SEARCH_FIRST)
     while True:
         found = state.scores.read()

@@ -67,6 +67,11 @@ def build_pairs(
     groups = list(groups)
     parents = {trajectory.id: trajectory for group in groups for trajectory in group.trajectories}
     by_parent = {score.trajectory_id: score for score in scores}
+    reset_to = {
+        parents[score.trajectory_id].prefix(score.reset_boundary).key
+        for score in by_parent.values()
+        if score.reset_boundary is not None and score.trajectory_id in parents
+    }
     by_problem: dict[str, list[tuple[bool, list[Pair]]]] = {}
     for start, trajectories in _by_start(groups, reuse):
         origin = {**_origin(start, parents, by_parent), **(provenance or {})}
@@ -74,8 +79,7 @@ def build_pairs(
             start, trajectories, tokenizer, settings=settings, stop_ids=stop_ids, seed=seed, origin=origin
         )
         if pairs:
-            critical = origin["boundary"] is not None and origin["boundary"] == origin["reset_boundary"]
-            by_problem.setdefault(start.problem_id, []).append((critical, pairs))
+            by_problem.setdefault(start.problem_id, []).append((start.key in reset_to, pairs))
     chosen = []
     for problem_id, starts in by_problem.items():
         Random(f"{seed}/{problem_id}").shuffle(starts)
