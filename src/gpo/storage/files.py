@@ -111,15 +111,6 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether a file of JSON lines is there and whole, so that it need not be made again."""
-    try:
-        read_rows(path)
-    except DataError:
-        return False
-    return True
-
-
 def lines_of(path: Path) -> list[bytes]:
     """The lines of a file with their ends. Only a line feed ends one: a text may hold other separators, such as U+2028.
 
