@@ -108,8 +108,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         EngineError: an estimator does not account for what it was given and what it sampled.
     """
     estimator = work.estimator(state.arm, state.checkpoint)
-    if isinstance(estimator, NoReset) and estimator.order == "even":
-        return
+    if type(estimator) is NoReset and estimator.order == "even":
+        return  # the questions in their order: nothing to look for
     if isinstance(estimator, MatchedRandom):
         if state.number == 1:
             _copy_search(work, state, estimator)
