@@ -40,9 +40,9 @@ class Evidence:
 
     @property
     def variance(self) -> float:
-        """With what a seed does to a difference, where only one was tried."""
-        of_seed = SEED_SPREAD["pairs" if self.pairs else "groups"] if self.seeds == 1 else 0.0
-        return ((self.upper - self.lower) / (2 * Z)) ** 2 + of_seed**2
+        """With what seeds do to a difference, where one or two were tried: two that agree tell little of it."""
+        of_seed = SEED_SPREAD["pairs" if self.pairs else "groups"] ** 2 / self.seeds if self.seeds < 3 else 0.0
+        return ((self.upper - self.lower) / (2 * Z)) ** 2 + of_seed
 
 
 @dataclass(frozen=True)
