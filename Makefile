@@ -70,7 +70,7 @@ real-model: $(REAL_MODEL)/config.json
 # What reads GGUF files is in a folder of its own: the project does not need it.
 $(REAL_MODEL)/config.json: | $(SETUP)
 	@test -x ../shared/models/real-model || { echo "What makes the model, ../shared/models/real-model, is not there. \
-	Get it with: huggingface-cli download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir $(REAL_MODEL)"; exit 1; }
+	Get it with: hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir $(REAL_MODEL)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$(GPO_CACHE)/gguf" gguf==0.19.0
 	PYTHONPATH="$(GPO_CACHE)/gguf" $(BIN)/python ../shared/models/real-model smollm2 "$(REAL_MODEL)"
 

@@ -84,7 +84,7 @@ def test_another_component_forgets_the_settings_of_the_one_before() -> None:
     stored = describe(resolve({**TOY, "arms": "gpo", "estimator.rollouts": "8"}))
     assert describe(resolve({"estimator": "random_unsearched"}, stored))["arms"]["gpo"] == {
         "name": "random_unsearched",
-        "seed": 0,
+        "seed": None,
     }
 
 
@@ -238,6 +238,13 @@ def test_a_configuration_of_an_earlier_version_is_read() -> None:
         "random": {"name": "random_unsearched", "seed": 1},
         "gpo": {"name": "adaptive", "critic": "none"},
     }
+    # Plain sampling took questions with mixed outcomes first before it had an order.
+    plain = {"arms": {"plain": {"name": "none"}, "even": {"name": "none", "order": "even"}}}
+    assert with_defaults(old | plain)["arms"] == {
+        "plain": {"name": "none", "order": "mixed"},
+        "even": {"name": "none", "order": "even"},
+    }
+    assert describe(resolve(TOY))["arms"]["plain"]["order"] == "even"
     with pytest.raises(ConfigError, match=r"--method\.pairs_per_start is now --pairs\.per_start"):
         resolve({"method": "dpo", "method.pairs_per_start": "8"})
 

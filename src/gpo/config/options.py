@@ -26,6 +26,7 @@ RENAMED: tuple[
     ({"name": "random"}, {"name": "random_unsearched"}),
     ({"name": "adaptive", "critic": None}, {"critic": "none"}),
 )
+GAINED: dict[str, dict[str, Any]] = {"none": {"order": "mixed"}}  # by estimator: what an earlier version did unsaid
 NO_VALUE = ("help", "version")
 # Stand for themselves; settings of components that are true or false do too.
 FLAGS = (*NO_VALUE, "dry-run", "finished", "plan", "quick", "reuse", "watch")
@@ -62,6 +63,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             names.append(word)
             continue
         name, equals, value = word[2:].partition("=")
+        name = "dry-run" if name == "dry_run" else name  # all other names are written so
         if not equals:
             given = left and not left[0].startswith("--") and name not in NO_VALUE
             if not given and name not in FLAGS and "." not in name:
@@ -169,7 +171,9 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     # A method of one's own may have a setting that is called so.
     moved = {} if "pairs" in stored else {new: method.pop(old) for old, new in MOVED.items() if old in method}
     arms = {
-        arm: each | next((now for was, now in RENAMED if was.items() <= each.items()), {})
+        arm: (GAINED.get(each["name"], {}) if "arms" in stored else {})
+        | each
+        | next((now for was, now in RENAMED if was.items() <= each.items()), {})
         for arm, each in known["arms"].items()
     }
     own = known["engine"].get("model")
