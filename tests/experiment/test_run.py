@@ -54,8 +54,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_run_writes_what_the_architecture_page_says(finished: Run) -> None:
     names = set(contents(finished.files.path))
     for arm in ("plain", "random", "gpo"):
-        assert {f"arms/{arm}/{name}" for name in ("resets.jsonl", "pairs.jsonl")} <= names
-        assert (f"arms/{arm}/scores.jsonl" in names) == (arm != "plain")  # which looks for nothing
+        assert {f"arms/{arm}/{name}" for name in ("scores.jsonl", "resets.jsonl", "pairs.jsonl")} <= names
         assert f"arms/{arm}/model/chain.json" in names
         assert f"evaluation/{arm}.jsonl" in names
     assert {"config.json", "problems.jsonl", "rollouts.jsonl", "evaluation/base.jsonl"} <= names
@@ -187,6 +186,17 @@ def test_an_arm_that_resets_nowhere_samples_the_questions(tmp_path: Path) -> Non
     run = Run(tmp_path, toy_config(arms={"nowhere": Nowhere()}))
     groups = run.reset("nowhere")
     assert tokens_of(groups) == run.budget(run.rollout()) - tokens_of(run.rollout())
+
+
+def test_plain_sampling_takes_the_questions_in_their_order_or_mixed_ones_first(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"even": NoReset(), "mixed": NoReset("mixed")}, budget=2.0))
+    first = run.rollout()
+    questions = [group.start.key for group in first]
+    open_ones = {g.start.key for g in first if len({t.score.right for t in g.trajectories}) == 2}
+    even, mixed = ([group.start.key for group in run.reset(arm)] for arm in ("even", "mixed"))
+    assert even[: len(questions)] == questions[: len(even)]
+    assert 0 < len(open_ones) < len(questions)
+    assert set(mixed[: len(open_ones)]) == open_ones
 
 
 def test_starts_that_give_no_tokens_are_given_up(tmp_path: Path) -> None:

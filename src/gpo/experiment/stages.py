@@ -108,8 +108,6 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         EngineError: an estimator does not account for what it was given and what it sampled.
     """
     estimator = work.estimator(state.arm, state.checkpoint)
-    if type(estimator) is NoReset and estimator.order == "even":
-        return  # the questions in their order: nothing to look for
     if isinstance(estimator, MatchedRandom):
         if state.number == 1:
             _copy_search(work, state, estimator)
@@ -166,10 +164,14 @@ def reset(work: Resources, state: RoundState) -> None:
     known = [*first, *searched]
     questions = [group.start for group in first]
     starts = reset_starts([score for _, score in found], [trajectory for trajectory, _ in found]) or questions
+    estimator = work.estimator(state.arm, state.checkpoint)
+    even = isinstance(estimator, NoReset) and estimator.order == "even"
+    if even and {start.key for start in starts} <= {start.key for start in questions}:
+        starts = questions  # as they come, and not with mixed outcomes first, as they are looked at
     budget = work.allowance(state)
     left = budget - spent[Stage.ROLLOUT] - spent[Stage.LOCATE]
     at_most = min(left, round(work.config.reset_fraction * budget))
-    if _by_stratum(work, state.arm, work.estimator(state.arm, state.checkpoint)):
+    if _by_stratum(work, state.arm, estimator):
         inside = [start for start in starts if start.prefix_ids]
         lengths = expected_lengths([*inside, *questions], known)
         n = work.config.reset_rollouts
