@@ -38,15 +38,6 @@ def test_group_advantages_by_hand() -> None:
     close(leave_one_out_advantages(rewards), [1.0, -1 / 3, -1 / 3, -1 / 3])
 
 
-def test_rewards_beside_a_group_count_in_its_baseline() -> None:
-    """A group of two that are both right, behind a start that three others passed through without success."""
-    rewards, beside = torch.ones(2), (0.0, 0.0, 0.0)
-    close(normalised_advantages(rewards, False, beside), [0.6, 0.6])
-    close(normalised_advantages(rewards, True, beside), [0.6 / (0.3**0.5 + 1e-4)] * 2)
-    close(leave_one_out_advantages(rewards, beside), [0.75, 0.75])
-    close(leave_one_out_advantages(torch.ones(1), (0.0,)), [1.0])
-
-
 def test_groups_without_a_difference_teach_nothing() -> None:
     for rewards in (torch.ones(4), torch.zeros(1)):
         close(normalised_advantages(rewards), [0.0] * len(rewards))

@@ -75,17 +75,6 @@ def test_each_sampled_step_has_its_own_advantage(kind: type[Online], settings: d
     ]
 
 
-def test_the_baseline_knows_what_passed_through_a_start_from_before_it() -> None:
-    """A is passed by one right rollout from the question; a rollout that ends at a start is none behind it."""
-    ends_there = rollout(0, 0.0, A)
-    rows = group_by_start([*groups(), Group(ends_there.start, (ends_there,))])
-    assert [row.beside for row in rows] == [(), (), (1.0,), (1.0,), (1.0,), ()]
-    assert plain(prepared(RLOO, "tail")) == [
-        *([1.0] * 5, [-1.0] * 3),  # from the question: right and wrong
-        *([0.33333] * 3, [0.33333] * 3, [-1.0]),  # right, right, wrong, and one right beside them
-    ]
-
-
 def test_step_credit_trains_on_the_first_sampled_step_only() -> None:
     rows = prepared(RLOO, "step")
     assert [row.tokens for row in rows] == [A, B, C, C, D]

@@ -173,7 +173,7 @@ def test_arms_with_equal_flops_have_budgets_of_their_own(tmp_path: Path) -> None
     path = tmp_path / "toy.toml"
     path.write_text('matched = "flops"\n' + TOY + '[tuning]\n"method.strength" = [0.5, 3.0]\n')
     suite = read_suite(str(path))
-    arms = {"arms": "plain,random", "arms.random": "random_unsearched", "method.tells": "true"}
+    arms = {"arms": "plain,random", "arms.random": "random_unsearched", "arms.random.seed": "0", "method.tells": "true"}
     run = {name: value for name, value in suite.run.items() if not name.startswith("arms")}
     suite = replace(suite, run=run, methods={"toy": {**suite.methods["toy"], **arms}})
     runs = SuiteRuns(suite, tmp_path / "out")

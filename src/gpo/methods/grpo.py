@@ -18,8 +18,7 @@ class GRPO(Online):
 
     A_i = (R_i - mean R) / (std R + 1e-4) for every token of trajectory i; loss min(rho A, clip(rho) A) per token, with
     beta times the k3 estimate of the KL (times rho with `unbiased_kl`). Groups are per start, so that resets never mix
-    with fresh rollouts; what passed through a start from before it counts in mean and std (`rows.passing`). A group of
-    equal rewards teaches nothing. Source: Shao et al. 2024, arXiv 2402.03300,
+    with fresh rollouts. A group of equal rewards teaches nothing. Source: Shao et al. 2024, arXiv 2402.03300,
     equation 3. `aggregate` "sequence" is the paper's mean of means, "token" (default, and TRL's) that of DAPO, arXiv
     2503.14476. With step credit A is the step's, over the deviation of all steps of the update in place of the group's.
     """
@@ -33,6 +32,5 @@ class GRPO(Online):
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         for siblings in by_group(rows):
             rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
-            advantages = normalised_advantages(rewards, self.scale, siblings[0].beside)
-            for row, advantage in zip(siblings, advantages, strict=True):
+            for row, advantage in zip(siblings, normalised_advantages(rewards, self.scale), strict=True):
                 row.advantages = advantage.expand(len(row.tokens))

@@ -5,25 +5,20 @@ Axes: G trajectories of one start, T tokens of one completion, (B, L) tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
-def normalised_advantages(rewards: Tensor, scale: bool = True, beside: Sequence[float] = ()) -> Tensor:
+def normalised_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     """(G,) reward minus the group's mean, divided by its standard deviation if `scale`.
-
-    Rewards `beside`, of other rollouts through the same start, count in the mean and the deviation.
 
     Zero where all rewards are equal. The deviation is of the sample (G - 1), with 1e-4 added.
     Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; without `scale`: Liu et al. 2025 (Dr. GRPO), arXiv 2503.20783.
     """
-    every = torch.cat([rewards, rewards.new_tensor(beside)])
-    centred = rewards - every.mean()
-    if not scale or len(every) < 2:
+    centred = rewards - rewards.mean()
+    if not scale or len(rewards) < 2:
         return centred
-    return centred / (every.std() + 1e-4)
+    return centred / (rewards.std() + 1e-4)
 
 
 def scaled(advantages: Tensor) -> Tensor:
@@ -31,18 +26,15 @@ def scaled(advantages: Tensor) -> Tensor:
     return advantages / (advantages.std() + 1e-4) if len(advantages) > 1 else advantages
 
 
-def leave_one_out_advantages(rewards: Tensor, beside: Sequence[float] = ()) -> Tensor:
+def leave_one_out_advantages(rewards: Tensor) -> Tensor:
     """(G,) reward minus the mean of the others; zero for a group of one, which has no baseline.
-
-    Rewards `beside`, of other rollouts through the same start, are among the others.
 
     Source: Ahmadian et al. 2024 (RLOO), arXiv 2402.14740, equation 8.
     """
-    every = torch.cat([rewards, rewards.new_tensor(beside)])
-    size = len(every)
+    size = len(rewards)
     if size < 2:
         return torch.zeros_like(rewards)
-    return (rewards - every.mean()) * size / (size - 1)
+    return (rewards - rewards.mean()) * size / (size - 1)
 
 
 def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> tuple[Tensor, Tensor]:

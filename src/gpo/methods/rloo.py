@@ -17,10 +17,9 @@ from gpo.methods.rows import TrainingRow, by_group
 class RLOO(Online):
     """REINFORCE on whole completions, with the mean reward of the start's other trajectories as baseline.
 
-    A_i = R_i - mean of R_j, j not i, what passed through the start from before it included (`rows.passing`); R is less
-    beta times log pi/ref of the completion where `kl_in` is "reward". The ratio is of the whole completion and is
-    clipped as in PPO; in the first step of an update it is 1, and the gradient is A_i grad log pi(y_i). Source:
-    Ahmadian et al. 2024, arXiv 2402.14740, equation 8, which has no ratio and no rollouts from elsewhere. With step
+    A_i = R_i - mean of R_j, j not i; R is less beta times log pi/ref of the completion where `kl_in` is "reward". The
+    ratio is of the whole completion and is clipped as in PPO; in the first step of an update it is 1, and the gradient
+    is A_i grad log pi(y_i). Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 8, which has no ratio. With step
     credit the steps take the place of completions.
     """
 
@@ -32,5 +31,5 @@ class RLOO(Online):
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         for siblings in by_group(rows):
             rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
-            for row, advantage in zip(siblings, leave_one_out_advantages(rewards, siblings[0].beside), strict=True):
+            for row, advantage in zip(siblings, leave_one_out_advantages(rewards), strict=True):
                 row.advantages = advantage.expand(len(row.tokens))

@@ -35,7 +35,6 @@ class TrainingRow:
     group: int  # rows of the same start have the same number
     start: Start
     sampled: Tensor | None  # (T,) log-probabilities that the engine told, nats
-    beside: tuple[float, ...] = ()  # rewards of rollouts from earlier starts that passed through this one
     steps: tuple[StepCredit, ...] = ()  # the tokens, step by step; empty where the score is credit for all of them
     old: Tensor | None = None  # (T,) of the policy before the update; None: as it is in its first step
     reference: Tensor | None = None  # (T,)
@@ -73,7 +72,6 @@ def group_by_start(
         DataError: a start without a prompt, so that nothing predicts its first token.
     """
     trees = {} if credit == "tail" else grow(groups, wording)
-    beside = passing(groups)
     numbers: dict[StartKey, int] = {}
     rows = []
     for group in groups:
@@ -88,9 +86,7 @@ def group_by_start(
             if trajectory.score.value is None or not ids:
                 continue
             told = None if trained or logps is None else torch.tensor(logps)
-            row = TrainingRow(
-                context, trained + ids, trajectory.score.value, number, start, told, beside.get(start.key, ())
-            )
+            row = TrainingRow(context, trained + ids, trajectory.score.value, number, start, told)
             if credit != "tail":
                 row.steps = _steps(trajectory, trees[start.problem_id, start.prompt_ids], strength)
             if credit == "step":
@@ -99,25 +95,6 @@ def group_by_start(
                 row.sampled = None if row.sampled is None else row.sampled[: row.steps[0].size]
             rows.append(row)
     return rows
-
-
-def passing(groups: Sequence[Group]) -> dict[StartKey, tuple[float, ...]]:
-    """For each start behind a question the rewards of the rollouts that began before it and passed through it.
-
-    Behind it these are samples of its value like its own. They are for the baseline: their own tokens are trained on in
-    the group that they are of.
-    """
-    rollouts: dict[tuple[str, tuple[int, ...]], list[tuple[int, tuple[int, ...], float]]] = {}
-    for group in groups:
-        known = rollouts.setdefault((group.start.problem_id, group.start.prompt_ids), [])
-        begin = len(group.start.prefix_ids)
-        known += [(begin, t.response_ids, t.score.value) for t in group.trajectories if t.score.value is not None]
-    found = {}
-    for start in {group.start.key: group.start for group in groups if group.start.prefix_ids}.values():
-        prefix, end = start.prefix_ids, len(start.prefix_ids)
-        every = rollouts[start.problem_id, start.prompt_ids]
-        found[start.key] = tuple(value for begin, ids, value in every if begin < end < len(ids) and ids[:end] == prefix)
-    return found
 
 
 def _steps(trajectory: Trajectory, tree: StepTree, strength: float) -> tuple[StepCredit, ...]:

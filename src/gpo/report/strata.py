@@ -11,7 +11,8 @@ from gpo.types import Group
 
 OF_STRATA = (
     "How often a question was solved is told by the answers of base itself, which gains and loses there by luck, and "
-    "so does a model that hardly moved, since all answer with the same random numbers: compare models that moved alike."
+    "so does a model that hardly moved, since all answer with the same random numbers: compare the trained models with "
+    "each other, where they moved alike."
 )
 
 
