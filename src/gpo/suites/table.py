@@ -97,7 +97,7 @@ def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
 
 
 def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Outcome]) -> Contrast:
-    pairs: list[tuple[Outcome, ArmOutcome | None, ArmOutcome | None]] = []
+    pairs: list[tuple[Outcome, ArmOutcome, ArmOutcome | None]] = []
     for seed in sorted({row.cell.seed for row in rows}):
         of_seed = [row for row in rows if row.cell.seed == seed]
         ours = next((row for row in of_seed if arm in row.arms), None)
@@ -107,7 +107,6 @@ def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Out
     pairs = [each for each in pairs if each[0].questions == pairs[0][0].questions]
     table, solved, taken, curves = [], [], [], []
     for row, mine, yours in pairs:
-        assert mine is not None
         table.append(_numbers(mine.right) - _numbers(row.base if yours is None else yours.right))
         solved.append(_numbers(row.base))
         taken.append(_numbers(row.steps or (None,) * len(row.base)))
