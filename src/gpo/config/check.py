@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "method.train_prefix gives kept prefixes loss, with buffer those of older policies too. Take one of both."
         )
+    if config.launch is not None and shutil.which((program := shlex.split(config.launch) or [""])[0]) is None:
+        raise ConfigError(f"--launch {config.launch}: there is no program {program[0]!r}. Such as: accelerate launch -m.")
     for arm, estimator in config.arms.items():
         check_component("estimator", estimator, model=model)
         check_control(arm, made("estimator", estimator, model=model), config.arms)

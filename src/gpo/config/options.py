@@ -31,6 +31,17 @@ NO_VALUE = ("help", "version")
 # Stand for themselves; settings of components that are true or false do too.
 FLAGS = (*NO_VALUE, "dry-run", "finished", "plan", "quick", "reuse", "watch")
 SHORT = {"estimator": "arms.gpo"}
+ELSEWHERE = {  # what TRL, transformers and peft call an option
+    "model_name_or_path": "model",
+    "num_generations": "rollouts",
+    "max_completion_length": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "dataset_name": "task",
+    "per_device_train_batch_size": "method.batch_size",
+    "gradient_accumulation_steps": "method.gradient_accumulation",
+    "num_train_epochs": "method.epochs",
+    "lora_r": "method.lora",
+}
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
     "pairs_per_start": "per_start",
     "pairs_per_problem": "per_problem",
@@ -124,8 +135,7 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
     hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in made}
     for name in left:  # before a component is imported, which takes seconds
         if "." not in name and name not in hints and name not in COMPONENTS:
-            known = (*hints, *COMPONENTS, *SHORT, "arms", "data")
-            raise unknown("option", f"--{name}", [f"--{each}" for each in known])
+            raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), left)
     values: dict[str, Any] = {
         name: parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
         for name, kind in hints.items()
@@ -138,8 +148,20 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
             given = next(option for option in options if _long(option) == name)
             arm, arms_given = name.split(".")[1], ", ".join(values["arms"])
             raise ConfigError(f"--{given} is for arm {arm!r}, and --arms has {arms_given} only. Add {arm} to --arms.")
-        raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, *SHORT, "arms", "data")])
+        raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), left)
     return RunConfig(**values)
+
+
+def _unknown_option(name: str, known: Sequence[str], given: Mapping[str, str]) -> ConfigError:
+    """The error for an option that no run has; it names the component whose setting is called so."""
+    meant = ELSEWHERE.get(name)
+    for kind in COMPONENTS:
+        component = given.get(kind, getattr(RunConfig, kind))
+        if meant is None and component in REGISTRIES[kind] and name in setting_types(lookup(kind, component)):
+            meant = f"{kind}.{name}"
+    if meant is not None:
+        return ConfigError(f"Unknown option '--{name}'. It is called --{meant} here.")
+    return unknown("option", f"--{name}", [f"--{each}" for each in known])
 
 
 def from_options(kind: type[T], path: str, stored: Mapping[str, Any], left: dict[str, str]) -> T:

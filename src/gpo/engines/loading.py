@@ -44,6 +44,10 @@ def load_tokenizer(source: str, revision: str | None = None, images: Album | Non
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError("its vocabulary is empty")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and not Path(source).exists():
+            raise EngineError(
+                f"There is no directory {source!r}, and the hub gave no model of that id ({first_line(error)})."
+            ) from error
         raise EngineError(
             f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give tokenizer=."
         ) from error

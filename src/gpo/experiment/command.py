@@ -29,11 +29,18 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
         raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
+    if stored is None and name != "run" and not options and not directory.exists():
+        raise ConfigError(f"There is no run {directory}. Start one with: gpo run {directory}, or give options for it.")
     refuse_strangers(directory, stored, options.values())
     if dry:
         dry_run(console, directory, options, stored)
         return
     if (source := options.pop("samples", None)) is not None:
+        if source.isdigit() and not Path(source).exists():
+            raise ConfigError(
+                f"--samples names a run whose samples are taken, got {source}. "
+                f"Samples of each test question are --test_samples {source}, rollouts --rollouts {source}."
+            )
         take_samples(Path(source), directory, options)
         stored = files.config()
     with ProgressDisplay(console) as display:
