@@ -120,6 +120,11 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
             r"Unknown setting of estimator 'monte_carlo' 'rolouts'\. Did you mean 'rollouts'\?",
         ),
         ({"problem": "8"}, r"Unknown option '--problem'\. Did you mean '--problems'\?"),
+        (
+            {"method": "dpo", "learning_rate": "1e-4"},
+            r"'--learning_rate'\. It is called --method\.learning_rate here",
+        ),
+        ({"num_generations": "8"}, r"'--num_generations'\. It is called --rollouts here"),
         ({"estimator": "monte"}, r"Unknown estimator 'monte'\..* Known: .*monte_carlo"),
         ({"task": "nowhere:Task"}, r"There is no task 'nowhere:Task': No module named 'nowhere'"),
         ({"budget": "0.5"}, r"budget is 0\.5, expected a number above 1"),

@@ -12,6 +12,7 @@ import pytest
 from gpo.cli import main
 from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError, GPOError
+from gpo.experiment.command import work
 from gpo.experiment.run import Run
 from gpo.storage.directory import RunDirectory
 from gpo.types import Problem, Score, Split, StepScores
@@ -110,6 +111,22 @@ def test_the_method_may_change_until_a_model_is_trained(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["method"]["strength"] == 5.0
     with pytest.raises(ConfigError, match=r"method\.strength was 5\.0, now 3\.0"):
         Run(tmp_path, toy_config())
+
+
+def test_test_samples_may_change_until_something_is_evaluated(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config()).train("gpo")
+    more = toy_config(test_samples=3)
+    Run(tmp_path, more).evaluate("gpo")
+    with pytest.raises(ConfigError, match="test_samples was 3, now 5"):
+        Run(tmp_path, toy_config(test_samples=5))
+
+
+def test_a_run_that_is_not_there_is_not_begun_by_a_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no run .*mistyped"):
+        work("evaluate", tmp_path / "mistyped", {})
+    with pytest.raises(ConfigError, match="--test_samples 2"):
+        work("evaluate", tmp_path / "mistyped", {"samples": "2"})
+    assert not (tmp_path / "mistyped").exists()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Slow(ToyMethod):
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def importable(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -276,7 +276,7 @@ def test_there_are_as_many_workers_as_threads_for_a_shipped_model_on_a_cpu(
     assert count(Run(tmp_path, config), 0) == 1
     for other in (
         replace(config, workers=1),
-        replace(config, launch="torchrun"),
+        replace(config, launch=sys.executable),
         replace(config, piece_seconds=5.0),
         replace(config, arms={"plain": NoReset(), "other": "none"}),
         toy_config(),

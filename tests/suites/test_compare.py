@@ -91,6 +91,8 @@ def test_a_suite_is_run_once_and_its_table_comes_from_what_is_kept(
     other["cell"]["seed"], other["options"]["seed"] = 1, "1"
     (tmp_path / "more.jsonl").write_text(json.dumps(other) + "\n")
     files = f"{tmp_path / 'some.jsonl'},{tmp_path / 'more.jsonl'}"
+    assert main([*command[:2], str(tmp_path / "none"), "--finished"]) == 2
+    assert "No cell of" in capsys.readouterr().err
     some = [*command[:2], str(tmp_path / "some"), "--finished", "--results", files]
     assert main(some) == 0
     assert "from 2 finished cells; seeds 0, 1." in (tmp_path / "some/table.md").read_text()

@@ -43,7 +43,9 @@ def check(config: RunConfig) -> None:
             "method.train_prefix gives kept prefixes loss, with buffer those of older policies too. Take one of both."
         )
     if config.launch is not None and shutil.which((program := shlex.split(config.launch) or [""])[0]) is None:
-        raise ConfigError(f"--launch {config.launch}: there is no program {program[0]!r}. Such as: accelerate launch -m.")
+        raise ConfigError(
+            f"--launch {config.launch}: there is no program {program[0]!r}. Such as: accelerate launch -m."
+        )
     for arm, estimator in config.arms.items():
         check_component("estimator", estimator, model=model)
         check_control(arm, made("estimator", estimator, model=model), config.arms)

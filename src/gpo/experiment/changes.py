@@ -35,9 +35,10 @@ def too_late(
     if not files.rollouts.read() and not evaluated:
         return []
     arms = list(before["arms"])
+    asked = () if evaluated else ("test_samples ",)
     if any((files.arm(arm) / name).exists() for arm in arms for name in ("model", "checkpoints")):
-        return list(changed)
-    free = OF_TRAINING if evaluated or _have_sampled(files, arms) else (*OF_TRAINING, *OF_ARMS)
+        return [each for each in changed if not each.startswith(asked)]
+    free = (*OF_TRAINING, *asked) if evaluated or _have_sampled(files, arms) else (*OF_TRAINING, *OF_ARMS)
     kept = tuple(f"arms.{arm}." for arm in arms if arm in now["arms"] and files.scores(arm).read())
     return [each for each in changed if not each.startswith(free) or (kept and each.startswith(kept))]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpo.config.help import entries
 from gpo.config.options import resolve, split, take_data_folder
 from gpo.config.run import RunConfig
-from gpo.errors import ConfigError, unknown
+from gpo.errors import ConfigError, DataError, unknown
 from gpo.storage.chunks import Chunks
 from gpo.suites.suite import SHIPPED, Cell, Phase, Suite, read_suite
 
@@ -116,6 +116,8 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
             # A whole table of one seed first.
             cells += [cell for seed in suite.seeds for cell in cells_of(suite, runs, seed)]
             runs.run(cells)
+        if not runs.outcomes():
+            raise DataError(f"No cell of {suite.name} is finished in {folder}. Run it without --finished.")
         write()
     found = contrasts(suite, runs.outcomes())
     console.print()
@@ -185,7 +187,7 @@ def usage() -> str:
     text = (
         "Usage: gpo compare SUITE [DIRECTORY] [--OPTION VALUE]...\n\n"
         "Runs of several methods, regimes and seeds, and what their arms differ by.\n"
-        f"SUITE is a TOML file (docs/compare.md), or one that ships with GPO: {shipped}.\n"
-        f"The same command goes on where it was left. DIRECTORY is {DEFAULT}/SUITE if none\nis given.\n"
+        f"SUITE is a TOML file (docs/compare.md), or one that ships with GPO:\n{shipped}.\n"
+        f"The same command goes on where it was left. DIRECTORY is {DEFAULT}/SUITE\nif none is given.\n"
     )
     return "\n".join([text, "Options:", *entries(OPTIONS)])
