@@ -3,7 +3,7 @@
     python benchmarks/links.py [--out runs/links] [--tokens 2500000]
 
 A question names a person and eight directions; each step of an answer is one link, known by heart. Half of the links
-to the north and south are half known (.4), a sixth of those to the east and west nearly (.9), all others are known. Made
+to the north and south are half known (.4), a sixth of those to the east and west nearly (.9), the others known. Made
 are two models, each with its questions, from the embedded reasoner's weights, in four minutes of two cores each:
 
     apart   a wrong link leads to other people, and from there never back: one mistake and the answer is lost

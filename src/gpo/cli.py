@@ -14,8 +14,8 @@ from pathlib import Path
 from gpo.engines.allocation import keep_freed_memory
 from gpo.errors import ConfigError, DataError, GPOError, unknown
 from gpo.report.clean import visible
+from gpo.types import DEFAULT_RUN
 
-DEFAULT_RUN = "runs/gpo"
 STAGES = {
     "rollout": "sample trajectories from the training questions",
     "locate": "search trajectories for their critical steps",

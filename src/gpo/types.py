@@ -14,6 +14,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+DEFAULT_RUN = "runs/gpo"  # the directory of a command that names none
 Split = Literal["train", "dev", "test"]
 Verdict = Literal["right", "wrong", "ungradable", "failed"]
 FinishReason = Literal["stop", "length"]

@@ -21,6 +21,7 @@ from gpo.report.results import NAME
 from gpo.statistics import Interval
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import refuse_linked_folders, write_json, write_rows
+from gpo.types import DEFAULT_RUN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gpo agreement", description="How often people chose the step that each search of a run chose."
     )
-    parser.add_argument("run", help="a run directory")
+    parser.add_argument("run", nargs="?", default=DEFAULT_RUN, help=f"a run directory ({DEFAULT_RUN})")
     parser.add_argument("--marks", type=Path, help="JSON lines of annotations in place of those of gpo annotate")
     parser.add_argument("--mistakes", type=Path, help="a file of BIG-Bench-Mistake whose traces the run has searched")
     parser.add_argument(

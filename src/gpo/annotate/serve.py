@@ -12,6 +12,7 @@ from gpo.annotate.items import load_items, with_checks
 from gpo.annotate.marks import Marks
 from gpo.errors import ConfigError, MissingDependency
 from gpo.storage.directory import RunDirectory
+from gpo.types import DEFAULT_RUN
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,7 +33,9 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpo annotate", description="Let people mark the step that they find most critical, in a web page."
     )
-    parser.add_argument("run", help="a run directory whose trajectories were searched (gpo locate)")
+    parser.add_argument(
+        "run", nargs="?", default=DEFAULT_RUN, help=f"a run whose trajectories were searched ({DEFAULT_RUN})"
+    )
     parser.add_argument("--items", type=int, default=20, help="solutions to mark")
     parser.add_argument("--arm", help="take the trajectories that this arm located (default: gpo)")
     parser.add_argument("--host", default="127.0.0.1", help="other than loopback takes --annotators")

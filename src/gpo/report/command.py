@@ -17,6 +17,7 @@ from gpo.report.reading import Reading, read_run, read_searches
 from gpo.report.results import summarize
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import refuse_linked_folders, write_text
+from gpo.types import DEFAULT_RUN
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gpo report", description="Write what a run found as one HTML file that needs nothing else, and plots."
     )
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=Path, nargs="?", default=DEFAULT_RUN, help=f"a run directory ({DEFAULT_RUN})")
     parser.add_argument("--compare", type=Path, metavar="BEFORE", help="a run on the same questions to compare with")
     parser.add_argument("--out", type=Path, help="the HTML file (default: RUN/report.html); plots/ is beside it")
     parser.add_argument("--arm", help="show this arm's search alone (default: every arm that searched)")

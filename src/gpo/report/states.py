@@ -17,6 +17,7 @@ from gpo.report.reading import Reading, Searched, Texts, read_run
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import refuse_link, replacing, write_rows
 from gpo.storage.rounds import RoundState
+from gpo.types import DEFAULT_RUN
 
 TOGETHER = 64  # trajectories whose states are held in float32 at a time
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="gpo states",
         description="Write the hidden states of the policy at every step boundary, with texts, values and counts.",
     )
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=Path, nargs="?", default=DEFAULT_RUN, help=f"a run directory ({DEFAULT_RUN})")
     parser.add_argument("--out", type=Path, help="folder for states.safetensors and states.jsonl (default: RUN/states)")
     parser.add_argument("--arm", help="whose search tells the values (default: the first arm that searched)")
     parser.add_argument("--round", type=int, help="the round (default: the last one that was searched)")
