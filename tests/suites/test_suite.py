@@ -134,3 +134,9 @@ def test_a_plan_says_what_would_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 methods, 1 regimes" in said
     assert "8 runs on development questions" in said
     assert all(len(line) <= 100 for line in said.splitlines())
+
+
+def test_a_suite_that_asks_no_test_questions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, "[methods.dpo]\ntest_problems = 0")
+    assert main(["compare", path, str(tmp_path / "out")]) == 2
+    assert "compares answers to test questions" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_options_are_listed_and_the_answer_is_a_letter(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no 'train' questions: set path to a"):
+    with pytest.raises(DataError, match=r"has no 'train' questions: set --task\.path to a"):
         gpo.make("task", "file").problems("train")
     twice = write(tmp_path / "a.jsonl", [{"question": "1?", "answer": 1, "id": "x"}] * 2)
     with pytest.raises(DataError, match=r"line 2: the id 'x' is also that of .*line 1"):

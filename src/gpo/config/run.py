@@ -65,7 +65,7 @@ class RunConfig:
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
     max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all
-    test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all
+    test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all; 0: models are trained and not asked
     test_samples: int = 4  # of each test problem
     test_split: Literal["dev", "test"] = "test"  # dev: to choose settings, so that the test questions stay unseen
     max_tokens: int = 512  # of a response
@@ -81,8 +81,11 @@ class RunConfig:
         for name in AT_LEAST_ONE:
             owner, _, key = name.rpartition(".")
             value = getattr(getattr(self, owner) if owner else self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected at least 1{', or none for all' * (name in OR_ALL)}.")
+            least = 0 if name == "test_problems" else 1
+            if value is not None and value < least:
+                raise ConfigError(
+                    f"{name} is {value}, expected at least {least}{', or none for all' * (name in OR_ALL)}."
+                )
         if not 1 < self.budget < inf:
             raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
         self._check_ranges()

@@ -35,7 +35,7 @@ def too_late(
     if not files.rollouts.read() and not evaluated:
         return []
     arms = list(before["arms"])
-    asked = () if evaluated else ("test_samples ",)
+    asked = () if evaluated else ("test_",)
     if any((files.arm(arm) / name).exists() for arm in arms for name in ("model", "checkpoints")):
         return [each for each in changed if not each.startswith(asked)]
     free = (*OF_TRAINING, *asked) if evaluated or _have_sampled(files, arms) else (*OF_TRAINING, *OF_ARMS)

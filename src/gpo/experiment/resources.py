@@ -151,6 +151,9 @@ class Resources:
         ]
         chosen: dict[Split, list[Problem]] = {}
         for name, split, count in wanted:
+            if count == 0:
+                chosen[name] = []
+                continue
             found = evenly(self.task.problems(split), count)
             if not found:
                 raise DataError(f"The task has no {name} problems. Choose another task or another path.")

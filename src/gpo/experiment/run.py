@@ -37,9 +37,10 @@ class Run(Resources):
     """
 
     def all(self) -> Results:
-        """Every stage for every arm, then tables and plots."""
+        """Every stage for every arm, then tables and plots. Without test questions nothing is evaluated."""
+        evaluation = [Stage.EVALUATE] if self.config.test_problems != 0 else []
         with self.held():
-            self.every(Stage.LOCATE, Stage.RESET, Stage.BUILD, Stage.TRAIN, Stage.EVALUATE)
+            self.every(Stage.LOCATE, Stage.RESET, Stage.BUILD, Stage.TRAIN, *evaluation)
             return self.report()
 
     def every(self, *stages: Stage) -> None:
@@ -129,7 +130,14 @@ class Run(Resources):
         """Sample the test questions with an arm's model, or with the model before training (`base`).
 
         All models answer the same questions with the same seeds, so that they can be compared question by question.
+
+        Raises:
+            ConfigError: the run has no test questions.
         """
+        if self.config.test_problems == 0:
+            raise ConfigError(
+                f"{self.files.path} has no test questions. Add --test_problems NUMBER, or: gpo evaluate --models"
+            )
         with self.held():
             stages.evaluate(self, name, None if name == BASE else self.train(name))
             return self.files.evaluation(name).read()

@@ -252,6 +252,8 @@ def origin(results: Results) -> str:
     """One sentence on what was asked of whom."""
     source = f" ({one_line(results.test_questions, 300)})" if results.test_questions else ""
     model, task = one_line(results.model, 300), one_line(results.task, NAME)
+    if not results.questions:
+        return f"Model {model} on task {task}: no test questions were asked."
     return (
         f"Model {model} on task {task}: {results.questions} test questions{source}, "
         f"{results.samples} samples each at the run's temperature."

@@ -57,7 +57,9 @@ def check(suite: Suite) -> None:
     cells = [*suite.tuning_cells(), *(Cell(r, m, suite.seeds[0]) for r, m in product(suite.regimes, suite.methods))]
     for cell in cells:
         try:
-            resolve(suite.options(cell))
+            config = resolve(suite.options(cell))
+            if config.test_problems == 0:
+                raise ConfigError("test_problems is 0; a suite compares answers to test questions.")
         except ConfigError as error:
             raise ConfigError(f"In {cell.name} of the suite {suite.name}: {error}") from error
 

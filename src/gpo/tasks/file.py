@@ -44,7 +44,9 @@ class File:
         """Raises: DataError if the split has no file, or naming the file and line of a row that cannot be used."""
         name, path = ("test_path", self.test_path) if split == "test" else ("path", self.path)
         if path is None:
-            raise DataError(f"The file task has no {split!r} questions: set {name} to a .jsonl, .csv or .parquet file.")
+            without = ", or --test_problems 0 to evaluate nothing" if split == "test" else ""
+            kinds = f"a .jsonl, .csv or .parquet file{without}"
+            raise DataError(f"The file task has no {split!r} questions: set --task.{name} to {kinds}.")
         file = Path(path).expanduser()
         rows = read_rows(file)
         first = len(rows) - self.dev_size if split == "dev" else 0
