@@ -49,7 +49,7 @@ def load_tokenizer(source: str, revision: str | None = None, images: Album | Non
                 f"There is no directory {source!r}, and the hub gave no model of that id ({first_line(error)})."
             ) from error
         raise EngineError(
-            f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give tokenizer=."
+            f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give --engine.tokenizer."
         ) from error
     return tokenizer
 
