@@ -49,7 +49,7 @@ def training_rows(path: Path) -> list[dict[str, float]]:
 
 
 def rounds_config(**changes: Any) -> RunConfig:
-    return toy_config(**{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, **changes})
+    return toy_config(**{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, "reuse": True, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,25 @@ def test_search_rollouts_are_left_out_on_request(tmp_path: Path) -> None:
     assert counted[0][0] > counted[1][0] > 0
 
 
+@pytest.mark.parametrize(("method", "reused"), [("dpo", True), ("grpo", False)])
+def test_the_search_is_trained_on_as_pairs_and_not_in_groups_unless_it_is_said(
+    tmp_path: Path, method: str, reused: bool
+) -> None:
+    assert Run(tmp_path / "a", toy_config(method=method)).reuse == reused
+    assert Run(tmp_path / "b", toy_config(method=method, reuse=not reused)).reuse != reused
+
+
+def test_a_run_of_before_the_search_was_left_out_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPO_TRUST", "1")
+    Run(tmp_path, toy_config()).rollout()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("reuse") is None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Run(tmp_path).config.reuse is True
+
+
 def test_a_round_may_ask_some_of_the_problems(tmp_path: Path) -> None:
     run = Run(tmp_path, rounds_config(round_problems=3, arms={"plain": "none"}))
     run.train("plain")
@@ -213,6 +232,7 @@ LETTER_OPTIONS = {
     "locate_per_problem": "1",
     "reset_rollouts": "4",
     "test_samples": "8",
+    "reuse": "true",
     "max_tokens": "6",
     "rounds": "3",
     "method.epochs": "2",

@@ -120,7 +120,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
         trained, scored = training.epochs * tokens, tokens
         details["pairs"] = count
     else:
-        whole = (from_questions + from_resets + from_search * config.reuse) * (prompt + length)
+        whole = (from_questions + from_resets + from_search * bool(config.reuse)) * (prompt + length)
         trained = training.epochs * whole
         scored = whole * (training.epochs * training.minibatches > 1) + whole * training.reference
     stages = {Stage.ROLLOUT: first, Stage.LOCATE: located, Stage.RESET: behind, Stage.MORE: more}

@@ -195,6 +195,14 @@ class Resources:
         method: Method = made("method", self.config.method)
         return method.trains_on == "pairs"
 
+    @property
+    def reuse(self) -> bool:
+        """Whether the search's rollouts are trained on: as pairs, and not in groups, unless the run says otherwise.
+
+        In a group at a boundary that is worth little the one rollout that recovers by luck has a large advantage.
+        """
+        return self.trains_on_pairs if self.config.reuse is None else self.config.reuse
+
     def estimator(self, arm: str, checkpoint: Path | None) -> Estimator:
         """The search of an arm; one that reads a model reads the one that samples.
 
@@ -296,7 +304,7 @@ class Resources:
         Raises:
             DataError: a rollout is of an older policy than `max_staleness` allows.
         """
-        groups = state.groups(search=self.config.reuse)
+        groups = state.groups(search=self.reuse)
         oldest = self.policy_version(state.checkpoint) - self.config.max_staleness
         for trajectory in (each for group in groups for each in group.trajectories):
             if trajectory.policy_version is not None and trajectory.policy_version < oldest:

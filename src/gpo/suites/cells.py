@@ -284,5 +284,5 @@ def _trained(files: RunDirectory, arm: str) -> int | None:
     """Tokens that went through the model in training, of all rounds."""
     paths = [files.arm(arm, number) / "training.json" for number in files.rounds(arm)]
     metrics = [read_json(path) for path in paths if path.exists()]
-    told = [row["trained_tokens"] for row in metrics if "trained_tokens" in row]
-    return round(sum(told)) if metrics and len(told) == len(metrics) else None
+    told = [row.get("trained_tokens", 0 if row.get("skipped") else None) for row in metrics]
+    return None if not told or None in told else round(sum(told))
