@@ -35,8 +35,6 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     [
         ("regimes", "regimes", 10),
         ("benchmarks/suites/rare.toml", "rare", 2),
-        ("benchmarks/suites/online_credit.toml", "online_credit", 1),
-        ("benchmarks/suites/online_mended.toml", "online_mended", 1),
     ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
@@ -53,6 +51,23 @@ def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, c
             round(x, 3) for x in (told.estimate, told.lower, told.upper)
         )
         assert (row.seeds, row.questions) == (contrast.seeds, told.n)
+
+
+def test_the_evidence_on_groups_is_what_its_cells_say() -> None:
+    """Of searches that are not trained on; plain sampling of two of the seeds is in the file of another suite."""
+    outcomes = [
+        outcome
+        for file in ("online_reuse", "online_mended")
+        for outcome in Chunks(RESULTS.with_name(f"{file}.jsonl"), Outcome).read()
+    ]
+    arms = {(o.cell.method, name, o.cell.seed): arm for o in outcomes for name, arm in o.arms.items()}
+    each = [(arms["noreuse", "gpo", seed].right, arms["tail", "plain", seed].right) for seed in range(4)]
+    found = crossed_mean([np.array(gpo) - np.array(plain) for gpo, plain in each])
+    row = next(row for row in known_evidence() if "online_reuse.jsonl" in row.where)
+    assert (row.difference, row.lower, row.upper) == tuple(
+        round(x, 3) for x in (found.estimate, found.lower, found.upper)
+    )
+    assert (row.seeds, row.questions) == (4, found.n)
 
 
 def test_what_was_measured_with_another_allocation_does_not_count() -> None:
