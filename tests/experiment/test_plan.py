@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -158,7 +159,7 @@ def test_a_trial_that_fails_costs_nothing_of_the_look(
     assert "out of memory" in said
 
 
-@pytest.mark.parametrize("options", [{"launch": "torchrun --nproc_per_node 2 -m"}, {"rollouts": "1"}])
+@pytest.mark.parametrize("options", [{"launch": f"{sys.executable} -m"}, {"rollouts": "1"}])
 def test_where_training_cannot_be_tried_it_comes_on_top(options: dict[str, str], tmp_path: Path) -> None:
     run = Run(tmp_path / "run", resolve(SMALL | options))
     look = look_ahead(run, seconds=0.0)
