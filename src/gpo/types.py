@@ -178,7 +178,7 @@ class StepScores:
     critical_step: int | None  # 0-based step index, None if no step stands out
     reset_boundary: int | None  # boundary to reset to; 0 is the question itself
     tokens: int  # tokens sampled for this trajectory's search
-    rollouts: tuple[Group, ...] = ()  # the search's own rollouts, by prefix; nothing sampled is thrown away
+    rollouts: tuple[Group, ...] = ()  # the search's own rollouts, by prefix
 
     def misfit(self, steps: int) -> str | None:
         """What does not fit a trajectory of so many steps; None if all does."""

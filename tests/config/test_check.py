@@ -108,6 +108,7 @@ def test_what_is_no_such_component_is_told_by_what_it_lacks(changes: dict[str, A
         {"estimator": "adaptive", "estimator.critic": "fitted", "estimator.certainty": "7"},
         {"segmenter": "fixed_tokens", "segmenter.size": "0"},
         {"launch": "nosuchprogram -m"},
+        {"launch": "'torchrun"},
     ],
     ids=lambda options: " ".join(f"--{name} {text}" for name, text in options.items()),
 )

@@ -121,14 +121,26 @@ def test_test_samples_may_change_until_something_is_evaluated(tmp_path: Path) ->
         Run(tmp_path, toy_config(test_samples=5))
 
 
-def test_a_run_without_test_questions_trains_and_evaluates_nothing(tmp_path: Path) -> None:
+def test_a_run_without_test_questions_trains_and_evaluates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = Run(tmp_path, toy_config(test_problems=0)).all()
     assert not found.models
     assert (tmp_path / "arms/gpo/model").exists()
     assert "no test questions were asked" in (tmp_path / "table.md").read_text()
     with pytest.raises(ConfigError, match="Add --test_problems NUMBER"):
         Run(tmp_path).evaluate("gpo")
+    of_training = (tmp_path / "problems.jsonl").read_text()
+
+    every = ToyTask.problems
+
+    def problems(task: ToyTask, split: Split) -> Sequence[Problem]:
+        assert split == "test", "what was trained on is not asked for again"
+        return every(task, split)
+
+    monkeypatch.setattr(ToyTask, "problems", problems)
     assert Run(tmp_path, toy_config(test_problems=2)).all().questions == 2
+    assert (tmp_path / "problems.jsonl").read_text().startswith(of_training)
 
 
 def test_a_run_that_is_not_there_is_not_begun_by_a_stage(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gpo.config.components import Spec
-from gpo.config.run import RunConfig
+from gpo.config.options import resolve
+from gpo.config.run import RunConfig, settled
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.budget import questions_of
 from gpo.experiment.run import Run
@@ -174,23 +175,38 @@ def test_search_rollouts_are_left_out_on_request(tmp_path: Path) -> None:
     assert counted[0][0] > counted[1][0] > 0
 
 
-@pytest.mark.parametrize(("method", "reused"), [("dpo", True), ("grpo", False)])
-def test_the_search_is_trained_on_as_pairs_and_not_in_groups_unless_it_is_said(
-    tmp_path: Path, method: str, reused: bool
+@pytest.mark.parametrize(
+    ("method", "credit", "reused"),
+    [
+        ("dpo", "tail", True),
+        ("ppo", "tail", True),
+        ("grpo", "tail", False),
+        ("rloo", "tail", False),
+        ("grpo", "step", True),
+    ],
+)
+def test_groups_of_whole_tails_leave_the_search_out_unless_it_is_said(
+    tmp_path: Path, method: str, credit: Any, reused: bool
 ) -> None:
-    assert Run(tmp_path / "a", toy_config(method=method)).reuse == reused
-    assert Run(tmp_path / "b", toy_config(method=method, reuse=not reused)).reuse != reused
+    assert Run(tmp_path / "a", toy_config(method=method, credit=credit)).config.reuse == reused
+    assert Run(tmp_path / "b", toy_config(method=method, credit=credit, reuse=not reused)).config.reuse != reused
 
 
-def test_a_run_of_before_the_search_was_left_out_goes_on_as_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GPO_TRUST", "1")
-    Run(tmp_path, toy_config()).rollout()
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config.pop("reuse") is None
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert Run(tmp_path).config.reuse is True
+def test_a_run_of_before_the_search_was_left_out_goes_on_as_it_began(tmp_path: Path) -> None:
+    config = toy_config(method="grpo", reuse=True)
+    Run(tmp_path, config).rollout()
+    assert Run(tmp_path, replace(config, reuse=None)).config.reuse is True
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["reuse"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert Run(tmp_path, replace(config, reuse=None)).config.reuse is True
+
+
+def test_samples_keep_what_is_made_of_the_search_whatever_is_trained(tmp_path: Path) -> None:
+    Run(tmp_path / "pairs", toy_config(method="dpo")).reset("gpo")
+    config = json.loads((tmp_path / "pairs/config.json").read_text())
+    assert settled(resolve({"method": "grpo"}, config)).reuse is True
+    assert settled(resolve({"method": "grpo"})).reuse is False
 
 
 def test_a_round_may_ask_some_of_the_problems(tmp_path: Path) -> None:
@@ -258,8 +274,6 @@ def check_round_metrics(run: Run, metrics: list[dict[str, float]], more: set[str
 
 
 def letter_run(path: Path, letters: Path, method: str, **more: Any) -> Run:
-    from gpo.config.options import resolve
-
     config = resolve({**LETTER_OPTIONS, "model": str(letters), "method": method})
     return Run(path, config, **more)
 
@@ -319,8 +333,6 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
     tmp_path: Path, letters: Path
 ) -> None:
     """The first step's loss is log 2 in both rounds only if policy and reference are one model."""
-    from gpo.config.options import resolve
-
     options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
     options |= {"method": "dpo", "method.batch_size": "4", "method.gradient_accumulation": "1"}
     options |= {"rounds": "2", "arms": "gpo"}
@@ -338,8 +350,6 @@ def test_the_reference_of_a_second_offline_round_is_the_model_that_it_begins_wit
 def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_after_a_restart(
     tmp_path: Path, letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpo.config.options import resolve
-
     options = {name: text for name, text in LETTER_OPTIONS.items() if "minibatches" not in name}
     options |= {"method": "dpo", "method.batch_size": "4", "method.gradient_accumulation": "1"}
     options |= {"rounds": "2", "arms": "gpo"}
@@ -372,8 +382,6 @@ def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_
 
 
 def test_adapters_go_on_over_rounds_and_are_merged_at_the_end(tmp_path: Path, letters: Path) -> None:
-    from gpo.config.options import resolve
-
     options = {**LETTER_OPTIONS, "method": "grpo", "method.lora": "2", "method.merge": "true", "arms": "gpo"}
     run = Run(tmp_path, resolve({**options, "model": str(letters), "method.learning_rate": "2e-2"}))
     model = run.train("gpo")
@@ -411,8 +419,6 @@ def test_instances_go_round_too_and_the_reference_stays_the_first_model(tmp_path
 
 
 def test_the_critic_of_ppo_searches_from_the_second_round_on(tmp_path: Path, letters: Path) -> None:
-    from gpo.config.options import resolve
-
     options = {**LETTER_OPTIONS, "method": "ppo", "arms": "gpo", "arms.gpo": "critic", "arms.gpo.trained": "true"}
     run = Run(tmp_path, resolve({**options, "model": str(letters), "rounds": "2"}))
     run.train("gpo")

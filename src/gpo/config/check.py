@@ -42,13 +42,24 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "method.train_prefix gives kept prefixes loss, with buffer those of older policies too. Take one of both."
         )
-    if config.launch is not None and shutil.which((program := shlex.split(config.launch) or [""])[0]) is None:
-        raise ConfigError(
-            f"--launch {config.launch}: there is no program {program[0]!r}. Such as: accelerate launch -m."
-        )
+    check_launch(config.launch)
     for arm, estimator in config.arms.items():
         check_component("estimator", estimator, model=model)
         check_control(arm, made("estimator", estimator, model=model), config.arms)
+
+
+def check_launch(command: str | None) -> None:
+    """Raises: ConfigError if the words that start a training name no program."""
+    if command is None:
+        return
+    try:
+        program = shlex.split(command)[0]
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"--launch {command!r}: {error}. Expected such as: accelerate launch -m") from error
+    if shutil.which(program) is None:
+        raise ConfigError(
+            f"--launch: there is no program {program!r} here. Expected such as: accelerate launch -m; or --launch none."
+        )
 
 
 def check_control(arm: str, estimator: Any, arms: Collection[str]) -> None:

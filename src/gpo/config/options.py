@@ -7,6 +7,7 @@ import math
 import os
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -37,9 +38,6 @@ ELSEWHERE = {  # what TRL, transformers and peft call an option
     "max_completion_length": "max_tokens",
     "max_new_tokens": "max_tokens",
     "dataset_name": "task",
-    "per_device_train_batch_size": "method.batch_size",
-    "gradient_accumulation_steps": "method.gradient_accumulation",
-    "num_train_epochs": "method.epochs",
     "lora_r": "method.lora",
 }
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
@@ -135,7 +133,8 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
     hints = {name: kind for name, kind in get_type_hints(RunConfig).items() if name not in made}
     for name in left:  # before a component is imported, which takes seconds
         if "." not in name and name not in hints and name not in COMPONENTS:
-            raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), left)
+            chosen_now = {kind: left.get(kind, base[kind]["name"]) for kind in COMPONENTS}
+            raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), chosen_now)
     values: dict[str, Any] = {
         name: parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
         for name, kind in hints.items()
@@ -148,17 +147,21 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
             given = next(option for option in options if _long(option) == name)
             arm, arms_given = name.split(".")[1], ", ".join(values["arms"])
             raise ConfigError(f"--{given} is for arm {arm!r}, and --arms has {arms_given} only. Add {arm} to --arms.")
-        raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), left)
+        raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, *SHORT, "arms", "data")])
     return RunConfig(**values)
 
 
-def _unknown_option(name: str, known: Sequence[str], given: Mapping[str, str]) -> ConfigError:
-    """The error for an option that no run has; it names the component whose setting is called so."""
+def _unknown_option(name: str, known: Sequence[str], chosen: Mapping[str, str]) -> ConfigError:
+    """The error for an option that no run has; it names the component whose setting is called so.
+
+    Args:
+        chosen: names of components by kind.
+    """
     meant = ELSEWHERE.get(name)
     for kind in COMPONENTS:
-        component = given.get(kind, getattr(RunConfig, kind))
-        if meant is None and component in REGISTRIES[kind] and name in setting_types(lookup(kind, component)):
-            meant = f"{kind}.{name}"
+        with suppress(Exception):  # a component that is not there or lacks a package is another matter
+            if meant is None and name in setting_types(Spec(kind, chosen[kind]).component_class()):
+                meant = f"{kind}.{name}"
     if meant is not None:
         return ConfigError(f"Unknown option '--{name}'. It is called --{meant} here.")
     return unknown("option", f"--{name}", [f"--{each}" for each in known])

@@ -46,7 +46,7 @@ def load_tokenizer(source: str, revision: str | None = None, images: Album | Non
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise EngineError(
-                f"There is no directory {source!r}, and the hub gave no model of that id ({first_line(error)})."
+                f"There is no directory {source!r}, and the hub gave no tokenizer of that id ({first_line(error)})."
             ) from error
         raise EngineError(
             f"No tokenizer in {source!r} ({first_line(error)}). Save one beside the model, or give --engine.tokenizer."

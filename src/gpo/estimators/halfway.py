@@ -8,7 +8,7 @@ between: a rare success rises to it from below, a rare failure falls to it from 
 until a middle is within `near` of 1/2, or one step is left. A trajectory that a round before has searched begins where
 that search ended: a little training has not moved the place far. The reset is to the boundary looked at whose value is
 nearest 1/2, if both outcomes were seen there. The cost is at most N log2 K rollouts, N more where it begins at a known
-place, all from prefixes near one that is worth training on.
+place, all from prefixes near one that is worth training on (of groups, `reuse` trains on them).
 
 Assumption: the value crosses 1/2 once. Where it does so more often, one of the crossings is found.
 Source: prefixes of own rare successes and failures, arXiv 2601.18795 and 2601.20829; the halving is as in `bisect`.

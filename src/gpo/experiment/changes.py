@@ -9,7 +9,8 @@ from gpo.storage.directory import RunDirectory
 from gpo.storage.rounds import RoundState
 
 OF_TRAINING = ("method.", "credit ")  # may change until a model is trained
-OF_QUESTIONS = ("problems ", "test_")  # which are chosen anew then, and begin with those that were asked
+OF_TEST = ("test_", "task.test_path ")
+OF_QUESTIONS = ("problems ", *OF_TEST)  # which are chosen anew then, and begin with those that were asked
 # What the first rollouts do not depend on: may change until an arm has sampled more than searches.
 OF_ARMS = (
     *("arms.", "budget ", "locate_share ", "locate_per_problem ", "reset_rollouts ", "reset_fraction ", "reuse "),
@@ -35,7 +36,7 @@ def too_late(
     if not files.rollouts.read() and not evaluated:
         return []
     arms = list(before["arms"])
-    asked = () if evaluated else ("test_",)
+    asked = () if evaluated else OF_TEST
     if any((files.arm(arm) / name).exists() for arm in arms for name in ("model", "checkpoints")):
         return [each for each in changed if not each.startswith(asked)]
     free = (*OF_TRAINING, *asked) if evaluated or _have_sampled(files, arms) else (*OF_TRAINING, *OF_ARMS)

@@ -16,7 +16,7 @@ from gpo.config.check import check
 from gpo.config.components import made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
-from gpo.config.run import RunConfig, describe, differences
+from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, RestingEngine, Task
 from gpo.errors import ConfigError, DataError, EngineError
@@ -77,7 +77,9 @@ class Resources:
             if stored is None:
                 stored = self.files.config()
             refuse_strangers(self.files.path, stored)
-        self.config = resolve({}, stored) if config is None else config
+        self.config = settled(
+            resolve({}, stored) if config is None else config, None if stored is None else with_defaults(stored)
+        )
         self.described: dict[str, Any] = json.loads(json.dumps(to_json(describe(self.config))))
         check(self.config)
         self._changes(stored)
@@ -133,7 +135,10 @@ class Resources:
                 question_start(shown, self.task, engine.tokenizer)  # an engine that takes none says so here
             self.files.write_problems(chosen)
         elif any(each.startswith(OF_QUESTIONS) for each in changed):
-            chosen = self.choose_problems()
+            if any(each.startswith("problems ") for each in changed):
+                chosen = self.choose_problems()
+            else:  # what is trained on stays what it is, wherever it came from
+                chosen = {"train": self.files.problems("train") or [], **self.choose_problems("test")}
             if asked != [problem.id for problem in chosen["train"]][: len(asked)]:
                 raise ConfigError(
                     f"{self.files.path} has asked {len(asked)} questions, which are not the first of the "
@@ -143,14 +148,16 @@ class Resources:
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
 
-    def choose_problems(self) -> dict[Split, list[Problem]]:
-        """The training and test problems that a run with these settings has; nothing is written."""
+    def choose_problems(self, *names: Split) -> dict[Split, list[Problem]]:
+        """The training and test problems, or some of them, that a run with these settings has; nothing is written."""
         wanted: list[tuple[Split, Split, int | None]] = [
             ("train", "train", self.config.problems),
             ("test", self.config.test_split, self.config.test_problems),
         ]
         chosen: dict[Split, list[Problem]] = {}
         for name, split, count in wanted:
+            if names and name not in names:
+                continue
             if count == 0:
                 chosen[name] = []
                 continue
@@ -194,14 +201,6 @@ class Resources:
     def trains_on_pairs(self) -> bool:
         method: Method = made("method", self.config.method)
         return method.trains_on == "pairs"
-
-    @property
-    def reuse(self) -> bool:
-        """Whether the search's rollouts are trained on: as pairs, and not in groups, unless the run says otherwise.
-
-        In a group at a boundary that is worth little the one rollout that recovers by luck has a large advantage.
-        """
-        return self.trains_on_pairs if self.config.reuse is None else self.config.reuse
 
     def estimator(self, arm: str, checkpoint: Path | None) -> Estimator:
         """The search of an arm; one that reads a model reads the one that samples.
@@ -304,7 +303,7 @@ class Resources:
         Raises:
             DataError: a rollout is of an older policy than `max_staleness` allows.
         """
-        groups = state.groups(search=self.reuse)
+        groups = state.groups(search=bool(self.config.reuse))
         oldest = self.policy_version(state.checkpoint) - self.config.max_staleness
         for trajectory in (each for group in groups for each in group.trajectories):
             if trajectory.policy_version is not None and trajectory.policy_version < oldest:

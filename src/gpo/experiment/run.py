@@ -49,6 +49,8 @@ class Run(Resources):
         Args:
             stages: in their order. Evaluation is of the model before training too.
         """
+        if Stage.EVALUATE in stages:
+            self._refuse_without_questions()
         with self.held():
             self._refuse_traces(stages[-1])
             several = workers.count(self, len(self.config.arms if stages != (Stage.LOCATE,) else self._searching()))
@@ -134,10 +136,7 @@ class Run(Resources):
         Raises:
             ConfigError: the run has no test questions.
         """
-        if self.config.test_problems == 0:
-            raise ConfigError(
-                f"{self.files.path} has no test questions. Add --test_problems NUMBER, or: gpo evaluate --models"
-            )
+        self._refuse_without_questions()
         with self.held():
             stages.evaluate(self, name, None if name == BASE else self.train(name))
             return self.files.evaluation(name).read()
@@ -172,6 +171,13 @@ class Run(Resources):
             if stage == last:
                 break
         return state
+
+    def _refuse_without_questions(self) -> None:
+        """Raises: ConfigError if the run has no test questions."""
+        if self.config.test_problems == 0:
+            raise ConfigError(
+                f"{self.files.path} has no test questions. Add --test_problems NUMBER, or: gpo evaluate --models"
+            )
 
     def _refuse_traces(self, last: Stage) -> None:
         """Raises: ConfigError if the run holds traces, and more is asked than a search."""

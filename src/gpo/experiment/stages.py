@@ -182,7 +182,7 @@ def reset(work: Resources, state: RoundState) -> None:
         fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets], by_worth=True)
         return
     # What the search sampled from a reset start is trained on, so that the start needs less.
-    had = rollouts_from(searched) if work.reuse else None
+    had = rollouts_from(searched) if work.config.reuse else None
     fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had)
     if work.config.reset_fraction < 1:
         resets = state.resets.read()

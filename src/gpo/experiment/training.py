@@ -204,7 +204,7 @@ def round_metrics(work: Resources, state: RoundState) -> dict[str, float]:
     reward (mean score of the round's groups), tokens_sampled (by the arm so far), tokens_per_second (while it sampled
     so far, by the clock) and critical_advantage (mean over the searched trajectories with a critical step).
     """
-    groups = state.groups(search=work.reuse)
+    groups = state.groups(search=bool(work.config.reuse))
     known = {
         "reward": _mean(t.score.value for group in groups for t in group.trajectories),
         "tokens_sampled": float(work.spent(state.arm, state.number)),

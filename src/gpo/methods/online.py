@@ -65,6 +65,7 @@ class Online(Training):
     train_prefix: bool = False  # gradients for the kept prefix too, the authors' unmasked form
 
     trains_on: ClassVar[Literal["groups"]] = "groups"
+    reuses: ClassVar[bool] = False  # whether a run trains on a search's rollouts too where it does not say so
     _own_update: ClassVar[bool] = True
     ratio_of: ClassVar[Literal["token", "sequence"]] = "token"
     reads_hidden: ClassVar[bool] = False  # whether the loss takes the last hidden states too

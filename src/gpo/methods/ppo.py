@@ -43,6 +43,7 @@ class PPO(Online):
     monte_carlo: bool = True
 
     reads_hidden: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True  # the search's values teach the critic
 
     def __post_init__(self) -> None:
         super().__post_init__()

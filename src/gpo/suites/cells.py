@@ -15,7 +15,7 @@ from gpo.advice.cost import shape_of
 from gpo.config.components import made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve
-from gpo.config.run import describe, differences
+from gpo.config.run import describe, differences, settled
 from gpo.errors import GPOError
 from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.reuse import TRAINED, copy_samples
@@ -219,7 +219,7 @@ class SuiteRuns:
     def _samples_alike(self, options: Options, others: Options) -> bool:
         if options["seed"] != others["seed"]:
             return False
-        one, other = resolve(options), resolve(others)
+        one, other = settled(resolve(options)), settled(resolve(others))
         changed = differences(describe(one), describe(other))
         return one.rounds == other.rounds == 1 and all(each.startswith(TRAINED) for each in changed)
 
