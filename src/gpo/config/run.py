@@ -61,7 +61,7 @@ class RunConfig:
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
     buffer: int = 0  # rounds for which a rare outcome is kept, to be searched again, where tokens go by stratum
-    reuse: bool | None = None  # train on the search's rollouts too; None: where the method `reuses`, and for steps
+    reuse: bool | None = None  # train on the search's rollouts too; None: as pairs, by ppo, and for steps
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
     max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all
@@ -154,16 +154,15 @@ class RunConfig:
 
 
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
-    """With `reuse` decided, where it is not: as a directory has it stored, else by credit and method.
-
-    In a group at a boundary that is worth little the one rollout that recovers by luck has a large advantage.
-    """
+    """With `reuse` decided, where it is not: as a directory has it stored, else by credit and method (lab notes)."""
+    if config.reuse is not None:
+        return config
     known = None if stored is None else stored.get("reuse")
-    if config.reuse is None and known is None:
+    if known is None:
         method = Spec("method", config.method) if isinstance(config.method, str) else config.method
         kind = method.component_class() if isinstance(method, Spec) else type(method)
         known = config.credit != "tail" or getattr(kind, "reuses", True)
-    return config if config.reuse is not None else replace(config, reuse=known)
+    return replace(config, reuse=known)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
