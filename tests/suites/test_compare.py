@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,25 @@ def test_two_processes_share_a_suite_by_its_directory(tmp_path: Path) -> None:
     found = [(row["cell"]["method"], row["cell"]["seed"]) for row in rows]
     assert sorted(found) == [("toy", 0), ("toy", 1), ("weak", 0), ("weak", 1)]
     assert accuracies(out) == accuracies(alone)
+
+
+def test_cells_that_sample_alike_run_side_by_side_once_one_is_finished(tmp_path: Path) -> None:
+    suite = toy_suite(tmp_path, '[methods.strong]\nmethod = "toy:ToyMethod"\n"method.strength" = 2.0\n')
+    waits: list[list[str]] = []
+
+    def stop(cells: Sequence[Cell]) -> None:
+        waits.append([cell.method for cell in cells])
+        raise KeyboardInterrupt
+
+    runs = SuiteRuns(suite, tmp_path / "out", on_wait=stop)
+    cells = [Cell("run", method, 0) for method in ("toy", "weak", "strong")]
+    with locked(tmp_path / "out" / cells[0].name), pytest.raises(KeyboardInterrupt):
+        runs.run(cells)  # the others would sample what is being sampled
+    assert waits == [["toy", "weak", "strong"]]
+    runs.run(cells[:1])
+    with locked(tmp_path / "out" / cells[1].name), pytest.raises(KeyboardInterrupt):
+        runs.run(cells)
+    assert waits[1:] == [["weak"]]
 
 
 def accuracies(folder: Path) -> str:

@@ -165,10 +165,13 @@ class SuiteRuns:
         return [cell for cell in cells if cell not in finished]
 
     def _is_free(self, cell: Cell, left: Sequence[Cell]) -> bool:
-        """Whether no other process runs it, or samples what it could take."""
+        """Whether no other process runs it, or samples what it could take and no finished run has."""
         options = self.suite.options(cell)
-        held = (each for each in left if is_held(self.folder / each.name))
-        return not any(each == cell or self._samples_alike(options, self.suite.options(each)) for each in held)
+        held = [each for each in left if is_held(self.folder / each.name)]
+        if cell in held:
+            return False
+        alike = any(self._samples_alike(options, self.suite.options(each)) for each in held)
+        return not alike or self._source(cell) is not None
 
     def _run(self, cell: Cell, left: int) -> None:
         options = self.suite.options(cell)
