@@ -16,7 +16,7 @@ from gpo.config.components import Spec
 from gpo.config.options import resolve
 from gpo.config.run import RunConfig, settled
 from gpo.errors import ConfigError, DataError
-from gpo.experiment.budget import questions_of
+from gpo.experiment.questions import questions_of
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.events import Progress

@@ -25,8 +25,8 @@ from gpo.advice.work import Training, searches, work_of
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError
-from gpo.experiment.budget import questions_of
 from gpo.experiment.plan import EVALUATION, foretell
+from gpo.experiment.questions import questions_of
 from gpo.experiment.run import Run
 from gpo.experiment.stages import ask, locate
 from gpo.report.progress import short

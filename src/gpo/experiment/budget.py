@@ -1,4 +1,4 @@
-"""What the stages of a run decide: which problems, which trajectories to search, where to reset next.
+"""What the stages of a run decide: which trajectories to search, where to reset next.
 
 Every decision is a function of what is in the run directory, so that a run that was killed decides the same again.
 """
@@ -9,17 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpo.rollout.turns import in_turns
-from gpo.types import Group, Problem, Start, StartKey, StepScores, Trajectory
+from gpo.types import Group, Start, StartKey, StepScores, Trajectory
 
 SEARCH_MOST = 2 / 3  # of what the first rollouts leave of a round, for the search
 SAFE_SHARE = 0.8  # of the tokens left, for a chunk of resets
-
-
-def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:
-    """The problems of round `number`, from 1: the next `size` of them in turns. None: all."""
-    size = min(size or len(problems), len(problems))
-    first = (number - 1) * size
-    return [problems[i % len(problems)] for i in range(first, first + size)]
 
 
 def allowance(first: int, factor: float, number: int, spent: int) -> int:

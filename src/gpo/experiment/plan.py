@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpo.config.components import made
 from gpo.config.run import RunConfig
+from gpo.experiment.questions import choose_problems
 from gpo.experiment.resources import Resources
 from gpo.images.tokenizer import keep_images
 from gpo.rollout.prompting import question_start
@@ -75,7 +76,7 @@ def look_ahead(work: Resources, seconds: float = LOOK_SECONDS, images: Path | No
     Args:
         images: where images that prompts show are kept; None: in memory.
     """
-    chosen = work.choose_problems()
+    chosen = choose_problems(work.task, work.config)
     engine, config = work.engine(), work.config
     if images is not None:
         keep_images(engine.tokenizer, images)

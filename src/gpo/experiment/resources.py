@@ -19,15 +19,15 @@ from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, RestingEngine, Task
-from gpo.errors import ConfigError, DataError, EngineError
+from gpo.errors import ConfigError, EngineError
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
+from gpo.experiment.questions import choose_problems
 from gpo.experiment.teller import Teller
 from gpo.images.tokenizer import keep_images, shows_images
 from gpo.rollout.journal import Journal
 from gpo.rollout.prompting import Conclusions, question_start
 from gpo.rollout.sampler import Sampler
-from gpo.rollout.turns import evenly
 from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
 from gpo.storage.events import Partial, Progress
@@ -128,7 +128,7 @@ class Resources:
                 remove(self.files.pairs(arm))
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
         if not asked:
-            chosen = self.choose_problems()
+            chosen = choose_problems(self.task, self.config)
             engine = self.engine()
             every = (problem for problems in chosen.values() for problem in problems)
             if shown := next((each for each in every if shows_images(self.task.prompt(each))), None):
@@ -136,9 +136,12 @@ class Resources:
             self.files.write_problems(chosen)
         elif any(each.startswith(OF_QUESTIONS) for each in changed):
             if any(each.startswith("problems ") for each in changed):
-                chosen = self.choose_problems()
+                chosen = choose_problems(self.task, self.config)
             else:  # what is trained on stays what it is, wherever it came from
-                chosen = {"train": self.files.problems("train") or [], **self.choose_problems("test")}
+                chosen = {
+                    "train": self.files.problems("train") or [],
+                    **choose_problems(self.task, self.config, "test"),
+                }
             if asked != [problem.id for problem in chosen["train"]][: len(asked)]:
                 raise ConfigError(
                     f"{self.files.path} has asked {len(asked)} questions, which are not the first of the "
@@ -147,29 +150,6 @@ class Resources:
             self.files.write_problems(chosen)
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
-
-    def choose_problems(self, *names: Split) -> dict[Split, list[Problem]]:
-        """The training and test problems, or some of them, that a run with these settings has; nothing is written."""
-        wanted: list[tuple[Split, Split, int | None]] = [
-            ("train", "train", self.config.problems),
-            ("test", self.config.test_split, self.config.test_problems),
-        ]
-        chosen: dict[Split, list[Problem]] = {}
-        for name, split, count in wanted:
-            if names and name not in names:
-                continue
-            if count == 0:
-                chosen[name] = []
-                continue
-            found = evenly(self.task.problems(split), count)
-            if not found:
-                raise DataError(f"The task has no {name} problems. Choose another task or another path.")
-            if count is not None and len(found) < count and count not in (RunConfig.problems, RunConfig.test_problems):
-                log.warning(
-                    "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count
-                )
-            chosen[name] = found
-        return chosen
 
     def problems(self, split: Split) -> list[Problem]:
         """The training or test problems; chosen once, and read from the directory from then on."""
@@ -296,23 +276,6 @@ class Resources:
         if checkpoint is None:
             return 0
         return int(checkpoint.name) if checkpoint.parent.name == "checkpoints" else self.config.rounds
-
-    def training_groups(self, state: RoundState) -> list[Group]:
-        """What a round trains on.
-
-        Raises:
-            DataError: a rollout is of an older policy than `max_staleness` allows.
-        """
-        groups = state.groups(search=bool(self.config.reuse))
-        oldest = self.policy_version(state.checkpoint) - self.config.max_staleness
-        for trajectory in (each for group in groups for each in group.trajectories):
-            if trajectory.policy_version is not None and trajectory.policy_version < oldest:
-                raise DataError(
-                    f"The rollout {trajectory.id!r} of {state.label} was sampled by the policy after "
-                    f"{trajectory.policy_version} rounds of training; expected at least {oldest}. Put back the files "
-                    f"of this round in {self.files.arm(state.arm, state.number)}, or allow older ones: --max_staleness."
-                )
-        return groups
 
     def _journaled(self, engine: Engine) -> Engine:
         if self._journal is None or self._journal.engine is not engine:

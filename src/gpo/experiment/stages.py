@@ -22,14 +22,15 @@ from gpo.experiment.budget import (
     expected_lengths,
     next_resets,
     next_searches,
-    questions_of,
     reset_starts,
     rollouts_from,
     search_limit,
     search_weight,
     to_search,
 )
+from gpo.experiment.questions import questions_of
 from gpo.experiment.resources import Resources
+from gpo.experiment.training import training_groups
 from gpo.preferences.credit import as_meant
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
@@ -240,7 +241,7 @@ def build(work: Resources, state: RoundState) -> None:
         } | ({} if state.number == 1 else {"round": state.number})
         if known is None:
             engine = work.engine(state.checkpoint)
-            groups = work.training_groups(state)
+            groups = training_groups(work, state)
             if work.config.credit == "tail":
                 pairs = build_pairs(
                     groups,

@@ -20,7 +20,7 @@ from typing import Any
 from gpo.config.components import made, setting_types
 from gpo.contracts import Method
 from gpo.engines.allocation import give_back_freed_memory
-from gpo.errors import ConfigError, EngineError, naming
+from gpo.errors import ConfigError, DataError, EngineError, naming
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
@@ -89,7 +89,7 @@ def train_round(
         if method.trains_on == "pairs":
             metrics = method.update(read_pairs(files.pairs(arm, number)), context)
         else:
-            metrics = method.update(work.training_groups(state), context)
+            metrics = method.update(training_groups(work, state), context)
     _check_metrics(name, metrics)
     if _writes():
         write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)})
@@ -101,6 +101,24 @@ def train_round(
         # A later checkpoint stands for the earlier ones, which would fill the disk.
         shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+def training_groups(work: Resources, state: RoundState) -> list[Group]:
+    """What a round trains on.
+
+    Raises:
+        DataError: a rollout is of an older policy than `max_staleness` allows.
+    """
+    groups = state.groups(search=bool(work.config.reuse))
+    oldest = work.policy_version(state.checkpoint) - work.config.max_staleness
+    for trajectory in (each for group in groups for each in group.trajectories):
+        if trajectory.policy_version is not None and trajectory.policy_version < oldest:
+            raise DataError(
+                f"The rollout {trajectory.id!r} of {state.label} was sampled by the policy after "
+                f"{trajectory.policy_version} rounds of training; expected at least {oldest}. Put back the files "
+                f"of this round in {work.files.arm(state.arm, state.number)}, or allow older ones: --max_staleness."
+            )
+    return groups
 
 
 def _check_metrics(name: str, metrics: object) -> None:
