@@ -67,6 +67,7 @@ def searches(rule: Rule) -> Iterator[Search]:
     critic = Critic(model, rule=rule)
     yield "random", 0, RandomStep()
     yield "entropy", 0, Entropy()
+    yield "entropy, first tokens", 0, Entropy(first_tokens=3)
     yield "gradient", 0, Gradient(model)
     yield "gradient, deletion", 0, Gradient(model, influence="deletion")
     yield "critic", 0, critic

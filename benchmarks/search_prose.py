@@ -139,6 +139,7 @@ def print_quality(rows: Sequence[Valued], told: Mapping[str, Values]) -> None:
 def searches(rule: Rule, told: Mapping[str, Values]) -> Iterator[tuple[str, int, Estimator]]:
     yield "random", 0, AnyStep()
     yield "entropy", 0, Entropy()
+    yield "entropy, first tokens", 0, Entropy(first_tokens=3)
     for name, values in told.items():
         yield name, 0, Known(values, rule)
     for n in (2, 4, 8, 16, 32):

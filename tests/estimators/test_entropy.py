@@ -1,4 +1,4 @@
-"""Surprisal of the first tokens of a step."""
+"""Surprisal of the tokens of a step."""
 
 from dataclasses import replace
 from math import log
@@ -28,11 +28,12 @@ def test_it_finds_the_least_likely_step_for_nothing() -> None:
     assert sample.tokens == 0
 
 
-def test_only_the_first_tokens_count() -> None:
+def test_all_tokens_of_a_step_count_or_the_first_ones() -> None:
     trajectory = first_rollouts(ENGINE, 1, logprobs=True)[0]
     completion = Completion(trajectory.completion.token_ids, "", "stop", (-1.0, -9.0, -2.0, 0.0, 0.0, 0.0, -1.5, 0.0))
     trajectory = replace(trajectory, completion=completion)
-    assert [Entropy(first_tokens=n)([trajectory], make_sampler(ENGINE))[0].critical_step for n in (1, 2)] == [1, 0]
+    found = [Entropy(first_tokens=n)([trajectory], make_sampler(ENGINE))[0].critical_step for n in (1, 2, None)]
+    assert found == [1, 0, 0]
 
 
 def test_steps_of_a_kept_prefix_are_passed_over() -> None:

@@ -1,9 +1,10 @@
-"""The step whose first tokens were the least certain: no rollouts, the cheap baseline that others propose.
+"""The step whose tokens were the least certain: no rollouts, the cheap baseline that others propose.
 
-    score_k = mean surprisal (-log p, in nats) of the first tokens of step k,  critical step = argmax_k score_k
+    score_k = mean surprisal (-log p, in nats) of the tokens of step k,  critical step = argmax_k score_k
 
 The surprisal of a sampled token is an unbiased one-sample estimate of the entropy of the distribution it came from. It
-finds where the policy hesitates, which need not matter: two wordings of one thought are a choice too.
+finds where the policy hesitates, which need not matter: two wordings of one thought are a choice too. Where steps begin
+alike and decide later ("So", "= 12"), their first tokens alone (`first_tokens`) say much less than all of them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class Entropy:
     Steps of a kept prefix have none and are passed over. Degenerate case: no step with a surprisal above 0, no reset.
     """
 
-    first_tokens: int = 3  # of each step
+    first_tokens: int | None = None  # of each step; None: all
     reset: Reset = "before"
 
     def __post_init__(self) -> None:
         check("Entropy", rollouts=1, rule="advantage", reset=self.reset, confidence=0.95)
-        if self.first_tokens < 1:
-            raise ConfigError(f"Entropy got first_tokens={self.first_tokens}; expected at least 1.")
+        if self.first_tokens is not None and self.first_tokens < 1:
+            raise ConfigError(f"Entropy got first_tokens={self.first_tokens}; expected at least 1, or None for all.")
 
     def __call__(
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
@@ -49,8 +50,9 @@ class Entropy:
         surprisal = [0.0] * len(trajectory.step_ends)
         for step, (begin, end) in enumerate(zip(trajectory.boundaries, trajectory.step_ends, strict=False)):
             if begin >= kept:
-                first = trajectory.completion.logprobs[begin - kept : min(end, begin + self.first_tokens) - kept]
-                surprisal[step] = -sum(first) / len(first)
+                last = end if self.first_tokens is None else min(end, begin + self.first_tokens)
+                logprobs = trajectory.completion.logprobs[begin - kept : last - kept]
+                surprisal[step] = -sum(logprobs) / len(logprobs)
         if max(surprisal, default=0.0) <= 0:
             return None
         step = surprisal.index(max(surprisal))
