@@ -31,6 +31,7 @@ LINES = {
 POINTS = {
     "random": (COLORS[0], "x"),
     "entropy": (COLORS[2], "+"),
+    "entropy, first tokens": (COLORS[2], "1"),
     "gradient": (COLORS[3], "^"),
     "gradient, deletion": (COLORS[3], "v"),
     "critic": (COLORS[4], "P"),
