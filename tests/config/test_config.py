@@ -125,6 +125,13 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
             r"'--learning_rate'\. It is called --method\.learning_rate here",
         ),
         ({"num_generations": "8"}, r"'--num_generations'\. It is called --rollouts here"),
+        (
+            {"method": "dpo", "per_device_train_batch_size": "8"},
+            r"'--per_device_train_batch_size'\. It is called --method\.batch_size here",
+        ),
+        ({"method": "grpo", "epsilon_high": ".3"}, r"It is called --method\.clip_high here"),
+        ({"method": "dpo", "epsilon_high": ".3"}, r"Unknown option '--epsilon_high'"),
+        ({"model_name_or_path": "x"}, r"It is called --model here"),
         ({"estimator": "monte"}, r"Unknown estimator 'monte'\..* Known: .*monte_carlo"),
         ({"task": "nowhere:Task"}, r"There is no task 'nowhere:Task': No module named 'nowhere'"),
         ({"budget": "0.5"}, r"budget is 0\.5, expected a number above 1"),

@@ -38,7 +38,14 @@ ELSEWHERE = {  # what TRL, transformers and peft call an option
     "max_completion_length": "max_tokens",
     "max_new_tokens": "max_tokens",
     "dataset_name": "task",
-    "lora_r": "method.lora",
+    "lora_r": "lora",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "num_train_epochs": "epochs",
+    "num_iterations": "epochs",
+    "epsilon": "clip",
+    "epsilon_high": "clip_high",
+    "report_to": "trackers",
 }
 MOVED = {  # settings that belonged to methods, and what they are called in `pairs`
     "pairs_per_start": "per_start",
@@ -157,11 +164,12 @@ def _unknown_option(name: str, known: Sequence[str], chosen: Mapping[str, str]) 
     Args:
         chosen: names of components by kind.
     """
-    meant = ELSEWHERE.get(name)
+    own = ELSEWHERE.get(name, name)
+    meant = own if own in known else None
     for kind in COMPONENTS:
         with suppress(Exception):  # a component that is not there or lacks a package is another matter
-            if meant is None and name in setting_types(Spec(kind, chosen[kind]).component_class()):
-                meant = f"{kind}.{name}"
+            if meant is None and own in setting_types(Spec(kind, chosen[kind]).component_class()):
+                meant = f"{kind}.{own}"
     if meant is not None:
         return ConfigError(f"Unknown option '--{name}'. It is called --{meant} here.")
     return unknown("option", f"--{name}", [f"--{each}" for each in known])
