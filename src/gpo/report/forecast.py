@@ -51,7 +51,7 @@ class Forecast:
             self._told = True
             planned = self.planned(progress.expected / progress.piece / self.rollouts)
             line = in_words(planned, progress.tokens / progress.seconds)
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 def dry_run(console: Console, directory: Path, options: dict[str, str], stored: dict[str, Any] | None) -> None:
@@ -76,8 +76,10 @@ def dry_run(console: Console, directory: Path, options: dict[str, str], stored: 
                 line = training_in_words(run, seen, try_training(run, seen.groups, tokenizer, Path(images)))
             except GPOError as error:  # what was seen is not lost for it
                 line = f"Training comes on top. It was tried and failed: {error}"
-    console.print(Text(visible(line)), soft_wrap=True)
-    console.print("Nothing was written; without --dry-run the run starts.", highlight=False, soft_wrap=True)
+    console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
+    console.print(
+        "Nothing was written; without --dry-run the run starts.", highlight=False, soft_wrap=not console.is_terminal
+    )
 
 
 def in_words(planned: Mapping[str, int], speed: float) -> str:
@@ -111,7 +113,7 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
     """What a run would ask and get, and what its sampling takes."""
 
     def say(text: str) -> None:
-        console.print(Text(visible(text)), soft_wrap=True)
+        console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
 
     say(f"The first of {len(look.problems['train'])} training questions, as the model is given it:\n\n{look.prompt}\n")
     trajectories = [trajectory for group in look.groups for trajectory in group.trajectories]
