@@ -13,8 +13,8 @@ are three models, each with its questions, from the embedded reasoner's weights,
 
 Files of questions, with the chance of each by its links: rare (north, south; at most .05), failure (east, west; at
 least .75), late (in its world; one link that is hardly known). `FOLDER/NAME.jsonl` has those to train on, the last
-`DEV` of them for development, `NAME_test.jsonl` the others. `benchmarks/suites/links.toml` runs on them;
-docs/lab-notes.md has what came out.
+`DEV` of them for development, `NAME_test.jsonl` the others. `benchmarks/suites/links.toml`, `links_online.toml` and
+`late.toml` run on them; docs/lab-notes.md has what came out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEV, TEST = 240, 300  # questions
 class File:
     """Questions of a world."""
 
-    directions: tuple[str, ...]
+    directions: tuple[str, ...]  # not of the late ones
     low: float  # chance
     high: float
     train: int  # how many
@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2_500_000, help="to train each model on; 0: questions only")
     parser.add_argument("--worlds", default=",".join(KINDS), help="which to make")
     options = parser.parse_args()
+    if unknown := set(options.worlds.split(",")) - set(KINDS):
+        parser.error(f"there is no world {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
     for folder in options.worlds.split(","):
         kind = KINDS[folder]
         out, links = options.out / folder, world(kind)

@@ -130,7 +130,7 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
             r"'--per_device_train_batch_size'\. It is called --method\.batch_size here",
         ),
         ({"method": "grpo", "epsilon_high": ".3"}, r"It is called --method\.clip_high here"),
-        ({"method": "dpo", "epsilon_high": ".3"}, r"Unknown option '--epsilon_high'"),
+        ({"method": "dpo", "epsilon_high": ".3"}, r"Unknown option '--epsilon_high'\. Known:"),
         ({"model_name_or_path": "x"}, r"It is called --model here"),
         ({"estimator": "monte"}, r"Unknown estimator 'monte'\..* Known: .*monte_carlo"),
         ({"task": "nowhere:Task"}, r"There is no task 'nowhere:Task': No module named 'nowhere'"),

@@ -34,6 +34,11 @@ def test_all_tokens_of_a_step_count_or_the_first_ones() -> None:
     trajectory = replace(trajectory, completion=completion)
     found = [Entropy(first_tokens=n)([trajectory], make_sampler(ENGINE))[0].critical_step for n in (1, 2, None)]
     assert found == [1, 0, 0]
+    longer = replace(trajectory, step_ends=(2, 8))
+    late = replace(completion, logprobs=(-1.0, -1.0, -0.5, -0.5, -0.5, 0.0, 0.0, -9.0))
+    longer = replace(longer, completion=late)
+    found = [Entropy(first_tokens=n)([longer], make_sampler(ENGINE))[0].critical_step for n in (3, None)]
+    assert found == [0, 1] == [0, Entropy()([longer], make_sampler(ENGINE))[0].critical_step]
 
 
 def test_steps_of_a_kept_prefix_are_passed_over() -> None:

@@ -74,6 +74,12 @@ def test_a_look_writes_nothing_and_shows_prompt_and_steps(tmp_path: Path) -> Non
     assert look.prompt in said
     assert f"{run.config.rollouts} responses to 1 questions" in said
     assert "in all" in said
+    narrow = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
+    print_look(narrow, run.config, look, run.engine().tokenizer)
+    said = narrow.export_text()
+    own = said[said.index("responses to 1 questions") :]
+    assert max(map(len, own.splitlines())) <= 60
+    assert look.prompt in said
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,20 @@ def test_cells_that_sample_alike_run_side_by_side_once_one_is_finished(tmp_path:
     with locked(tmp_path / "out" / cells[1].name), pytest.raises(KeyboardInterrupt):
         runs.run(cells)
     assert waits[1:] == [["weak"]]
+    first, second = (tmp_path / f"out/test/run/{method}/0/rollouts.jsonl" for method in ("toy", "strong"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_samples_are_taken_from_the_run_that_has_most_of_them(tmp_path: Path) -> None:
+    suite = toy_suite(tmp_path, '[methods.strong]\nmethod = "toy:ToyMethod"\n"method.strength" = 2.0\n')
+    runs = SuiteRuns(suite, tmp_path / "out", on_wait=lambda cells: pytest.fail("waits for nobody"))
+    part = Cell("run", "toy", 0, arms=("plain",))
+    runs.run([part])
+    with locked(tmp_path / "out" / Cell("run", "weak", 0).name):
+        assert not runs._is_free(Cell("run", "strong", 0), [Cell("run", "weak", 0)])  # which searches what it needs
+    runs.run([Cell("run", "weak", 0), Cell("run", "strong", 0)])
+    events = (tmp_path / "out/test/run/strong/0/events.jsonl").read_text().splitlines()
+    assert not any(json.loads(event)["tokens"] for event in events if json.loads(event)["stage"] in ("locate", "reset"))
 
 
 def accuracies(folder: Path) -> str:

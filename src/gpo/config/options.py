@@ -41,8 +41,6 @@ ELSEWHERE = {  # what TRL, transformers and peft call an option
     "lora_r": "lora",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
-    "num_train_epochs": "epochs",
-    "num_iterations": "epochs",
     "epsilon": "clip",
     "epsilon_high": "clip_high",
     "report_to": "trackers",

@@ -3,8 +3,9 @@
     score_k = mean surprisal (-log p, in nats) of the tokens of step k,  critical step = argmax_k score_k
 
 The surprisal of a sampled token is an unbiased one-sample estimate of the entropy of the distribution it came from. It
-finds where the policy hesitates, which need not matter: two wordings of one thought are a choice too. Where steps begin
-alike and decide later ("So", "= 12"), their first tokens alone (`first_tokens`) say much less than all of them.
+finds where the policy hesitates, which need not matter: two wordings of one thought are a choice too. It knows no rule
+and no reward: the step is the same whether a gain or a loss is looked for. Where steps begin alike and decide later
+("So", "= 12"), their first tokens alone (`first_tokens`) find a loss less often than all of them.
 """
 
 from __future__ import annotations

@@ -115,14 +115,19 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
     def say(text: str) -> None:
         console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
 
-    say(f"The first of {len(look.problems['train'])} training questions, as the model is given it:\n\n{look.prompt}\n")
+    def quote(text: str) -> None:
+        """A prompt's line breaks and spaces are its own."""
+        console.print(Text(visible(text)), soft_wrap=True)
+
+    say(f"The first of {len(look.problems['train'])} training questions, as the model is given it:\n")
+    quote(f"{look.prompt}\n")
     trajectories = [trajectory for group in look.groups for trajectory in group.trajectories]
     if trajectories:
         first = trajectories[0]
         ids = first.response_ids
         say(f"One of its responses ({first.score.verdict}: {first.score.answer}), step by step:\n")
         for number, (begin, end) in enumerate(pairwise(first.boundaries), 1):
-            say(f"{number:>3}  {''.join(pieces(ids[begin:end], tokenizer)).rstrip()}")
+            quote(f"{number:>3}  {''.join(pieces(ids[begin:end], tokenizer)).rstrip()}")
         count, right = len(trajectories), sum(trajectory.score.right for trajectory in trajectories)
         steps = sum(len(trajectory.step_ends) for trajectory in trajectories) / count
         say(

@@ -144,7 +144,8 @@ class SuiteRuns:
         """
         waiting = False
         while left := self.left(cells):
-            cell = next((cell for cell in left if self._is_free(cell, left)), None)
+            held = [cell for cell in left if is_held(self.folder / cell.name)]
+            cell = next((cell for cell in left if self._is_free(cell, held)), None)
             if cell is None:
                 if not waiting:
                     self._on_wait(left)
@@ -164,20 +165,19 @@ class SuiteRuns:
         finished = {row.cell for row in self.outcomes()}
         return [cell for cell in cells if cell not in finished]
 
-    def _is_free(self, cell: Cell, left: Sequence[Cell]) -> bool:
-        """Whether no other process runs it, or samples what it could take and no finished run has."""
+    def _is_free(self, cell: Cell, held: Sequence[Cell]) -> bool:
+        """Whether no process that holds a cell runs this one, or samples what it could take and no finished run has."""
         options = self.suite.options(cell)
-        held = [each for each in left if is_held(self.folder / each.name)]
         if cell in held:
             return False
         alike = any(self._samples_alike(options, self.suite.options(each)) for each in held)
-        return not alike or self._source(cell) is not None
+        return not alike or self._source(cell)[1]
 
     def _run(self, cell: Cell, left: int) -> None:
         options = self.suite.options(cell)
         config = resolve(options)
         directory = self.folder / cell.name
-        source = self._source(cell)
+        source, _ = self._source(cell)
         if source is not None:
             copy_samples(source, directory, config)
         run = Run(directory, config, on_progress=self._on_progress)
@@ -209,15 +209,19 @@ class SuiteRuns:
             yield
             check()
 
-    def _source(self, cell: Cell) -> Path | None:
-        """A finished run of the suite that sampled what this one would sample."""
+    def _source(self, cell: Cell) -> tuple[Path | None, bool]:
+        """The finished run of the suite that sampled most of what this one would, and whether it is all of it."""
         options = self.suite.options(cell)
-        for row in self.outcomes():
-            directory = self.folder / row.cell.name
-            there = row.cell != cell and (directory / "config.json").exists()
-            if there and self._samples_alike(options, row.options):
-                return directory
-        return None
+        wanted = set(cell.arms or resolve(options).arms)
+        found = [
+            (len(wanted & set(row.arms)), directory)
+            for row in self.outcomes()
+            if row.cell != cell
+            and RunDirectory(directory := self.folder / row.cell.name).rollouts.path.exists()
+            and self._samples_alike(options, row.options)
+        ]
+        count, source = max(found, key=lambda each: each[0], default=(0, None))
+        return source, count == len(wanted)
 
     def _samples_alike(self, options: Options, others: Options) -> bool:
         if options["seed"] != others["seed"]:

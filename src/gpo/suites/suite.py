@@ -2,6 +2,7 @@
 
     title = "What resets are worth to two methods"
     seeds = [0, 1, 2]
+    tuning_seeds = [5]              # those that settings are chosen with; none: the first of `seeds`
     split = "test"                  # or dev: the questions that every model answers in the end
     matched = "tokens"              # or flops, seconds: what every arm takes as much of, sampling and training together
 
