@@ -23,14 +23,18 @@ class OneIsOpen(LetterTask):
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
-def test_nothing_to_learn_is_a_result_and_the_run_goes_on(tmp_path: Path, letters: Path, method: str) -> None:
+def test_nothing_to_learn_is_a_result_and_the_run_goes_on(
+    tmp_path: Path, letters: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from gpo.config.options import resolve
 
     options = {key: text for key, text in LETTER_OPTIONS.items() if "minibatches" not in key or method == "grpo"}
     options |= {"model": str(letters), "method": method, "rounds": "1", "task": "test_training_round:OneIsOpen"}
     run = Run(tmp_path, resolve({**options, "problems": "2", "test_problems": "2", "rollouts": "2"}))
     results = run.all()
+    said = "No pair to train on" if method == "dpo" else "Nothing to learn"
     for arm in ("plain", "gpo"):
+        assert f"{arm}: {said}" in caplog.text
         metrics = json.loads((run.files.arm(arm) / "training.json").read_text())
         assert metrics["skipped"] == 1.0
         assert (run.files.model(arm) / "model.safetensors").exists()

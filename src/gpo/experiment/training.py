@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 import shlex
@@ -10,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import isfinite, isnan
 from statistics import fmean
@@ -30,6 +31,7 @@ from gpo.storage.rounds import RoundState, sampled_by
 from gpo.types import Group, RoundContext, Stage, StepScores, Trajectory
 
 STEP = "step {} of {}"  # which a training that was launched says on its output
+METHODS_LOG = logging.getLogger("gpo.methods.training")  # by its name: no method is imported for it
 LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
 
 
@@ -85,7 +87,7 @@ def train_round(
     )
     method = method_of(work, number)
     name, target = f"The method {type(method).__name__}", files.model(arm) if last else files.checkpoint(arm, number)
-    with naming(name):
+    with naming(name), _labelled(state.label):
         if method.trains_on == "pairs":
             metrics = method.update(read_pairs(files.pairs(arm, number)), context)
         else:
@@ -101,6 +103,21 @@ def train_round(
         # A later checkpoint stands for the earlier ones, which would fill the disk.
         shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+@contextmanager
+def _labelled(label: str) -> Iterator[None]:
+    """What methods say meanwhile begins with the arm and the round."""
+
+    def labels(record: logging.LogRecord) -> bool:
+        record.msg = f"{label.replace('%', '%%')}: {record.msg}"
+        return True
+
+    METHODS_LOG.addFilter(labels)
+    try:
+        yield
+    finally:
+        METHODS_LOG.removeFilter(labels)
 
 
 def training_groups(work: Resources, state: RoundState) -> list[Group]:
