@@ -122,6 +122,17 @@ def test_with_a_shared_skill_resets_teach_less_than_the_rule_says_where_most_ans
         assert against_the_question(success, step, shared=True) < 1 < rule(success, step)
 
 
+@pytest.mark.parametrize("weak", [0.1, 0.4])
+def test_where_the_last_step_decides_a_token_there_is_worth_as_many_as_a_response_has_steps(weak: float) -> None:
+    def signal(skills: list[float]) -> float:
+        found = gradient(conjunction(0, 0, choices=skills), "whole", shared=False)
+        return found.signal_of(len(skills) - 1) / len(skills)
+
+    assert signal([weak]) / signal([1.0] * (STEPS - 1) + [weak]) == pytest.approx(STEPS)
+    # Without the first nine being sure it is more: what is lost before is noise for the last.
+    assert signal([weak]) / signal([0.95] * (STEPS - 1) + [weak]) > 1.3 * STEPS
+
+
 def test_a_start_whose_outcomes_are_mixed_is_worth_most_at_one_half() -> None:
     """A group of n rollouts has right and wrong ones with probability 1 - v^n - (1 - v)^n."""
     values = np.linspace(0.01, 0.99, 99)
