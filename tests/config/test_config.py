@@ -185,7 +185,7 @@ def test_the_embedded_model_has_settings_of_its_own_for_a_method() -> None:
         return described
 
     assert method(method="ppo")["learning_rate"] == 3e-4
-    assert method(method="kto")["learning_rate"] == 3e-4
+    assert method(method="kto")["learning_rate"] == 1e-4
     assert method(method="grpo")["minibatches"] == 4
     assert method(method="ppo", **{"method.learning_rate": "1e-6"})["learning_rate"] == 1e-6
     assert method(method="ppo", model="another")["learning_rate"] is None
