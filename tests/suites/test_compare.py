@@ -319,6 +319,11 @@ def test_how_soon_arms_learn_is_of_the_rounds_after_the_first() -> None:
     assert of_arms["plain"].curve == ((0.0, 0.0), (100.0, 0.25), (200.0, 0.5))
     assert of_arms["gpo"].curve == ((0.0, 0.0), (100.0, 0.375), (200.0, 1.0))
     assert reached_by_all(list(of_arms.values())) == 0.5
+    many = tuple(RoundOutcome(100 * i, (float(i % 2),)) for i in range(50))
+    long = replace(rows[0], trained=tuple(replace(arm, rounds=many) for arm in rows[0].trained))
+    curve = standings(SUITE, [long])[1].curve  # of many rounds the means of three
+    assert len(curve) == 17
+    assert curve[:2] == ((100.0, pytest.approx(1 / 3)), (400.0, pytest.approx(2 / 3)))
     assert tokens_to_reach(of_arms["plain"].curve, 0.5) == 200
     assert tokens_to_reach(of_arms["gpo"].curve, 0.5) == pytest.approx(120)
     assert np.isnan(tokens_to_reach(of_arms["plain"].curve, 0.6))

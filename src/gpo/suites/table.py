@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isnan, nan, sqrt
 from statistics import fmean, median
 from typing import Any
@@ -23,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 SEED_SPREAD = {"pairs": 0.01, "groups": 0.03}
 QUESTION_SPREAD, WITHIN = 0.1, 0.12
 DRAWS = 4000
+POINTS = 20  # of a learning curve at most
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Standing:
     flops: float | None
     seconds: float
     tuned: tuple[tuple[str, str], ...]
-    curve: tuple[tuple[float, float], ...] = ()  # tokens sampled before each round, accuracy in it before it trains
+    curve: tuple[tuple[float, float], ...] = ()  # tokens sampled before a round, accuracy in it before it trains
 
 
 def detectable(questions: int, samples: int, seeds: int, *, groups: bool = False, power: float = 0.8) -> float:
@@ -299,9 +301,11 @@ def _learned(arm: ArmOutcome) -> Array:
 
 
 def _curve(arms: Sequence[ArmOutcome]) -> tuple[tuple[float, float], ...]:
-    """Means over seeds; as many rounds as every seed has."""
-    rounds = zip(*(arm.rounds for arm in arms), strict=False)
-    return tuple((fmean(r.tokens for r in each), fmean(_mean_right(r.right) for r in each)) for each in rounds)
+    """Means over seeds; as many rounds as every seed has. Many rounds are small: of those the means of some in turn."""
+    rounds = list(zip(*(arm.rounds for arm in arms), strict=False))
+    size = -(-len(rounds) // POINTS)
+    parts = [list(chain.from_iterable(rounds[i : i + size])) for i in range(0, len(rounds), size or 1)]
+    return tuple((fmean(r.tokens for r in part), fmean(_mean_right(r.right) for r in part)) for part in parts)
 
 
 def _numbers(right: Sequence[float | None]) -> Array:
