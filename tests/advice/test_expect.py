@@ -35,11 +35,12 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     [
         ("regimes", "regimes", 10),
         ("benchmarks/suites/rare.toml", "rare", 2),
+        ("table", "table", 4),
     ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
     outcomes = Chunks(RESULTS.with_name(f"{file}.jsonl"), Outcome).read()
-    where = suite if suite == "regimes" else str(RESULTS.parents[2] / suite)
+    where = str(RESULTS.parents[2] / suite) if "/" in suite else suite
     found = {(c.regime, c.method, c.arm): c for c in contrasts(read_suite(where), outcomes) if c.other == "plain"}
     rows = [row for row in known_evidence() if f"results/{file}.jsonl" in row.where]
     assert len(rows) == count
@@ -78,15 +79,24 @@ def test_what_was_measured_with_another_allocation_does_not_count() -> None:
     assert expect(seen, True, [ROW], by_stratum=True).measured is None
 
 
+def test_what_was_measured_of_the_method_itself_decides_where_there_is_any() -> None:
+    seen = pilot(*[asked(5, 3)] * 4)
+    evidence = [ROW, replace(ROW, method="orpo", difference=-0.02, lower=-0.03, upper=-0.01)]
+    assert not expect(seen, True, evidence, method="orpo").search
+    assert expect(seen, True, evidence, method="dpo").measured == pooled([ROW])
+    for other in ("kto", None):
+        assert expect(seen, True, evidence, method=other).measured == pooled(evidence)
+
+
 def test_what_ships_is_a_tie_near_its_base() -> None:
-    found = expect(pilot(*[asked(5, 3)] * 4), True, known_evidence())
+    found = expect(pilot(*[asked(5, 3)] * 4), True, known_evidence(), method="dpo")
     assert found.measured is not None
     assert found.tie
     assert found.measured.lower < 0 < found.measured.upper
     assert (
         found.measured.n
-        == sum(row.pairs and abs(row.base - 5 / 8) <= NEAR for row in known_evidence() if not row.by_stratum)
-        == 6
+        == sum(row.method == "dpo" and abs(row.base - 5 / 8) <= NEAR for row in known_evidence() if not row.by_stratum)
+        == 7
     )
 
 

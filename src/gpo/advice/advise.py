@@ -23,7 +23,7 @@ from gpo.advice.expect import Expectation, expect, known_evidence
 from gpo.advice.pilot import Pilot, pilot_of
 from gpo.advice.work import Training, searches, work_of
 from gpo.config.components import Spec
-from gpo.config.run import RunConfig
+from gpo.config.run import RunConfig, describe
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.plan import EVALUATION, foretell
 from gpo.experiment.questions import questions_of
@@ -195,7 +195,8 @@ def advise(
     plain, search = plain_arm(config), searching_arm(config)
     expected, arm = None, search or plain or next(iter(config.arms))
     if plain is not None and search is not None:
-        expected = expect(pilot, training.pairs, known_evidence(), config.by_stratum(search))
+        method = str(describe(config)["method"]["name"])
+        expected = expect(pilot, training.pairs, known_evidence(), config.by_stratum(search), method)
         arm = search if expected.search else plain
     if gpu is not None and not training.bf16 and shape is not None:
         notes.append("--method.bf16 true trains about 15 times as fast on such a GPU, by its data sheet.")

@@ -70,11 +70,14 @@ def pooled(rows: Sequence[Evidence]) -> Interval:
     return Interval(mean, mean - error, mean + error, len(rows))
 
 
-def expect(pilot: Pilot, pairs: bool, evidence: Sequence[Evidence], by_stratum: bool = False) -> Expectation:
+def expect(
+    pilot: Pilot, pairs: bool, evidence: Sequence[Evidence], by_stratum: bool = False, method: str | None = None
+) -> Expectation:
     """What a run like the pilot's may expect of a search.
 
-    1. Measurements of the same kind of method and allocation whose base success is within `NEAR` decide, pooled. An
-       interval that holds 0 is a tie, and the arm with the larger estimate is taken.
+    1. Measurements of the same method and allocation whose base success is within `NEAR` decide, pooled; where the
+       method has none, those of its kind. An interval that holds 0 is a tie, and the arm with the larger estimate is
+       taken.
     2. Else, if success is rare, the search is taken if the rule v (1 - v) / tokens speaks for it: theory has resets
        ahead there with separate and with shared skills alike.
     3. Else plain sampling: a search is paid for before it gives anything.
@@ -82,11 +85,13 @@ def expect(pilot: Pilot, pairs: bool, evidence: Sequence[Evidence], by_stratum: 
     Args:
         pairs: the method trains on pairs.
         by_stratum: the tokens of the arm that searches go by stratum.
+        method: its name; None: that of none that was measured.
     """
     rule = pilot.reset_practice / pilot.fresh_practice if pilot.fresh_practice else float("nan")
     same = [row for row in evidence if (row.pairs, row.by_stratum) == (pairs, by_stratum)]
     near = [row for row in same if abs(row.base - pilot.success) <= NEAR]
     if near:
+        near = [row for row in near if row.method == method] or near
         found = pooled(near)
         tie = found.lower <= 0 <= found.upper
         reason = f"{_count(near)} near this, {_bases(near)}"
