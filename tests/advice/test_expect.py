@@ -96,7 +96,7 @@ def test_what_ships_is_a_tie_near_its_base() -> None:
     assert (
         found.measured.n
         == sum(row.method == "dpo" and abs(row.base - 5 / 8) <= NEAR for row in known_evidence() if not row.by_stratum)
-        == 7
+        == 4
     )
 
 

@@ -22,7 +22,7 @@ SHIPPED = {
 _ONLINE = {"learning_rate": 3e-4, "minibatches": 4}
 REASONER: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name
     "dpo": {"learning_rate": 3e-4, "beta": 1.0, "epochs": 2},
-    "kto": {"learning_rate": 1e-4},  # 3e-4 broke one seed of three (docs/lab-notes.md)
+    "kto": {"learning_rate": 1e-4},  # at 3e-4 some seeds break (docs/lab-notes.md)
     **{method: {"learning_rate": 3e-4} for method in ("simpo", "orpo")},
     **dict.fromkeys(("ppo", "grpo", "rloo"), _ONLINE),
 }
