@@ -61,7 +61,8 @@ def test_the_same_advice_again_samples_nothing(tmp_path: Path) -> None:
 def test_a_slow_model_is_asked_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advising, "FIRST", 2)
     clock = count(step=30)
-    found, _ = sample_pilot(Run(tmp_path, toy_config()), 8, now=lambda: float(next(clock)))
+    config = toy_config(arms={"gpo": Spec("estimator", "monte_carlo", {"rollouts": 1})}, max_tokens=100)
+    found, _ = sample_pilot(Run(tmp_path, config), 8, now=lambda: float(next(clock)))
     assert len(found.asked) == 4
     assert len(found.searched) == 4
 

@@ -60,6 +60,20 @@ def test_a_search_stops_within_its_share_however_long_the_trajectories_are(tmp_p
     assert tokens_of(run.files.groups("gpo")) < 1.2 * budget
 
 
+def test_what_the_limit_leaves_without_a_rollout_is_not_searched(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(problems=8, rollouts=4, arms={"gpo": Spec("estimator", "monte_carlo")}, budget=2.0))
+    scores = run.locate("gpo")
+    assert 0 < len(scores) < 32
+    assert all(score.tokens for score in scores)
+    with run.held():
+        assert run.locate("gpo") == scores  # nothing is tried again
+
+
+def test_a_search_without_rollouts_goes_through_all_whatever_the_limit(tmp_path: Path) -> None:
+    config = toy_config(arms={"gpo": "random_unsearched"}, locate_per_problem=4, budget=1.01, max_tokens=4000)
+    assert len(Run(tmp_path, config).locate("gpo")) == 8 * 4
+
+
 def matched(**changes: Any) -> dict[str, Any]:
     arms = {
         "plain": "none",
@@ -81,6 +95,14 @@ def test_the_matched_control_differs_in_the_place_only(tmp_path: Path) -> None:
     run.reset("gpo")
     spent = [tokens_of(run.files.groups(arm)) for arm in ("random", "gpo")]
     assert abs(spent[0] - spent[1]) < 0.01 * spent[0]
+
+
+def test_the_matched_control_takes_over_what_a_larger_budget_adds_to_the_search(tmp_path: Path) -> None:
+    for budget in (2.0, 6.0):
+        run = Run(tmp_path, toy_config(**matched(budget=budget, problems=8, rollouts=4)))
+        ours, theirs = run.locate("gpo"), run.locate("random")
+        assert [s.trajectory_id for s in theirs] == [s.trajectory_id for s in ours]
+    assert len({s.trajectory_id for s in theirs}) == len(theirs) > 4
 
 
 def test_in_later_rounds_the_matched_control_searches_its_own_trajectories(tmp_path: Path) -> None:
@@ -131,14 +153,15 @@ def test_a_search_that_reads_a_model_reads_the_one_that_samples(tmp_path: Path) 
 
 def test_a_search_that_a_pilot_began_goes_on_with_all_questions(tmp_path: Path) -> None:
     """What was searched of the first questions counts, and is not searched twice."""
-    run = Run(tmp_path, toy_config(problems=3, arms={"gpo": "monte_carlo"}))
+    arms = {"gpo": Spec("estimator", "monte_carlo", {"rollouts": 2})}
+    run = Run(tmp_path, toy_config(problems=3, arms=arms))
     with run.held():
         state = RoundState.of(run.files, "gpo")
         rollout(run, state)
         locate(run, state, searches=2)
     begun = [score.trajectory_id for score in run.files.scores("gpo").read()]
     assert len(begun) == 2
-    whole = Run(tmp_path, toy_config(problems=8, arms={"gpo": "monte_carlo"}))
+    whole = Run(tmp_path, toy_config(problems=8, arms=arms))
     found = [score.trajectory_id for score in whole.locate("gpo")]
     assert found[:2] == begun
     assert len(set(found)) == len(found) > 4

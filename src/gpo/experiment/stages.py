@@ -126,6 +126,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         spent = sum(score.tokens for score in found)
         if searches is not None and len(found) >= searches:
             return
+        if spent and limit - spent < work.config.max_tokens:
+            return  # one more rollout might not fit
         known = {score.trajectory_id for score in found}
         batch = next_searches(
             [trajectory for trajectory in candidates if trajectory.id not in known],
@@ -147,11 +149,16 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             with naming(name):
                 new = estimator(batch, sampler, replace(state.evidence(), earlier=earlier))
                 check_scores(name, new, batch, sampler.tokens)
-            state.scores.append(new)
+            if sampler.withheld:  # what the limit left without a rollout is not searched
+                new = [score for score in new if score.tokens]
+            if new:
+                state.scores.append(new)
             done, spent = len(found) + len(new), spent + sampler.tokens
             # In trajectories, of as many as the budget is expected to pay for.
             paid = round(limit * done / spent) if spent else len(candidates)
             report(done, max(done, min(paid, len(candidates))), "trajectories", sampler.tokens)
+        if sampler.withheld:
+            return
 
 
 def reset(work: Resources, state: RoundState) -> None:
@@ -299,8 +306,7 @@ def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> 
     """The matched control searches what its arm does, at the same price, and resets to other steps."""
     source = RoundState.of(work.files, control.arm)
     locate(work, source)
-    scores = source.scores.read()
-    if len(state.scores.read()) < len(scores):
+    if scores := source.scores.read()[len(state.scores.read()) :]:
         trajectories = {t.id: t for group in state.rollouts.read() for t in group.trajectories}
         state.scores.append([control.choose(score, trajectories[score.trajectory_id]) for score in scores])
 

@@ -32,9 +32,9 @@ class Sampler:
     calls. Samplers of one run differ in `stream`; it also makes trajectory ids unique: `stream:problem:serial`.
 
     A start with no room left (the context or `max_tokens` is full, or its prefix has ended) gives a group without
-    trajectories and counts as skipped. With a `limit`, no more than `left` tokens are sampled, whatever the rollouts
-    cost: what might not fit waits until it is known what the rollouts before it took, and the rollouts that a start
-    gets are the first ones of those that it would get without a limit.
+    trajectories and counts as skipped. With a `limit`, no more than that many tokens are sampled, whatever the rollouts
+    cost: what might not fit waits until it is known what the rollouts before it took, and is withheld where one more
+    still might not. Then nothing is `left`.
     """
 
     engine: Engine
@@ -61,8 +61,8 @@ class Sampler:
 
     @property
     def left(self) -> int | None:
-        """Tokens that may still be sampled; None: no limit."""
-        return None if self.limit is None else max(0, self.limit - self.tokens)
+        """Tokens that may still be sampled, none once a rollout was withheld; None: no limit."""
+        return None if self.limit is None else 0 if self.withheld else max(0, self.limit - self.tokens)
 
     def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
         """One group of n trajectories for each start, in order; fewer or none where the limit or the room ends.
@@ -109,21 +109,30 @@ class Sampler:
         return requests
 
     def _wave(self, waiting: deque[tuple[int, Request]]) -> list[tuple[int, Request]]:
-        """Takes off the first requests whose longest answers fit into what is left; the very first may be cut."""
-        left = self.left
-        wave: list[tuple[int, Request]] = []
+        """Takes off the first requests whose longest answers fit into what is left.
+
+        Of the very first a part may fit; the rest of it waits, with a seed of its own. If none fits it is withheld.
+        """
+        if self.limit is None:
+            wave = list(waiting)
+            waiting.clear()
+            return wave
+        left, wave = self.limit - self.tokens, []
         while waiting:
             position, request = waiting[0]
-            if left is not None:
-                fitting = min(request.n, left // request.max_tokens)
-                if fitting < request.n and wave:
-                    break
-                self.withheld += request.n - fitting
-                request = replace(request, n=fitting)
-                left -= fitting * request.max_tokens
+            fitting = min(request.n, left // request.max_tokens)
+            if fitting < request.n and wave:
+                break
             waiting.popleft()
-            if request.n:
-                wave.append((position, request))
+            if not fitting:
+                self.withheld += request.n
+                continue
+            wave.append((position, replace(request, n=fitting)))
+            left -= fitting * request.max_tokens
+            if fitting < request.n:
+                seed = request_seed(request.seed, self.stream, request.token_ids, fitting)
+                waiting.appendleft((position, replace(request, n=request.n - fitting, seed=seed)))
+                break
         return wave
 
     def _generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
