@@ -192,6 +192,22 @@ def test_a_killed_update_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, 
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize(("seconds", "begins"), [(3600.0, 1), (0.0, 5)])
+def test_slow_steps_are_saved_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, begins: int
+) -> None:
+    pairs = make_pairs(16)
+    monkeypatch.setattr("gpo.methods.update_checkpoint.SAVE_SECONDS", seconds)
+    monkeypatch.setattr("gpo.methods.update_checkpoint.SAVE_SHARE", math.inf)
+    context = RoundContext(work_dir=tmp_path / "work", on_step=kill_at(5))
+    with pytest.raises(Killed):
+        dpo(make_model(), epochs=2).update(pairs, context)
+    steps: list[float] = []
+    resumed = dpo(make_model(), epochs=2).update(pairs, replace(context, on_step=lambda row: steps.append(row["step"])))
+    assert steps[0] == begins
+    assert resumed == dpo(make_model(), epochs=2).update(pairs)
+
+
 def test_a_finished_update_is_not_trained_again_until_it_is_saved(tmp_path: Path) -> None:
     pairs = make_pairs(8)
     first, again = dpo(make_model()), dpo(make_model())

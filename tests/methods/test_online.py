@@ -501,6 +501,25 @@ class Killed(BaseException):
     pass
 
 
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise Killed
+
+    def made() -> Online:
+        return GRPO(make_model(), make_tokenizer(), learning_rate=1e-3, epochs=2, minibatches=2)
+
+    context = RoundContext(work_dir=tmp_path)
+    monkeypatch.setattr("gpo.methods.update_checkpoint.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("gpo.methods.update_checkpoint.SAVE_SHARE", math.inf)
+    with pytest.raises(Killed):
+        made().update(mixed_groups(), replace(context, on_step=kill))
+    seen: list[float] = []
+    resumed = made().update(mixed_groups(), replace(context, on_step=lambda row: seen.append(row["step"])))
+    assert seen == [4]
+    assert resumed == made().update(mixed_groups())
+
+
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_killed_update_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path, kind: type[Online], step: int) -> None:

@@ -33,7 +33,7 @@ from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_
 from gpo.methods.scoring import Scorer, Scores, scoring
 from gpo.methods.training import Training, logger
 from gpo.methods.tree import PackedBatch, pack
-from gpo.methods.update_checkpoint import UpdateCheckpoint
+from gpo.methods.update_checkpoint import SaveClock, UpdateCheckpoint
 from gpo.preferences.credit import as_meant
 from gpo.types import Group, RoundContext
 
@@ -212,11 +212,14 @@ class Online(Training):
             checkpoint = UpdateCheckpoint(work_dir, self._fingerprint(data))
             steps = checkpoint.load(self._parameters(), optimizer)
         parts = of_rows.minibatches(rows, self.epochs, self.minibatches, f"{self.seed}/{self.updates}")
+        clock = SaveClock()
         for part in parts[len(steps) :]:
             steps.append(self._step(optimizer, part))
-            due = len(steps) % self.save_steps == 0 or len(steps) == len(parts)
-            if checkpoint is not None and due:
+            by_count = len(steps) % self.save_steps == 0 or len(steps) == len(parts)
+            if checkpoint is not None and (by_count or clock.due):
+                clock.begin()
                 checkpoint.save(self._parameters(), optimizer, steps, write=self._writes)
+                clock.end()
             if self._context.on_step is not None:
                 counts = {"update": self.updates, "step": len(steps), "steps": len(parts)}
                 self._context.on_step(steps[-1] | counts)

@@ -48,7 +48,7 @@ class Training(ABC):
     lora: int | None = None  # rank of adapters; None trains all weights
     merge: bool = False  # `save` writes whole weights in place of adapters, after the last round
     max_length: int | None = None  # what is longer is left out, in tokens; None: what the model takes
-    save_steps: int = 100  # between checkpoints of an unfinished update
+    save_steps: int = 100  # between checkpoints of an unfinished update, which is saved every four minutes too
     trackers: tuple[str, ...] = ()  # get the rows of metrics too: tensorboard, trackio, wandb
 
     _own_update: ClassVar[bool]  # whether a subclass takes the steps of the optimizer itself

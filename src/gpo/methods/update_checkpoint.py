@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,33 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from gpo.methods.processes import load_optimizer, put, whole
+from gpo.methods.processes import gather, load_optimizer, put, whole
 from gpo.storage.files import remove, replacing, sync, write_text
 
 WHOLE = "whole"  # a file that says that all others of a checkpoint are on the disk
+SAVE_SECONDS, SAVE_SHARE = 240.0, 0.05  # between two checkpoints, and of the time, that saving may take
+
+
+class SaveClock:
+    """Whether an update is due to be saved: after minutes, and only so often that saving takes little of the time."""
+
+    def __init__(self) -> None:
+        self._began = self._saved = time.monotonic()
+        self._took = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Of the first process, for all; each has to ask."""
+        return gather([time.monotonic() - self._saved > max(SAVE_SECONDS, self._took / SAVE_SHARE)])[0]
+
+    def begin(self) -> None:
+        """The update is being saved."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """It is saved."""
+        self._saved = time.monotonic()
+        self._took = self._saved - self._began
 
 
 @dataclass(frozen=True)
@@ -69,7 +93,19 @@ class UpdateCheckpoint:
 
 
 class SyncedCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Brings each checkpoint of a trainer to the disk, marks it, and only then removes the one before."""
+    """Brings each checkpoint of a trainer to the disk, marks it, and only then removes the one before.
+
+    Some are made by the clock, beside those of the trainer's `save_steps`.
+    """
+
+    def __init__(self) -> None:
+        self._clock = SaveClock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.save_strategy != "no" and self._clock.due:
+            control.should_save = True
+        if control.should_save:
+            self._clock.begin()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -80,6 +116,7 @@ class SyncedCheckpoints(TrainerCallback):  # type: ignore[misc]
         write_text(newest / WHOLE, "")
         for path in set(directory.glob("checkpoint-*")) - {newest}:
             remove(path)
+        self._clock.end()
 
 
 def last_checkpoint(directory: Path) -> str | None:
