@@ -42,6 +42,11 @@ def test_options_are_told_from_names() -> None:
     with pytest.raises(ConfigError, match="'-' is no option"):
         split(["run", "-"])
     assert split(["train", "--method.bf16"])[1] == {"method.bf16": "true"}
+    assert split(["--test-problems", "8", "--dry-run", "--arms.my-arm.rule", "drop"])[1] == {
+        "test_problems": "8",
+        "dry-run": "true",
+        "arms.my-arm.rule": "drop",
+    }
 
 
 def test_every_stage_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +102,8 @@ def test_results_fit_in_80_columns(tmp_path: Path) -> None:
         (["run", "r", "--arm", "gpo"], "gpo run is for all arms. --arm goes with locate, reset,"),
         (["run", "r", "--data", "nowhere"], "--data nowhere: there is no such folder."),
         (["results", "nowhere"], "nowhere is no run directory. Start one with: gpo run nowhere"),
+        (["evaluate", "nowhere", "--models", "a", "--test-problems", "8"], "It is called --limit where models"),
+        (["compare", "mine.toml"], "There is no suite file mine.toml. These ship with GPO: ablations,"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(
@@ -107,6 +114,20 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     assert code == 2
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_does_not_begin_where_something_else_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("empty", "code/package", "logs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "logs/log.txt").write_text("begun")
+    assert "There is no run" in fails(["evaluate", str(tmp_path / "empty")], capsys)[1]
+    assert "is no run and has other folders: package" in fails(["run", str(tmp_path / "code"), *TOY], capsys)[1]
+    assert [path.name for path in (tmp_path / "code").iterdir()] == ["package"]
+    assert main(["rollout", str(tmp_path / "logs"), *TOY]) == 0
+    capsys.readouterr()
+    for command in ("run", "results"):
+        assert "Runs are in it: logs" in fails([command, str(tmp_path)], capsys)[1]
+    assert "is a run or an evaluation" in fails(["compare", "quick", str(tmp_path / "logs")], capsys)[1]
 
 
 def test_a_malformed_row_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ Bins = Sequence[tuple[str, float]]  # names and largest values, in order
 # How often a question is solved before training, and how many steps its solution takes.
 STRATA: Bins = (("never", 0.0), ("rarely", 0.25), ("sometimes", 0.75), ("nearly always", 1 - 1e-9), ("always", 1.0))
 HORIZONS: Bins = (("up to 8 steps", 8), ("9 to 16", 16), ("17 to 32", 32), ("more than 32", inf))
-By = Literal["", "wilson", "exact", "jeffreys", "bootstrap", "crossed"]
+By = Literal["", "wilson", "exact", "bootstrap", "crossed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,6 @@ def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
     lower = special.betaincinv(low, n - low + 1, tail) if low > 0 else 0.0
     upper = special.betaincinv(high + 1, n - high, 1 - tail) if high < n else 1.0
     return Interval(successes / n, float(lower), float(upper), n, "exact")
-
-
-def jeffreys(successes: float, n: int, confidence: float = 0.95) -> Interval:
-    """Equal-tailed posterior interval under the Beta(1/2, 1/2) prior, closed at 0 and 1 where nothing else was seen."""
-    _check(successes, n, confidence)
-    if n == 0:
-        return Interval(nan, nan, nan, 0)
-    tail = (1 - confidence) / 2
-    a, b = successes + 0.5, n - successes + 0.5
-    lower = special.betaincinv(a, b, tail) if successes > 0 else 0.0
-    upper = special.betaincinv(a, b, 1 - tail) if successes < n else 1.0
-    return Interval(successes / n, float(lower), float(upper), n, "jeffreys")
 
 
 def bootstrap_mean(samples: Samples, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:

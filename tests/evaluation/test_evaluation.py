@@ -26,7 +26,7 @@ from gpo.storage.directory import RunDirectory
 from gpo.storage.files import read_json, write_json
 from gpo.storage.lock import locked
 from gpo.toy import ChainEngine, ChainTask, random_process
-from gpo.types import Problem, Split
+from gpo.types import Problem, Score, Split
 from toy import toy_config
 
 FILES = ("config.json", "problems.jsonl", "evaluation/a.jsonl", "evaluation/b.jsonl", "results.json", "table.md")
@@ -281,3 +281,29 @@ def test_a_thousand_questions_survive_sigkill(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "killed/results.json").read_text())
     assert results["questions"] == 1000
     assert [model["verdicts"]["failed"] for model in results["models"]] == [0, 0]
+
+
+def test_an_engine_with_a_model_of_its_own_is_not_called_by_other_names(tmp_path: Path) -> None:
+    a = checkpoint(tmp_path / "a", 0)
+    with pytest.raises(ConfigError, match=r"a model of its own, reasoner, and --models names others"):
+        EvaluationConfig(models={"a": a}, engine=Spec("engine", "hf", {"model": "reasoner"}))
+    assert EvaluationConfig(models={"a": a}, engine=Spec("engine", "hf", {"model": None})).models
+
+
+def test_a_run_is_no_model(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config())
+    run.train("gpo")
+    with pytest.raises(EngineError, match=r"is a run\. Its models are .*arms/gpo/model: name one"):
+        Evaluation(tmp_path / "out", EvaluationConfig(models={"run": str(tmp_path)}, limit=2)).all()
+
+
+@dataclass(frozen=True)
+class Ungraded(ChainTask):
+    def score(self, problem: Problem, text: str) -> Score:
+        raise ZeroDivisionError("no weight")
+
+
+def test_a_grader_that_never_works_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"None of the first 8 answers could be graded: ZeroDivisionError: no weight"):
+        Evaluation(tmp_path / "out", config(tmp_path, task=Ungraded())).all()
+    assert not (tmp_path / "out/evaluation").exists()

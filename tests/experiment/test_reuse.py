@@ -6,6 +6,7 @@ import pytest
 
 from gpo.cli import main
 from gpo.config.components import Spec
+from gpo.config.options import resolve
 from gpo.errors import ConfigError
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
@@ -33,6 +34,22 @@ def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path)
     assert again.files.evaluation("base").read() == source.files.evaluation("base").read()
     assert Stage.LOCATE not in again.files.events.seconds()
     assert again.config.method == Spec("method", "toy:ToyMethod", {"strength": 9.0, "tells": False, "model": None})
+
+
+def test_some_of_the_arms_may_be_left_out(source: Run, tmp_path: Path) -> None:
+    take_samples(source.files.path, tmp_path, {"arms": "plain,gpo"})
+    run = Run(tmp_path)
+    assert list(run.config.arms) == ["plain", "gpo"]
+    assert run.files.resets("gpo").read() == source.files.resets("gpo").read()
+    with pytest.raises(ConfigError, match=r"were made with other settings: arms\.other"):
+        take_samples(source.files.path, tmp_path / "b", {"arms.other": "bisect", "arms": "plain,other"})
+
+
+def test_pairs_may_be_made_otherwise_until_a_model_is_trained(source: Run, tmp_path: Path) -> None:
+    take_samples(source.files.path, tmp_path, {})
+    many = Run(tmp_path).build("gpo")
+    few = Run(tmp_path, resolve({"pairs.per_start": "1", "pairs.most": "2"}, Run(tmp_path).described))
+    assert len(few.build("gpo")) == 2 < len(many)
 
 
 def test_other_test_questions_are_asked_anew(source: Run, tmp_path: Path) -> None:

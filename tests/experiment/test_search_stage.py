@@ -13,6 +13,7 @@ from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.experiment.run import Run
 from gpo.experiment.stages import locate, rollout
+from gpo.storage.events import Progress
 from gpo.storage.rounds import RoundState
 from gpo.toy import ChainEngine
 from gpo.types import Evidence, StepScores, Trajectory, tokens_of
@@ -67,6 +68,22 @@ def test_what_the_limit_leaves_without_a_rollout_is_not_searched(tmp_path: Path)
     assert all(score.tokens for score in scores)
     with run.held():
         assert run.locate("gpo") == scores  # nothing is tried again
+
+
+def test_a_search_says_once_that_it_is_over(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(progress: Progress) -> None:
+        if progress.stage == "locate":
+            told.append((progress.done, progress.total))
+
+    run = Run(tmp_path, toy_config(arms={"gpo": Spec("estimator", "monte_carlo")}, budget=2.0), on_progress=tell)
+    found = len(run.locate("gpo"))
+    assert told[-1] == (found, found)
+    assert all(done < total for done, total in told[:-1])
+    told.clear()
+    run.locate("gpo")
+    assert told == []
 
 
 def test_a_search_without_rollouts_goes_through_all_whatever_the_limit(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from gpo.errors import GPOError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.experiment.run import Run
 from gpo.rollout import scoring
+from gpo.tasks.file import File
 from gpo.toy import ChainEngine
 from gpo.types import Completion, Evidence, Group, Problem, Request, RoundContext, Score, StepScores, Trajectory
 from toy import ToyMethod, ToyTask
@@ -244,3 +245,5 @@ def test_a_task_says_how_long_its_grading_takes() -> None:
     assert scoring.limit_of(ToyTask()) == scoring.LIMIT
     assert scoring.limit_of(MyTask(score_seconds=3.0)) == 3.0
     assert scoring.limit_of(Parallel()) is None
+    assert scoring.limit_of(File(form="math")) is None
+    assert scoring.limit_of(File(form="text")) == scoring.LIMIT  # graded in this process

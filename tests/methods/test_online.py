@@ -453,6 +453,33 @@ def test_training_begins_anew_on_what_another_method_has_saved(tmp_path: Path) -
     assert not same(state(first.policy.model), state(second.policy.model))
 
 
+def test_what_is_gone_on_with_takes_the_settings_that_it_is_given(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "start")
+    make_tokenizer().save_pretrained(tmp_path / "start")
+    first = GRPO(tmp_path / "start", learning_rate=1e-3)
+    first.update(mixed_groups())
+    first.save(tmp_path / "saved")
+    second = GRPO(tmp_path / "saved", learning_rate=1e-5, weight_decay=0.5)
+    assert second.optimizer.state_dict()["state"]
+    assert {(g["lr"], g["weight_decay"]) for g in second.optimizer.param_groups} == {(1e-5, 0.5)}
+    adapters = GRPO(tmp_path / "saved", lora=2)
+    assert not adapters.optimizer.state_dict()["state"]
+    assert adapters.updates == 0
+
+
+@pytest.mark.parametrize(("number", "updates"), [(1, 0), (2, 1)])
+def test_a_new_run_begins_anew_on_what_another_one_has_trained(tmp_path: Path, number: int, updates: int) -> None:
+    method = PPO(make_model(), make_tokenizer(), learning_rate=1e-3)
+    method.update(mixed_groups())
+    method.save(tmp_path / "saved")
+    context = RoundContext(number=number, model=ModelRef(str(tmp_path / "saved"), "saved"))
+    next_one = PPO(learning_rate=1e-3)
+    next_one.update(mixed_groups(), context)
+    assert next_one.updates == updates + 1
+    [step] = {float(state["step"]) for state in next_one.optimizer.state_dict()["state"].values()}
+    assert step == updates + 1
+
+
 def test_the_reference_stays_the_first_model() -> None:
     method = GRPO(make_model(), make_tokenizer(), beta=0.1, learning_rate=1e-3, epochs=3)
     kl = [method.update(mixed_groups())["kl_reference"] for _ in range(3)]

@@ -11,12 +11,14 @@ from scripted import ASKED
 
 from gpo.cli import main
 from gpo.errors import ConfigError, DataError
-from gpo.report.closeup import close_up
+from gpo.report.closeup import close_up, problem_of
 from gpo.report.terminal import BAR, Row, bar, rows_between, table
 from gpo.report.watch import write
 from gpo.rollout.prompting import question_start
 from gpo.rollout.segmenters import LowProbability
+from gpo.storage.directory import RunDirectory
 from gpo.toy import ChainEngine, ChainTask
+from gpo.types import Problem
 from written_run import NAN, Written, write_run
 
 TOY = {"task": "toy:ToyTask", "engine": "chain", "engine.padding": "2", "method": "toy:ToyMethod"}
@@ -242,3 +244,11 @@ def test_values_are_shown_while_the_shipped_reasoner_writes(tmp_path: Path, caps
     assert rows[-1].split()[-2] in ("0.00", "1.00")  # the reward
     assert "├" not in rows[-1]
     assert "Nothing was sampled for them." in " ".join(text.split())
+
+
+def test_a_part_of_an_id_is_no_question(searched: Path) -> None:
+    RunDirectory(searched).write_problems({"train": [Problem("train/odd/1", "q", "a")]})
+    with pytest.raises(ConfigError, match=r"'odd/1' is a part of ids of the run. Give a whole one: train/odd/1"):
+        problem_of(RunDirectory(searched), "odd/1", None)
+    assert problem_of(RunDirectory(searched), "train/odd/1", "b").answer == "b"
+    assert problem_of(RunDirectory(searched), "1/2 of 4", None).id == "question"

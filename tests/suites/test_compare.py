@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gpo.cli import main
-from gpo.errors import ConfigError, GPOError
+from gpo.engines.endpoints import Refused
+from gpo.errors import ConfigError, EngineError, GPOError
 from gpo.experiment.run import Run
 from gpo.report.strata import shares
 from gpo.statistics import crossed_mean
@@ -252,12 +253,14 @@ def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch:
     runs = SuiteRuns(suite, tmp_path / "out")
     runs.run([Cell("run", "toy", 0)])
 
-    def broken(*_: object) -> None:
-        raise ConfigError("No.")
+    for error, kind in ((ConfigError("No."), ConfigError), (Refused("No.", 401), EngineError)):
 
-    monkeypatch.setattr(Run, "train", broken)
-    with pytest.raises(GPOError, match=r"In test/run/weak/0 of the suite toy: No\."):
-        runs.run([Cell("run", "weak", 0)])
+        def broken(*_: object, error: GPOError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Run, "train", broken)
+        with pytest.raises(kind, match=r"In test/run/weak/0 of the suite toy: No\."):
+            runs.run([Cell("run", "weak", 0)])
     assert [row.cell.method for row in SuiteRuns(suite, tmp_path / "out").outcomes()] == ["toy"]
 
 

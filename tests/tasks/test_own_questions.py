@@ -76,6 +76,12 @@ def test_reasoning_gym_generates_and_scores() -> None:
     assert task.score(problem, "Adding up.").verdict == "ungradable"
 
 
+def test_reasoning_gym_takes_lists_among_its_settings() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = gpo.make("task", "reasoning_gym", generator="basic_arithmetic", config={"operators": ["+"]}, size=5)
+    assert all(set("*/").isdisjoint(p.question) for p in task.problems("train"))
+
+
 def test_reasoning_gym_refuses_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ConfigError, match=r"Unknown generator of reasoning-gym 'chain_sun'. Did you mean 'chain_sum'"):

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from gpo.errors import DataError
-from gpo.tasks import network
+from gpo.storage import hub
 from gpo.tasks.data import Hub, load_rows, read_rows, worked_examples
 
 
 @pytest.fixture(autouse=True)
 def hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "answers", lambda url: True)
+    monkeypatch.setattr(hub, "answers", lambda url: True)
 
 
 ROWS = [{"question": "1 + 1?", "answer": "2"}, {"question": "Größe?", "answer": "3"}]

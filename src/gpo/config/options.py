@@ -9,6 +9,7 @@ import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -77,7 +78,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             names.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        name = "dry-run" if name == "dry_run" else name  # all other names are written so
+        if not name.startswith("arms."):  # whose names may have one
+            name = name.replace("-", "_")
+        name = "dry-run" if name == "dry_run" else name
         if not equals:
             given = left and not left[0].startswith("--") and name not in NO_VALUE
             if not given and name not in FLAGS and "." not in name:
@@ -145,8 +148,9 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
         for name, kind in hints.items()
     }
     values["pairs"] = from_options(PairSettings, "pairs", base["pairs"], left)
-    values |= {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
+    RunConfig(**values, arms=dict.fromkeys(chosen, "none"))  # is checked before a component is imported, too
     values["arms"] = {name: spec_from_options("estimator", f"arms.{name}", arms.get(name, {}), left) for name in chosen}
+    values |= {kind: spec_from_options(kind, kind, base[kind], left) for kind in COMPONENTS}
     for name in left:
         if name.startswith("arms."):
             given = next(option for option in options if _long(option) == name)
@@ -164,6 +168,8 @@ def _unknown_option(name: str, known: Sequence[str], chosen: Mapping[str, str]) 
     """
     own = ELSEWHERE.get(name, name)
     meant = own if own in known else None
+    if own == name and get_close_matches(name, known, n=1, cutoff=0.8):
+        return unknown("option", f"--{name}", [f"--{each}" for each in known])  # no component need be imported
     for kind in COMPONENTS:
         with suppress(Exception):  # a component that is not there or lacks a package is another matter
             if meant is None and own in setting_types(Spec(kind, chosen[kind]).component_class()):

@@ -33,6 +33,8 @@ def load_tokenizer(source: str, revision: str | None = None, images: Album | Non
             f"There is no model at {source!r}: expected a directory with a Hugging Face model, "
             "or a hub id such as Qwen/Qwen3-0.6B."
         )
+    if inside := sorted(map(str, Path(source).glob("arms/*/model"))):
+        raise EngineError(f"{source!r} is a run. Its models are {', '.join(inside[:5])}: name one of them.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False, **hub_options(source)

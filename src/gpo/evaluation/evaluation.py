@@ -11,6 +11,7 @@ An evaluation directory holds
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
 from gpo.images.tokenizer import keep_images
+from gpo.rollout.answers import refuse_a_broken_grader
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
@@ -38,7 +40,13 @@ from gpo.storage.files import write_json, write_text
 from gpo.storage.lock import locked
 from gpo.types import Group, ModelRef, Problem, Split
 
+log = logging.getLogger(__name__)
 COMPONENTS = ("task", "engine")
+OF_RUNS = {  # what a run calls an option
+    **dict.fromkeys(("problems", "test_problems"), "limit"),
+    **dict.fromkeys(("rollouts", "test_samples"), "samples"),
+    **{"model": "models", "test_split": "split"},
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,18 @@ class EvaluationConfig:
         if not self.models:
             raise ConfigError("Which models? Give --models A,B with directories or hub ids.")
         for name in self.models:
+            if isinstance(self.models[name], str) and (own := own_model(self.engine)) is not None:
+                raise ConfigError(
+                    f"The engine has a model of its own, {own}, and --models names others. Leave one out."
+                )
             if not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
                 raise ConfigError(f"A model cannot be called {name!r}: letters, digits, '.', '-' and '_' only.")
+
+
+def own_model(engine: Engine | Spec | str) -> Any:
+    """The model that an engine was given; None where it has none or takes any."""
+    settings = engine.settings if isinstance(engine, Spec) else vars(engine) if not isinstance(engine, str) else {}
+    return settings.get("model")
 
 
 def model_names(text: str, known: Mapping[str, str] = {}) -> dict[str, str]:
@@ -143,6 +161,8 @@ def resolve_evaluation(options: Mapping[str, str], stored: Mapping[str, Any] | N
     for name, kind in hints.items():
         values[name] = parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
     for name in left:
+        if name in OF_RUNS:
+            raise ConfigError(f"Unknown option '--{name}'. It is called --{OF_RUNS[name]} where models are named.")
         raise unknown("option", f"--{name}", [f"--{known}" for known in (*hints, *COMPONENTS, "models", "data")])
     return EvaluationConfig(**values)
 
@@ -262,6 +282,10 @@ class Evaluation:
                     stream=f"evaluate/{len(groups)}",
                 )
                 new = sampler([question_start(problem, self.task, engine.tokenizer) for problem in batch], samples)
+                if not groups:
+                    refuse_a_broken_grader(new)
+                if sampler.skipped:
+                    log.warning("%d of %d questions leave no room for an answer: skipped.", sampler.skipped, len(batch))
                 file.append(new)
                 self._check()
                 groups += new

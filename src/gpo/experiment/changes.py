@@ -8,13 +8,13 @@ from typing import Any
 from gpo.storage.directory import RunDirectory
 from gpo.storage.rounds import RoundState
 
-OF_TRAINING = ("method.", "credit ")  # may change until a model is trained
+OF_TRAINING = ("method.", "credit ", "pairs.")  # may change until a model is trained
 OF_TEST = ("test_", "task.test_path ")
 OF_QUESTIONS = ("problems ", *OF_TEST)  # which are chosen anew then, and begin with those that were asked
 # What the first rollouts do not depend on: may change until an arm has sampled more than searches.
 OF_ARMS = (
     *("arms.", "budget ", "locate_share ", "locate_per_problem ", "reset_rollouts ", "reset_fraction ", "reuse "),
-    *("rounds ", "round_problems ", "pairs.", "allocation ", "fresh_least ", "buffer ", *OF_QUESTIONS),
+    *("rounds ", "round_problems ", "allocation ", "fresh_least ", "buffer ", *OF_QUESTIONS),
 )
 # May differ from call to call: what is computed does not depend on them, but for rounding.
 FREE = ("launch", "max_staleness", "piece_seconds", "workers", "engine.max_rows ", "engine.max_batch_tokens ")

@@ -15,7 +15,7 @@ from gpo.experiment.run import Run
 from gpo.report.forecast import Forecast, dry_run
 from gpo.report.progress import ProgressDisplay, print_results
 from gpo.report.results import Results
-from gpo.storage.directory import RunDirectory
+from gpo.storage.directory import FOLDERS, RunDirectory, runs_in
 from gpo.types import Stage
 
 
@@ -29,8 +29,8 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
         raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
-    if stored is None and name != "run" and not options and not directory.exists():
-        raise ConfigError(f"There is no run {directory}. Start one with: gpo run {directory}, or give options for it.")
+    if stored is None:
+        _refuse_to_begin(directory, bare=name != "run" and not options)
     refuse_strangers(directory, stored, options.values())
     if dry:
         dry_run(console, directory, options, stored)
@@ -50,6 +50,17 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
     if results is not None:
         print_results(console, results)
         print_places(console, run)
+
+
+def _refuse_to_begin(directory: Path, bare: bool) -> None:
+    """Raises: ConfigError if a run cannot begin there: the folder is for something else, or nobody asked for one."""
+    if inside := runs_in(directory):
+        raise ConfigError(f"{directory} is no run. Runs are in it: {', '.join(inside[:5])}. Name one, or a new one.")
+    if bare:
+        raise ConfigError(f"There is no run {directory}. Start one with: gpo run {directory}, or give options for it.")
+    folders = sorted(path.name for path in directory.glob("*/")) if directory.is_dir() else []
+    if others := [name for name in folders if not name.startswith(".") and name not in FOLDERS]:
+        raise ConfigError(f"{directory} is no run and has other folders: {', '.join(others[:3])}. Name a new one.")
 
 
 def do(name: str, run: Run, arm: str | None) -> Results | None:

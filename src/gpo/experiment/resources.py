@@ -123,7 +123,7 @@ class Resources:
         # What was begun with other settings is not gone on with.
         for name in ("journal.jsonl", "pieces.json"):
             remove(self.files.path / name)
-        if any(each.startswith("credit ") for each in changed):
+        if any(each.startswith(("credit ", "pairs.")) for each in changed):
             for arm in self.config.arms:
                 remove(self.files.pairs(arm))
         asked = [group.start.problem_id for group in self.files.rollouts.read()]

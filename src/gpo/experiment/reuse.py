@@ -50,7 +50,9 @@ def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunC
     before, config = resolve({}, stored), resolve(options, stored)
     if before.rounds > 1 or config.rounds > 1:
         raise ConfigError(f"{source} has {before.rounds} rounds; only samples of the first model serve another method.")
-    changed = [each for each in differences(describe(before), describe(config)) if not each.startswith(TRAINED)]
+    known, wanted = describe(before), describe(config)
+    known["arms"] = {arm: each for arm, each in known["arms"].items() if arm in wanted["arms"]}  # some may be left out
+    changed = [each for each in differences(known, wanted) if not each.startswith(TRAINED)]
     if changed:
         raise ConfigError(f"The samples of {source} were made with other settings: {'; '.join(changed[:3])}.")
     copy_samples(source, target, config)

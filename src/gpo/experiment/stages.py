@@ -35,7 +35,7 @@ from gpo.preferences.credit import as_meant
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.preferences.step_pairs import build_step_pairs
-from gpo.rollout.answers import check_scores
+from gpo.rollout.answers import check_scores, refuse_a_broken_grader
 from gpo.rollout.prompting import question_start
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import answers_of
@@ -89,7 +89,7 @@ def ask(
             sampler = work.sampler(stage, split, done, checkpoint, number=1 if state is None else state.number)
             new = sampler([question_start(problem, work.task, sampler.engine.tokenizer) for problem in batch], n)
             if not done:
-                _refuse_a_broken_grader(new)
+                refuse_a_broken_grader(new)
             if sampler.skipped:
                 message = (
                     "%d of %d questions are too long to leave room for an answer (context %d, max_tokens %d): skipped."
@@ -121,13 +121,14 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
     limit = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
     first = max(2, work.config.chunk // SEARCH_FIRST)
+    began, withheld = len(state.scores.read()), 0
     while True:
         found = state.scores.read()
         spent = sum(score.tokens for score in found)
-        if searches is not None and len(found) >= searches:
-            return
+        if withheld or (searches is not None and len(found) >= searches):
+            break
         if spent and limit - spent < work.config.max_tokens:
-            return  # one more rollout might not fit
+            break  # one more rollout might not fit
         known = {score.trajectory_id for score in found}
         batch = next_searches(
             [trajectory for trajectory in candidates if trajectory.id not in known],
@@ -138,7 +139,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             most=max(first, min(work.config.chunk // SEARCH_CHUNK, len(found))),
         )
         if not batch:
-            return
+            break
         counts = (len(found), len(candidates), "trajectories", len(batch))
         with work.piece(Stage.LOCATE, state.label, *counts) as report:
             # The number of the first trajectory names the chunk.
@@ -149,16 +150,16 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             with naming(name):
                 new = estimator(batch, sampler, replace(state.evidence(), earlier=earlier))
                 check_scores(name, new, batch, sampler.tokens)
-            if sampler.withheld:  # what the limit left without a rollout is not searched
+            if withheld := sampler.withheld:  # what the limit left without a rollout is not searched
                 new = [score for score in new if score.tokens]
             if new:
                 state.scores.append(new)
             done, spent = len(found) + len(new), spent + sampler.tokens
             # In trajectories, of as many as the budget is expected to pay for.
             paid = round(limit * done / spent) if spent else len(candidates)
-            report(done, max(done, min(paid, len(candidates))), "trajectories", sampler.tokens)
-        if sampler.withheld:
-            return
+            report(done, min(max(done + 1, paid), len(candidates)), "trajectories", sampler.tokens)
+    if len(found) > began:
+        work.teller.step(Stage.LOCATE, state.label, len(found), len(found), "trajectories")
 
 
 def reset(work: Resources, state: RoundState) -> None:
@@ -211,6 +212,7 @@ def fill(
 ) -> None:
     """Rollouts from these starts, in turns or by what they teach, until the tokens of a budget are spent."""
     most = max(1, work.config.chunk // work.config.reset_rollouts)
+    began = len(file.read())
     while True:
         groups = file.read()
         empty = {group.start.key for group in groups if not tokens_of([group])}
@@ -221,14 +223,17 @@ def fill(
         if by_worth:
             batch, n = next_apportioned(usable, lengths, outcomes([*known, *groups]), left=left, n=each, most=most)
         else:
-            batch, n = next_resets(usable, lengths, done=len(groups), left=left, n=each, most=most, had=had)
+            done = sum(group.start.key not in empty for group in groups)
+            batch, n = next_resets(usable, lengths, done=done, left=left, n=each, most=most, had=had)
         if not batch:
-            return
+            break
         expected = round(sum(n * lengths[start.key] for start in batch))
         with work.piece(Stage.RESET, state.label, budget - left, budget, "tokens", expected) as report:
             sampler = work.sampler(stage, "train", len(groups), state.checkpoint, state.number, state.arm)
             file.append(sampler(batch, n))
             report(min(budget - left + sampler.tokens, budget), budget, "tokens", sampler.tokens)
+    if len(groups) > began:
+        work.teller.step(Stage.RESET, state.label, budget, budget, "tokens")
 
 
 def build(work: Resources, state: RoundState) -> None:
@@ -309,15 +314,6 @@ def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> 
     if scores := source.scores.read()[len(state.scores.read()) :]:
         trajectories = {t.id: t for group in state.rollouts.read() for t in group.trajectories}
         state.scores.append([control.choose(score, trajectories[score.trajectory_id]) for score in scores])
-
-
-def _refuse_a_broken_grader(groups: Sequence[Group]) -> None:
-    scores = [trajectory.score for group in groups for trajectory in group.trajectories]
-    if scores and all(score.verdict == "failed" for score in scores):
-        raise DataError(
-            f"None of the first {len(scores)} answers could be graded: {scores[0].reason or 'no reason is known'}. "
-            "Nothing was kept. Mend the task's `score`, then run the same command again."
-        )
 
 
 def _warn_of_one_outcome(groups: Sequence[Group]) -> None:

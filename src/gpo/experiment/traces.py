@@ -19,6 +19,7 @@ from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
+from gpo.rollout.scoring import checked_score
 from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
 from gpo.types import Completion, Group, Problem, Trajectory
@@ -145,7 +146,9 @@ def as_trajectories(
         text = "\n".join(steps)
         fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length
         completion = Completion(ids, text, "stop")
-        made.append(Trajectory(problem.id, start, completion, task.score(problem, text), ends) if fits else None)
+        made.append(
+            Trajectory(problem.id, start, completion, checked_score(task, problem, text), ends) if fits else None
+        )
     kept = [trajectory for trajectory in made if trajectory is not None]
     nats = iter(
         engine.logprobs(

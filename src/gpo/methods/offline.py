@@ -83,8 +83,8 @@ class Offline(Training):
             return metrics
         rows = self._rows(fitting, context.pairing.prefix_in)
         order = self._order(rows)
-        of_pairs = {"reset_share": fmean(bool(pair.prefix_ids) for pair in pairs)}
-        if advantages := critical_advantages(pairs):
+        of_pairs = {"reset_share": fmean(bool(pair.prefix_ids) for pair in fitting)}
+        if advantages := critical_advantages(fitting):
             of_pairs["critical_advantage"] = fmean(advantages)
         model, tokenizer, _ = self.policy
         with quiet(), self._directory(rows) as directory:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,8 +97,10 @@ class Online(Training):
         parameters = self._parameters()
         optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=self.weight_decay, foreach=fused)
         state = self._saved_state()
-        if state is not None:
+        if state is not None and _fits(optimizer, state["optimizer"]):
             load_optimizer(optimizer, state["optimizer"])
+            for group in optimizer.param_groups:
+                group |= {"lr": self.rate, "weight_decay": self.weight_decay}
             self.updates = max(self.updates, state["updates"])
         return optimizer
 
@@ -245,8 +247,9 @@ class Online(Training):
         return {}
 
     def _saved_state(self) -> dict[str, Any] | None:
-        """What `save` left beside the model; None where there is none, or another method's."""
-        state = saved_state(self._source)
+        """What `save` left beside the model; None where there is none, another method's, or another run's."""
+        begins = self.model is None and self._context.number == 1
+        state = {} if begins else saved_state(self._source)
         return state if state.get("method") == type(self).__name__ else None
 
     def _rows(self, groups: Sequence[Group]) -> tuple[list[TrainingRow], int]:
@@ -378,3 +381,10 @@ class Online(Training):
 
     def _extra_loss(self, rows: Sequence[TrainingRow], out: Scores, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros((), device=weight.device), {}
+
+
+def _fits(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> bool:
+    """Whether a state is of as many parameters: with new adapters, or without those that were merged, it is not."""
+    return [len(group["params"]) for group in optimizer.param_groups] == [
+        len(group["params"]) for group in state["param_groups"]
+    ]

@@ -150,6 +150,10 @@ def problem_of(files: RunDirectory | None, question: str, answer: str | None) ->
     for problem in known:
         if problem.id == question:
             return problem if answer is None else replace(problem, answer=answer)
+    if "/" in question and (near := [problem.id for problem in known if question in problem.id]):
+        raise ConfigError(
+            f"--question {question!r} is a part of ids of the run. Give a whole one: {', '.join(near[:3])}."
+        )
     return Problem("question", question, answer or "")
 
 

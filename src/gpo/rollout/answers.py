@@ -1,4 +1,4 @@
-"""What an engine and an estimator answer, checked before anything is made of it."""
+"""What an engine, a grader and an estimator answer, checked before anything is made of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Any, get_args
 
-from gpo.errors import EngineError
-from gpo.types import Completion, FinishReason, Request, StepScores, Trajectory
+from gpo.errors import DataError, EngineError
+from gpo.types import Completion, FinishReason, Group, Request, StepScores, Trajectory
 
 _MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
 _PADDING = 1024  # embeddings are padded to round numbers, and a model may sample what no token stands for
@@ -71,3 +71,13 @@ def _size(tokenizer: Any) -> int | None:
         return len(tokenizer) + _PADDING
     except TypeError:
         return None
+
+
+def refuse_a_broken_grader(groups: Sequence[Group]) -> None:
+    """Raises: DataError if none of these first answers could be graded."""
+    scores = [trajectory.score for group in groups for trajectory in group.trajectories]
+    if scores and all(score.verdict == "failed" for score in scores):
+        raise DataError(
+            f"None of the first {len(scores)} answers could be graded: {scores[0].reason or 'no reason is known'}. "
+            "Nothing was kept. Mend the task's `score`, then run the same command again."
+        )

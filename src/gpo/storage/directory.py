@@ -22,6 +22,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {  # that readers use, beside components
     **{"model": (str,), "pairs": (dict,)},
 }
 ARM = re.compile(r"[\w-]+")
+FOLDERS = ("arms", "evaluation", "images", "plots")  # of a run
 BASE = "base"  # the model before training, as an evaluated model beside the arms
 
 
@@ -130,7 +131,9 @@ class RunDirectory:
         """
         config = self.config_or_none()
         if config is None:
-            raise ConfigError(f"{self.path} is no run directory. Start one with: gpo run {self.path}")
+            inside = runs_in(self.path)
+            there = f"Runs are in it: {', '.join(inside[:5])}. Name one." if inside else ""
+            raise ConfigError(f"{self.path} is no run directory. {there or f'Start one with: gpo run {self.path}'}")
         if not isinstance(config.get("arms"), Mapping):
             what = "an evaluation, whose tables are in table.md" if "models" in config else "a config.json without arms"
             raise ConfigError(f"{self.path} is no run directory: it holds {what}. Name a run.")
@@ -140,7 +143,10 @@ class RunDirectory:
         file = self.path / "config.json"
         if not file.exists():
             return None
-        config = read_json(file)
+        try:
+            config = read_json(file)
+        except DataError as error:
+            raise DataError(f"{error}. Put it back as it was, or choose another directory.") from None
         if not isinstance(config, dict):
             raise DataError(f"{file} is no JSON object. Put it back as it was, or choose another directory.")
         config.pop("gpo", None)  # the version that made it, which may differ
@@ -246,3 +252,10 @@ def model_name(config: Mapping[str, Any]) -> str:
     engine = config.get("engine")
     own = engine.get("model") if isinstance(engine, Mapping) else None
     return str(own or config["model"])
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The names of the run directories that a folder holds."""
+    return sorted(
+        path.parent.name for path in folder.glob("*/problems.jsonl") if (path.parent / "config.json").exists()
+    )

@@ -17,6 +17,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.storage.files import holding, make_folder, refuse_link, refuse_linked_folders, told
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+MOMENT = 0.05  # seconds for which one who only asks whether a directory is held may hold it
 SETTLED = 0.2  # seconds in which two that take over the same name see each other
 
 
@@ -93,7 +94,7 @@ def joined(directory: Path, descriptor: int) -> Iterator[Lock]:
 
 def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError:
         raise Held(
             f"Another process works in {directory}. Wait for it to end, or choose another run directory."
@@ -103,6 +104,14 @@ def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
             raise
         return _named(directory)
     return nullcontext()
+
+
+def _take(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(MOMENT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from gpo.config.components import made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve
 from gpo.config.run import describe, differences, settled
-from gpo.errors import GPOError
+from gpo.errors import GPOError, Refusal
 from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.reuse import TRAINED, copy_samples
 from gpo.experiment.run import Run
@@ -158,7 +158,8 @@ class SuiteRuns:
             except Held:
                 continue  # somebody was faster
             except GPOError as error:
-                raise type(error)(f"In {cell.name} of the suite {self.suite.name}: {error}") from error
+                message = f"In {cell.name} of the suite {self.suite.name}: {error}"
+                raise Refusal.of(error)._replace(message=message).error() from error
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those without an outcome."""

@@ -73,6 +73,8 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
     from gpo.suites.page import difference_rows, verdict, write_page
     from gpo.suites.table import contrasts
 
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} is a run or an evaluation. Choose another directory for the suite.")
     console = Console()
     known: list[Outcome] = []
     if (results := options.get("results")) is not None:

@@ -113,6 +113,13 @@ class Suite:
             yield Cell(regime, method, seed, "tuning", tuned)
 
 
+def _missing(source: str) -> ConfigError:
+    names = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+    if source.endswith(".toml") or "/" in source:
+        return ConfigError(f"There is no suite file {source}. These ship with GPO: {', '.join(names)}.")
+    return unknown("suite", source, names)
+
+
 def read_suite(source: str) -> Suite:
     """A suite file, or one that ships with the package by its name.
 
@@ -123,7 +130,7 @@ def read_suite(source: str) -> Suite:
     if not path.is_file() and "/" not in source:
         path = SHIPPED / f"{source}.toml"
     if not path.is_file():
-        raise unknown("suite", source, [file.stem for file in SHIPPED.glob("*.toml")])
+        raise _missing(source)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -71,7 +71,8 @@ def detectable(questions: int, samples: int, seeds: int, *, groups: bool = False
     rng = np.random.default_rng(0)
     rest, spread = 2 * WITHIN / samples, SEED_SPREAD["groups" if groups else "pairs"] ** 2
     expected = rest + questions * spread, rest + seeds * QUESTION_SPREAD**2, rest
-    degrees = max(1, seeds - 1), questions - 1, max(1, seeds - 1) * (questions - 1)
+    of_seeds, of_questions = max(1, seeds - 1), max(1, questions - 1)
+    degrees = of_seeds, of_questions, of_seeds * of_questions
     drawn = [each * rng.chisquare(n, DRAWS) / n for each, n in zip(expected, degrees, strict=True)]
     if seeds == 1:  # the interval knows of questions only, and the difference has what the seed does
         drawn = [np.zeros(DRAWS), drawn[1], np.zeros(DRAWS)]

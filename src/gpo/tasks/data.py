@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo.errors import ConfigError, DataError
-from gpo.tasks import network
+from gpo.storage.hub import data_hub
 from gpo.types import Message, Split
 
 
@@ -82,7 +82,7 @@ class Hub:
         """Raises: DataError if the hub does not have it, or does not answer and its local cache has no copy."""
         from datasets import load_dataset
 
-        with network.hub() as unreachable:
+        with data_hub() as unreachable:
             try:
                 table = load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
             # datasets, huggingface_hub, requests, httpx and pyarrow all raise their own errors here.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.tasks.data import Hub, Row, conversation, hold_out, load_rows, worked_examples
 from gpo.tasks.grading import candidates, compare, extract, parse_number
 from gpo.types import Message, Problem, Score, Split
@@ -43,7 +43,7 @@ class GSM8K:
 
     def __post_init__(self) -> None:
         if self.most_steps is not None and self.most_steps < 2:
-            raise DataError(
+            raise ConfigError(
                 f"most_steps is {self.most_steps}; the shortest solutions of GSM8K have 2 lines. Give 2 or more."
             )
 

@@ -7,6 +7,7 @@ Source: Stojanovski et al. 2025, arXiv 2505.24760; github.com/open-thought/reaso
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -59,13 +60,12 @@ class ReasoningGym:
         return Score(value, "right" if value == 1.0 else "wrong", answer)
 
     def _generator(self, split: Split) -> Any:
-        return _generator(
-            self.generator, self.size, self.seed + SPLITS.index(split) * 1_000_003, tuple(self.config.items())
-        )
+        config = json.dumps(self.config, sort_keys=True)
+        return _generator(self.generator, self.size, self.seed + SPLITS.index(split) * 1_000_003, config)
 
 
 @lru_cache(maxsize=16)
-def _generator(name: str, size: int, seed: int, config: tuple[tuple[str, Any], ...]) -> Any:
+def _generator(name: str, size: int, seed: int, config: str) -> Any:
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -76,9 +76,9 @@ def _generator(name: str, size: int, seed: int, config: tuple[tuple[str, Any], .
     if name not in DATASETS:
         raise unknown("generator of reasoning-gym", name, DATASETS)
     try:
-        return reasoning_gym.create_dataset(name, size=size, seed=seed, **dict(config))
+        return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(config))
     except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"reasoning-gym refuses the settings {dict(config)} of {name!r}: {error}.") from error
+        raise ConfigError(f"reasoning-gym refuses the settings {config} of {name!r}: {error}.") from error
 
 
 def _answer(text: str) -> str | None:
