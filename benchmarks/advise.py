@@ -27,8 +27,9 @@ from gpo.advice.advise import plain_arm, sample_pilot, searching_arm
 from gpo.advice.expect import Evidence, expect, known_evidence
 from gpo.advice.pilot import Pilot
 from gpo.advice.work import Training, work_of
+from gpo.config.components import describe_component
 from gpo.config.options import resolve
-from gpo.config.run import RunConfig
+from gpo.config.run import RunConfig, settled
 from gpo.experiment.run import Run
 from gpo.statistics import Interval
 from gpo.storage.chunks import Chunks
@@ -66,7 +67,7 @@ def judge(
     rows = [row for row in outcomes if (row.cell.regime, row.cell.method, row.cell.phase) == (regime, method, "test")]
     if not rows:
         return None
-    config: RunConfig = resolve(rows[0].options)
+    config: RunConfig = settled(resolve(rows[0].options))
     plain, search = plain_arm(config), searching_arm(config)
     found = next(
         (c for c in contrasts(suite, rows) if (c.regime, c.method, c.arm, c.other) == (regime, method, search, plain)),
@@ -74,8 +75,8 @@ def judge(
     )
     if plain is None or search is None or found is None:
         return None
-    training = Training.of(config)
-    expected = expect(pilot, training.pairs, evidence, config.by_stratum(search))
+    training, name = Training.of(config), describe_component("method", config.method)["name"]
+    expected = expect(pilot, training.pairs, evidence, config.by_stratum(search), name)
     chosen = search if expected.search else plain
     difference = found.difference
     best = search if difference.estimate > 0 else plain
