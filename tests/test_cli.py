@@ -42,10 +42,10 @@ def test_options_are_told_from_names() -> None:
     with pytest.raises(ConfigError, match="'-' is no option"):
         split(["run", "-"])
     assert split(["train", "--method.bf16"])[1] == {"method.bf16": "true"}
-    assert split(["--test-problems", "8", "--dry-run", "--arms.my-arm.rule", "drop"])[1] == {
+    assert split(["--test-problems", "8", "--dry-run", "--arms.my-arm.max-steps", "3"])[1] == {
         "test_problems": "8",
         "dry-run": "true",
-        "arms.my-arm.rule": "drop",
+        "arms.my-arm.max_steps": "3",
     }
 
 
@@ -121,7 +121,10 @@ def test_a_run_does_not_begin_where_something_else_is(tmp_path: Path, capsys: py
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "logs/log.txt").write_text("begun")
     assert "There is no run" in fails(["evaluate", str(tmp_path / "empty")], capsys)[1]
-    assert "is no run and has other folders: package" in fails(["run", str(tmp_path / "code"), *TOY], capsys)[1]
+    assert (
+        "is no run and has folders of something else: package"
+        in fails(["run", str(tmp_path / "code"), *TOY], capsys)[1]
+    )
     assert [path.name for path in (tmp_path / "code").iterdir()] == ["package"]
     assert main(["rollout", str(tmp_path / "logs"), *TOY]) == 0
     capsys.readouterr()

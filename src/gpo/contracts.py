@@ -55,10 +55,10 @@ class ParallelTask(Task, Protocol):
 
 @runtime_checkable
 class LimitedTask(Task, Protocol):
-    """A task that says how long the grading of one answer may take, in place of a minute; of no `ParallelTask`."""
+    """A task that says how long the grading of one answer may take, in place of a minute; None: it ends what hangs."""
 
     @property
-    def score_seconds(self) -> float: ...
+    def score_seconds(self) -> float | None: ...
 
 
 @runtime_checkable

@@ -285,9 +285,10 @@ def test_a_thousand_questions_survive_sigkill(tmp_path: Path) -> None:
 
 def test_an_engine_with_a_model_of_its_own_is_not_called_by_other_names(tmp_path: Path) -> None:
     a = checkpoint(tmp_path / "a", 0)
-    with pytest.raises(ConfigError, match=r"a model of its own, reasoner, and --models names others"):
+    with pytest.raises(ConfigError, match=r"has the model reasoner. Name it with --models reasoner"):
         EvaluationConfig(models={"a": a}, engine=Spec("engine", "hf", {"model": "reasoner"}))
-    assert EvaluationConfig(models={"a": a}, engine=Spec("engine", "hf", {"model": None})).models
+    for model in (None, a):
+        assert EvaluationConfig(models={"a": a}, engine=Spec("engine", "hf", {"model": model})).models
 
 
 def test_a_run_is_no_model(tmp_path: Path) -> None:

@@ -66,8 +66,24 @@ def test_what_the_limit_leaves_without_a_rollout_is_not_searched(tmp_path: Path)
     scores = run.locate("gpo")
     assert 0 < len(scores) < 32
     assert all(score.tokens for score in scores)
-    with run.held():
-        assert run.locate("gpo") == scores  # nothing is tried again
+    events = run.files.events.path.read_bytes()
+    assert run.locate("gpo") == scores
+    assert run.files.events.path.read_bytes() == events  # nothing is tried again
+
+
+def test_a_rollout_is_no_longer_than_the_context(tmp_path: Path) -> None:
+    found = {}
+    for most in (40, 1500):
+        engine = Spec("engine", "gpo.toy:ChainEngine", {"context_length": 40})
+        config = toy_config(arms={"gpo": Spec("estimator", "monte_carlo")}, engine=engine, max_tokens=most)
+        found[most] = len(Run(tmp_path / str(most), config).locate("gpo"))
+    assert found[1500] == found[40] > 2
+
+
+def test_a_search_that_no_rollout_fits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, toy_config(arms={"gpo": Spec("estimator", "monte_carlo")}, budget=1.1, max_tokens=4000))
+    assert run.locate("gpo") == []
+    assert "The search of gpo may take" in caplog.text
 
 
 def test_a_search_says_once_that_it_is_over(tmp_path: Path) -> None:

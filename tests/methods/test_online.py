@@ -462,9 +462,12 @@ def test_what_is_gone_on_with_takes_the_settings_that_it_is_given(tmp_path: Path
     second = GRPO(tmp_path / "saved", learning_rate=1e-5, weight_decay=0.5)
     assert second.optimizer.state_dict()["state"]
     assert {(g["lr"], g["weight_decay"]) for g in second.optimizer.param_groups} == {(1e-5, 0.5)}
-    adapters = GRPO(tmp_path / "saved", lora=2)
-    assert not adapters.optimizer.state_dict()["state"]
-    assert adapters.updates == 0
+    for rank in (2, 4):
+        adapters = GRPO(tmp_path / "saved", lora=rank, merge=True, learning_rate=1e-3)
+        assert not adapters.optimizer.state_dict()["state"]
+        assert adapters.updates == 0
+        adapters.update(mixed_groups())
+        adapters.save(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(("number", "updates"), [(1, 0), (2, 1)])

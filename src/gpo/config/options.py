@@ -78,8 +78,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             names.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        if not name.startswith("arms."):  # whose names may have one
-            name = name.replace("-", "_")
+        kept = ".".join(name.split(".")[:2]) if name.startswith("arms.") else ""  # names of arms may have one
+        name = kept + name.removeprefix(kept).replace("-", "_")
         name = "dry-run" if name == "dry_run" else name
         if not equals:
             given = left and not left[0].startswith("--") and name not in NO_VALUE
@@ -168,7 +168,7 @@ def _unknown_option(name: str, known: Sequence[str], chosen: Mapping[str, str]) 
     """
     own = ELSEWHERE.get(name, name)
     meant = own if own in known else None
-    if own == name and get_close_matches(name, known, n=1, cutoff=0.8):
+    if own == name and get_close_matches(name, known, n=1, cutoff=0.85):
         return unknown("option", f"--{name}", [f"--{each}" for each in known])  # no component need be imported
     for kind in COMPONENTS:
         with suppress(Exception):  # a component that is not there or lacks a package is another matter

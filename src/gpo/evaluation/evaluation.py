@@ -77,9 +77,10 @@ class EvaluationConfig:
         if not self.models:
             raise ConfigError("Which models? Give --models A,B with directories or hub ids.")
         for name in self.models:
-            if isinstance(self.models[name], str) and (own := own_model(self.engine)) is not None:
+            model, own = self.models[name], own_model(self.engine)
+            if isinstance(model, str) and own not in (None, model):
                 raise ConfigError(
-                    f"The engine has a model of its own, {own}, and --models names others. Leave one out."
+                    f"The engine has the model {own}. Name it with --models {own}, without --engine.model."
                 )
             if not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
                 raise ConfigError(f"A model cannot be called {name!r}: letters, digits, '.', '-' and '_' only.")
@@ -87,8 +88,7 @@ class EvaluationConfig:
 
 def own_model(engine: Engine | Spec | str) -> Any:
     """The model that an engine was given; None where it has none or takes any."""
-    settings = engine.settings if isinstance(engine, Spec) else vars(engine) if not isinstance(engine, str) else {}
-    return settings.get("model")
+    return engine.settings.get("model") if isinstance(engine, Spec) else getattr(engine, "model", None)
 
 
 def model_names(text: str, known: Mapping[str, str] = {}) -> dict[str, str]:

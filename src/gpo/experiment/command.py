@@ -29,7 +29,7 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
         raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
     files = RunDirectory(directory)
     stored = files.config() if name == "results" else files.config_or_none()
-    if stored is None:
+    if stored is None and not dry:
         _refuse_to_begin(directory, bare=name != "run" and not options)
     refuse_strangers(directory, stored, options.values())
     if dry:
@@ -60,7 +60,8 @@ def _refuse_to_begin(directory: Path, bare: bool) -> None:
         raise ConfigError(f"There is no run {directory}. Start one with: gpo run {directory}, or give options for it.")
     folders = sorted(path.name for path in directory.glob("*/")) if directory.is_dir() else []
     if others := [name for name in folders if not name.startswith(".") and name not in FOLDERS]:
-        raise ConfigError(f"{directory} is no run and has other folders: {', '.join(others[:3])}. Name a new one.")
+        told = ", ".join(others[:3])
+        raise ConfigError(f"{directory} is no run and has folders of something else: {told}. Name another one.")
 
 
 def do(name: str, run: Run, arm: str | None) -> Results | None:

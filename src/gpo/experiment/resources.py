@@ -125,6 +125,7 @@ class Resources:
             remove(self.files.path / name)
         if any(each.startswith(("credit ", "pairs.")) for each in changed):
             for arm in self.config.arms:
+                remove(self.files.dataset(arm))
                 remove(self.files.pairs(arm))
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
         if not asked:

@@ -114,6 +114,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             _copy_search(work, state, estimator)
             return
         estimator = replace(estimator, search=work.estimator(estimator.arm, state.checkpoint))
+    if state.resets.read():
+        return
     stratum = _by_stratum(work, state.arm, estimator)
     candidates = _candidates(work, state, stratum)
     # Only what a buffer keeps is searched twice.
@@ -127,7 +129,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
         spent = sum(score.tokens for score in found)
         if withheld or (searches is not None and len(found) >= searches):
             break
-        if spent and limit - spent < work.config.max_tokens:
+        left = limit - spent
+        if spent and left < work.config.max_tokens and left < work.engine(state.checkpoint).context_length:
             break  # one more rollout might not fit
         known = {score.trajectory_id for score in found}
         batch = next_searches(
@@ -158,7 +161,10 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             # In trajectories, of as many as the budget is expected to pay for.
             paid = round(limit * done / spent) if spent else len(candidates)
             report(done, min(max(done + 1, paid), len(candidates)), "trajectories", sampler.tokens)
-    if len(found) > began:
+    if withheld and not spent:
+        message = "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. Raise --budget."
+        log.warning(message, state.label, limit, work.config.max_tokens)
+    if len(found) > began and searches is None:
         work.teller.step(Stage.LOCATE, state.label, len(found), len(found), "trajectories")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ class Online(Training):
         parameters = self._parameters()
         optimizer = torch.optim.AdamW(parameters, lr=self.rate, weight_decay=self.weight_decay, foreach=fused)
         state = self._saved_state()
-        if state is not None and _fits(optimizer, state["optimizer"]):
+        if state is not None:
             load_optimizer(optimizer, state["optimizer"])
             for group in optimizer.param_groups:
                 group |= {"lr": self.rate, "weight_decay": self.weight_decay}
@@ -173,10 +173,11 @@ class Online(Training):
 
     def save(self, path: Path) -> None:
         """Write the model, its tokenizer and the state of training to a directory."""
-        about = {"method": type(self).__name__, "updates": self.updates}
+        about = {"method": type(self).__name__, "updates": self.updates, "shapes": self._shapes}
         state = {**about, "optimizer": whole(self.optimizer.state_dict(), keep=self._writes), **self._extra_state()}
+        kept = None if self.merges and self.lora is not None else state  # whole weights are no adapters to go on with
         exact = not self._context.last
-        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=state)
+        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=kept)
         if self._writes and self._context.work_dir is not None:
             UpdateCheckpoint(self._context.work_dir).clear()
         self.accelerator.wait_for_everyone()
@@ -247,10 +248,16 @@ class Online(Training):
         return {}
 
     def _saved_state(self) -> dict[str, Any] | None:
-        """What `save` left beside the model; None where there is none, another method's, or another run's."""
+        """What `save` left beside the model; None where there is none, or another method's, run's or adapters'."""
         begins = self.model is None and self._context.number == 1
         state = {} if begins else saved_state(self._source)
-        return state if state.get("method") == type(self).__name__ else None
+        same = state.get("method") == type(self).__name__ and state["shapes"] == self._shapes
+        return state if same else None
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the model's weights that are trained."""
+        return [tuple(parameter.shape) for parameter in self.policy.model.parameters() if parameter.requires_grad]
 
     def _rows(self, groups: Sequence[Group]) -> tuple[list[TrainingRow], int]:
         credit, strength = self._context.credit, self._context.pairing.strength
@@ -381,10 +388,3 @@ class Online(Training):
 
     def _extra_loss(self, rows: Sequence[TrainingRow], out: Scores, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros((), device=weight.device), {}
-
-
-def _fits(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> bool:
-    """Whether a state is of as many parameters: with new adapters, or without those that were merged, it is not."""
-    return [len(group["params"]) for group in optimizer.param_groups] == [
-        len(group["params"]) for group in state["param_groups"]
-    ]

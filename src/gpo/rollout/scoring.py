@@ -80,7 +80,7 @@ def _checked(given: object) -> Score:
 
 def limit_of(task: Task) -> float | None:
     """Seconds that the grading of one answer may take; None where a task ends what hangs itself."""
-    if isinstance(task, ParallelTask) and task.parallel > 1:
+    if isinstance(task, ParallelTask) and not isinstance(task, LimitedTask):
         return None
     return task.score_seconds if isinstance(task, LimitedTask) else LIMIT
 

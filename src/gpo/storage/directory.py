@@ -22,7 +22,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {  # that readers use, beside components
     **{"model": (str,), "pairs": (dict,)},
 }
 ARM = re.compile(r"[\w-]+")
-FOLDERS = ("arms", "evaluation", "images", "plots")  # of a run
+FOLDERS = ("arms", "evaluation", "images", "plots", "logs", "wandb", "lost+found")  # of a run, or beside it
 BASE = "base"  # the model before training, as an evaluated model beside the arms
 
 
@@ -256,6 +256,5 @@ def model_name(config: Mapping[str, Any]) -> str:
 
 def runs_in(folder: Path) -> list[str]:
     """The names of the run directories that a folder holds."""
-    return sorted(
-        path.parent.name for path in folder.glob("*/problems.jsonl") if (path.parent / "config.json").exists()
-    )
+    found = (path.parent for path in folder.glob("*/config.json"))
+    return sorted(path.name for path in found if (path / "rollouts.jsonl").exists())
