@@ -36,6 +36,7 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
         ("regimes", "regimes", 10),
         ("benchmarks/suites/rare.toml", "rare", 2),
         ("table", "table", 4),
+        ("benchmarks/suites/online_rate.toml", "online_rate", 3),
     ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
