@@ -56,6 +56,7 @@ def small_run(kind: str = "online", **changes: Any) -> RunConfig:
         "test_samples": 2,
         "locate_per_problem": 1,
         "chunk": 8,
+        "max_tokens": 100,  # of which the search's share holds several
     }
     return toy_config(**settings | changes)
 

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -154,7 +155,8 @@ def test_every_row_says_where_it_comes_from(run: Run) -> None:
             assert trajectory.score.right == (side == "chosen")
             assert [*row["prefix_ids"], *row[f"{side}_ids"]] == list(trajectory.response_ids)
         if origin["parent"] in scores:
-            assert origin["values"] == list(scores[origin["parent"]].values)
+            values = scores[origin["parent"]].values
+            assert origin["values"] == [None if isnan(value) else value for value in values]
             assert groups[origin["parent"]].boundaries[origin["boundary"]] == origin["prefix_tokens"]
             behind += 1
     assert behind

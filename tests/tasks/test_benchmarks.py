@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gpo
-from gpo.errors import DataError
+from gpo.errors import ConfigError
 
 DATA = Path(os.environ.get("GPO_DATA") or Path(__file__).parents[3] / "shared" / "data")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no benchmark data at {DATA}; set GPO_DATA")
@@ -89,7 +89,7 @@ def test_gsm8k_can_be_kept_to_short_solutions() -> None:
     assert len(short) == 140
     assert all(everything[problem.id] == problem for problem in short)
     assert all(problem.metadata["solution"].count("\n") == 2 for problem in short)
-    with pytest.raises(DataError, match="most_steps is 1"):
+    with pytest.raises(ConfigError, match="most_steps is 1"):
         gpo.make("task", "gsm8k", most_steps=1)
 
 
