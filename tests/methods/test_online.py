@@ -462,6 +462,12 @@ def test_what_is_gone_on_with_takes_the_settings_that_it_is_given(tmp_path: Path
     second = GRPO(tmp_path / "saved", learning_rate=1e-5, weight_decay=0.5)
     assert second.optimizer.state_dict()["state"]
     assert {(g["lr"], g["weight_decay"]) for g in second.optimizer.param_groups} == {(1e-5, 0.5)}
+    state_file = tmp_path / "saved/training.pt"
+    before = torch.load(state_file, weights_only=True)
+    del before["shapes"]  # as an earlier version wrote it
+    torch.save(before, state_file)
+    assert GRPO(tmp_path / "saved", learning_rate=1e-5).optimizer.state_dict()["state"]
+    first.save(tmp_path / "saved")
     for rank in (2, 4):
         adapters = GRPO(tmp_path / "saved", lora=rank, merge=True, learning_rate=1e-3)
         assert not adapters.optimizer.state_dict()["state"]

@@ -251,8 +251,8 @@ class Online(Training):
         """What `save` left beside the model; None where there is none, or another method's, run's or adapters'."""
         begins = self.model is None and self._context.number == 1
         state = {} if begins else saved_state(self._source)
-        same = state.get("method") == type(self).__name__ and state["shapes"] == self._shapes
-        return state if same else None
+        same = state.get("method") == type(self).__name__ and state.get("shapes", self._shapes) == self._shapes
+        return state if same else None  # a state from before has no shapes
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-SECONDS = 2.0  # to wait for a reply
+SECONDS = 5.0  # to wait for a reply, through proxies too
 
 
 @cache
