@@ -53,6 +53,7 @@ test_problems = 2
 "arms.gpo" = "monte_carlo"
 "arms.gpo.rollouts" = 2
 budget = 6
+max_tokens = 100
 
 [methods.toy]
 method = "toy:ToyMethod"
@@ -117,6 +118,34 @@ def test_methods_of_one_seed_share_what_is_sampled(tmp_path: Path, monkeypatch: 
     assert first.read_bytes() == second.read_bytes()
     events = (tmp_path / "out/test/run/weak/0/events.jsonl").read_text().splitlines()
     assert not any(json.loads(event)["tokens"] for event in events if json.loads(event)["stage"] == "rollout")
+
+
+def test_other_searches_take_the_first_rollouts_and_what_was_answered_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = """
+        [methods.bisect]
+        from = "toy"
+        arms = "plain,gpo"
+        "arms.gpo" = "bisect"
+        [methods.apart]
+        from = "toy"
+        rollouts = 5
+    """
+    suite = toy_suite(tmp_path, more)
+    runs = SuiteRuns(suite, tmp_path / "out")
+    runs.run([Cell("run", "toy", 0)])
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "rollout", lambda *_: pytest.fail("sampled again"))
+        runs.run([Cell("run", "bisect", 0)])
+    runs.run([Cell("run", "apart", 0)])
+    files = {name: RunDirectory(tmp_path / f"out/test/run/{name}/0") for name in ("toy", "bisect", "apart")}
+    assert files["bisect"].resets("plain").read() == files["toy"].resets("plain").read()
+    assert files["bisect"].scores("gpo").read() != files["toy"].scores("gpo").read()
+    events = [json.loads(line) for line in (files["bisect"].path / "events.jsonl").read_text().splitlines()]
+    asked = {(event["stage"], event["arm"]) for event in events if event["tokens"]}
+    assert asked == {("locate", "gpo"), ("reset", "gpo"), ("evaluate", "plain"), ("evaluate", "gpo")}
+    assert len(files["apart"].rollouts.read()[0].trajectories) == 5
 
 
 def test_two_processes_share_a_suite_by_its_directory(tmp_path: Path) -> None:
@@ -302,6 +331,20 @@ def test_a_contrast_pairs_questions_and_averages_seeds() -> None:
     assert [interval.n for interval in found.horizons.values()] == [2, 0, 1, 1]
     assert "steps the model took" in markdown(SUITE, rows)
     assert flops(rows[0], rows[0].arms["gpo"]) == 10 * (2 * 100 + 6 * 50)
+
+
+def test_a_row_is_compared_with_the_one_that_it_is_from() -> None:
+    suite = replace(SUITE, methods={"m": {}, "less": {"arms": "gpo"}}, origins={"less": "m"})
+    rows = [outcome(0, [1, 1, 0, 0], [0, 1, 0, 1]), outcome(1, [1, 0, 0, 1], [0, 0, 0, 1])]
+    other = outcome(1, [1, 1, 1, 1], [0, 0, 0, 0])
+    other = replace(other, cell=Cell("r", "less", 1), options={"arms": "gpo"}, trained=other.trained[1:])
+    found = {each.name: each for each in contrasts(suite, [*rows, other]) if each.method == "less"}
+    assert list(found) == ["gpo - base", "gpo - plain of m", "gpo - gpo of m"]
+    assert found["gpo - gpo of m"].difference.estimate == 0.5
+    assert found["gpo - plain of m"].difference.estimate == 0.75
+    assert {each.seeds for each in found.values()} == {1}
+    assert "gpo is ahead of gpo of m in 1 of 1 rows" in markdown(suite, [*rows, other])
+    assert [each.name for each in contrasts(suite, [other])] == ["gpo - base"]
 
 
 def test_how_soon_arms_learn_is_of_the_rounds_after_the_first() -> None:

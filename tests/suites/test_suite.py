@@ -56,6 +56,28 @@ def test_cells_are_options_of_runs(tmp_path: Path) -> None:
     assert (config.problems, config.seed, config.test_split, config.reuse) == (4, 3, "dev", False)
 
 
+def test_a_row_may_be_another_one_but_for_some_options(tmp_path: Path) -> None:
+    text = """
+        [methods.dpo]
+        budget = 3
+        [methods.half]
+        from = "dpo"
+        arms = "gpo"
+        [methods.simpo]
+        from = "half"
+        budget = 4
+    """
+    suite = read_suite(written(tmp_path, text))
+    assert dict(suite.origins) == {"half": "dpo", "simpo": "half"}
+    assert suite.methods == {
+        "dpo": {"method": "dpo", "budget": "3"},
+        "half": {"method": "dpo", "budget": "3", "arms": "gpo"},
+        "simpo": {"method": "simpo", "budget": "4", "arms": "gpo"},
+    }
+    with pytest.raises(ConfigError, match=r"method above methods\.half .*'dpa'.*dpo"):
+        read_suite(written(tmp_path, text.replace('from = "dpo"', 'from = "dpa"')))
+
+
 def test_a_suite_may_ask_development_questions(tmp_path: Path) -> None:
     suite = read_suite(written(tmp_path, f'split = "dev"\n{SUITE.partition("[tuning]")[0]}'))
     assert suite.options(Cell("small", "mine", 4))["test_split"] == "dev"

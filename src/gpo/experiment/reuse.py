@@ -6,24 +6,23 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from gpo.config.components import made
 from gpo.config.options import resolve
-from gpo.config.run import RunConfig, describe, differences
+from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import foreign_code, refuse_strangers
 from gpo.errors import ConfigError
-from gpo.experiment.changes import FREE
+from gpo.estimators.matched import MatchedRandom
+from gpo.experiment.changes import FREE, OF_ARMS, OF_TEST, OF_TRAINING
 from gpo.experiment.resources import Resources
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import replacing
 from gpo.storage.rounds import RoundState
 
-TRAINED = (
-    "method.",
-    "pairs.",
-    "credit ",
-    "test_",
-    *FREE,
-)  # settings that say nothing about what is sampled to train on
+TRAINED = (*OF_TRAINING, *OF_TEST, *FREE)  # settings that say nothing about what is sampled to train on
+ROUNDS = ("problems ", "rounds ", "round_problems ")  # settings of arms that the first rollouts depend on
+LATER = (*TRAINED, *(name for name in OF_ARMS if name not in ROUNDS))  # settings that say nothing about the first ones
 
 
 def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunConfig:
@@ -59,9 +58,31 @@ def take_samples(source: Path, target: Path, options: Mapping[str, str]) -> RunC
     return config
 
 
+def first_alike(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two runs have the same first rollouts; then the same questions have the same answers before training."""
+    changed = differences(_without_arms(one), _without_arms(other))
+    return all(each.startswith(LATER) for each in changed)
+
+
+def arms_alike(one: RunConfig, other: RunConfig) -> set[str]:
+    """The arms that search and reset in both runs alike. None where there are several rounds, which train between."""
+    one, other = settled(one), settled(other)
+    changed = differences(_without_arms(one), _without_arms(other))
+    if max(one.rounds, other.rounds) > 1 or not all(each.startswith(TRAINED) for each in changed):
+        return set()
+    first, second = describe(one)["arms"], describe(other)["arms"]
+    same = {arm for arm in first if first[arm] == second.get(arm)}
+    searches = {arm: made("estimator", one.arms[arm]) for arm in same}
+    return {arm for arm, each in searches.items() if not isinstance(each, MatchedRandom) or each.arm in same}
+
+
+def _without_arms(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in describe(config).items() if name != "arms"}
+
+
 def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
-    """The samples of a run of one round, and its questions and answers before training where these are the same, for
-    another run whose settings sample the same.
+    """What a run has sampled that another one would sample alike: first rollouts, searches and resets of arms, and,
+    where the same is asked, questions and answers before training.
 
     Samples that the other run has already stay.
 
@@ -72,11 +93,12 @@ def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
     raw = files.config()
     refuse_strangers(source, raw, foreign_code(describe(config)))
     stored = resolve({}, raw)
-    if RunDirectory(target).rollouts.read():
+    if RunDirectory(target).rollouts.read() or not first_alike(stored, config):
         return
+    arms = arms_alike(stored, config)
     work = Resources(target, replace(config, launch=None))
     with work.held():
-        for path in _samples(files, list(config.arms), same_questions=_questions(stored) == _questions(config)):
+        for path in _samples(files, sorted(arms), same_questions=_questions(stored) == _questions(config)):
             with replacing(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
 

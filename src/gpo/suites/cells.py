@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,10 +15,9 @@ from gpo.advice.cost import shape_of
 from gpo.config.components import made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve
-from gpo.config.run import describe, differences, settled
 from gpo.errors import GPOError, Refusal
 from gpo.estimators.matched import MatchedRandom
-from gpo.experiment.reuse import TRAINED, copy_samples
+from gpo.experiment.reuse import arms_alike, copy_samples, first_alike
 from gpo.experiment.run import Run
 from gpo.report.results import summarize
 from gpo.report.strata import horizons, shares
@@ -167,18 +166,17 @@ class SuiteRuns:
         return [cell for cell in cells if cell not in finished]
 
     def _is_free(self, cell: Cell, held: Sequence[Cell]) -> bool:
-        """Whether no process that holds a cell runs this one, or samples what it could take and no finished run has."""
-        options = self.suite.options(cell)
+        """Whether no process that holds a cell samples for an arm what this one could take and no finished run has."""
         if cell in held:
             return False
-        alike = any(self._samples_alike(options, self.suite.options(each)) for each in held)
-        return not alike or self._source(cell)[1]
+        _, found = self._source(cell)
+        return all(self._alike(cell, self.suite.options(each), self._arms(each)) <= found for each in held)
 
     def _run(self, cell: Cell, left: int) -> None:
         options = self.suite.options(cell)
         config = resolve(options)
         directory = self.folder / cell.name
-        source, _ = self._source(cell)
+        source, taken = self._source(cell)
         if source is not None:
             copy_samples(source, directory, config)
         run = Run(directory, config, on_progress=self._on_progress)
@@ -192,7 +190,7 @@ class SuiteRuns:
             for name in (BASE, *arms):
                 run.evaluate(name)
             run.report()
-            outcome = outcome_of(self.suite.name, cell, options, run.files, arms, source)
+            outcome = outcome_of(self.suite.name, cell, options, run.files, arms, source, taken)
             with self.alone():
                 self.file.append([outcome])
         self._on_outcome(cell)
@@ -210,32 +208,39 @@ class SuiteRuns:
             yield
             check()
 
-    def _source(self, cell: Cell) -> tuple[Path | None, bool]:
-        """The finished run of the suite that sampled most of what this one would, and whether it is all of it."""
-        options = self.suite.options(cell)
-        wanted = set(cell.arms or resolve(options).arms)
+    def _source(self, cell: Cell) -> tuple[Path | None, set[str]]:
+        """The finished run of the suite that sampled most of what this one would, and the arms that it did that for."""
+        ours = resolve(self.suite.options(cell))
         found = [
-            (len(wanted & set(row.arms)), directory)
+            (directory, self._alike(cell, row.options, set(row.arms)))
             for row in self.outcomes()
             if row.cell != cell
             and RunDirectory(directory := self.folder / row.cell.name).rollouts.path.exists()
-            and self._samples_alike(options, row.options)
+            and row.options["seed"] == str(cell.seed)
+            and first_alike(ours, resolve(row.options))
         ]
-        count, source = max(found, key=lambda each: each[0], default=(0, None))
-        return source, count == len(wanted)
+        return max(found, key=lambda each: len(each[1]), default=(None, set()))
 
-    def _samples_alike(self, options: Options, others: Options) -> bool:
-        if options["seed"] != others["seed"]:
-            return False
-        one, other = settled(resolve(options)), settled(resolve(others))
-        changed = differences(describe(one), describe(other))
-        return one.rounds == other.rounds == 1 and all(each.startswith(TRAINED) for each in changed)
+    def _alike(self, cell: Cell, options: Options, arms: set[str]) -> set[str]:
+        """Of the arms of another cell those that search and reset as this one would."""
+        if options["seed"] != str(cell.seed):
+            return set()
+        return arms & self._arms(cell) & arms_alike(resolve(self.suite.options(cell)), resolve(options))
+
+    def _arms(self, cell: Cell) -> set[str]:
+        return set(cell.arms or resolve(self.suite.options(cell)).arms)
 
 
 def outcome_of(
-    suite: str, cell: Cell, options: Options, files: RunDirectory, arms: Sequence[str], source: Path | None = None
+    suite: str,
+    cell: Cell,
+    options: Options,
+    files: RunDirectory,
+    arms: Sequence[str],
+    source: Path | None = None,
+    taken: Set[str] = frozenset(),
 ) -> Outcome:
-    """What a finished run has found; `source` is the run whose samples it took."""
+    """What a finished run has found; `source` is the run whose first rollouts it took, and all samples of some arms."""
     results = summarize(files)
     tokens = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
     problems = files.problems("test") or []
@@ -253,7 +258,7 @@ def outcome_of(
                 right=shares(files.evaluation(arm).read()),
                 sampled_tokens=tokens[arm],
                 trained_tokens=_trained(files, arm),
-                seconds=_seconds(files, arm, options, source),
+                seconds=_seconds(files, arm, options, source, arm in taken),
                 rounds=_rounds(files, arm),
             )
             for arm in arms
@@ -276,15 +281,18 @@ def _rounds(files: RunDirectory, arm: str) -> tuple[RoundOutcome, ...]:
     )
 
 
-def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | None) -> dict[str, float]:
+def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | None, taken: bool) -> dict[str, float]:
     """By stage, with what was taken over: samples of another run, and the search whose price a control pays."""
-    sampling = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET}
-    sampled = files.events if source is None else RunDirectory(source).events
-    before = {stage: seconds for stage, seconds in sampled.seconds_of(arm).items() if stage in sampling}
-    spent = before | files.events.seconds_of(arm)
+    spent = dict(files.events.seconds_of(arm))
+    elsewhere = None if source is None else RunDirectory(source).events
+    if elsewhere is not None:
+        stages = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET} if taken else {Stage.ROLLOUT}
+        before = elsewhere.seconds_of(arm)
+        spent |= {stage: max(before[stage], spent.get(stage, 0.0)) for stage in stages if stage in before}
     estimator = made("estimator", resolve(options).arms[arm])
     if isinstance(estimator, MatchedRandom):
-        spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + sampled.seconds_of_search(estimator.arm)
+        searches = elsewhere if elsewhere is not None and taken else files.events
+        spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + searches.seconds_of_search(estimator.arm)
     return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 

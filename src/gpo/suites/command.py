@@ -161,10 +161,11 @@ def plan(suite: Suite) -> str:
     rows = [(regime, method) for regime in suite.regimes for method in suite.methods]
     first: RunConfig = resolve(suite.options(Cell(*rows[0], suite.seeds[0])))
     questions = first.test_problems
+    arms = dict.fromkeys(arm for row in rows for arm in resolve(suite.options(Cell(*row, suite.seeds[0]))).arms)
     lines = [
         suite.title,
         f"  rows        {len(rows)}: {len(suite.methods)} methods, {len(suite.regimes)} regimes",
-        f"  arms        {', '.join(first.arms)}",
+        f"  arms        {', '.join(arms)}",
         f"  seeds       {len(suite.seeds)} ({', '.join(map(str, suite.seeds))})",
         f"  tuning      {len(tuning)} runs on development questions",
         f"  test        {len(rows) * len(suite.seeds)} runs, more where arms have different settings",

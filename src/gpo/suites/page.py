@@ -41,7 +41,7 @@ def difference_rows(found: Sequence[Contrast]) -> Table:
         [
             one_line(each.regime, NAME),
             one_line(each.method, NAME),
-            f"{each.arm} - {each.other}",
+            one_line(each.name, NAME),
             percent(each.difference, signed=True),
             str(each.seeds),
             str(each.difference.n),
@@ -81,7 +81,7 @@ def strata_rows(found: Sequence[Contrast], kind: Literal["strata", "horizons"] =
     for each, intervals in zip(found, told, strict=True):
         cells = [f"{percent(intervals[name], signed=True)} (n={intervals[name].n})" for name in names]
         rows.append(
-            [f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}", f"{each.arm} - {each.other}", *cells]
+            [f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}", one_line(each.name, NAME), *cells]
         )
     return ["row", "arms", *names], rows
 
@@ -92,17 +92,21 @@ def learning_rows(found: Sequence[Contrast], standing: Sequence[Standing]) -> Ta
     for each in found:
         if not each.learning.n:
             continue
-        ours = [s for s in standing if (s.regime, s.method) == (each.regime, each.method)]
-        target = reached_by_all(ours)
-        tokens = {s.arm: tokens_to_reach(s.curve, target) for s in ours if s.curve}
+        theirs = [s for s in standing if (s.regime, s.method) == (each.regime, each.origin) and s.curve]
+        ours = [s for s in standing if (s.regime, s.method) == (each.regime, each.method) and s.curve]
+        target = reached_by_all([*ours, *theirs])
+        mine, yours = (
+            next(tokens_to_reach(s.curve, target) for s in row if s.arm == arm)
+            for row, arm in ((ours, each.arm), (theirs, each.other))
+        )
         rows.append(
             [
                 f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}",
-                f"{each.arm} - {each.other}",
+                one_line(each.name, NAME),
                 percent(each.learning, signed=True),
                 f"{100 * target:.1f}",
-                f"{tokens[each.arm]:,.0f}",
-                f"{tokens[each.other]:,.0f}",
+                f"{mine:,.0f}",
+                f"{yours:,.0f}",
             ]
         )
     return ["row", "arms", "in training", "tokens until all reach", "the first", "the second"], rows
@@ -111,12 +115,13 @@ def learning_rows(found: Sequence[Contrast], standing: Sequence[Standing]) -> Ta
 def verdict(found: Sequence[Contrast]) -> list[str]:
     """One sentence for each pair of arms: in how many rows the first is ahead, and surely."""
     lines = []
-    for pair in dict.fromkeys((each.arm, each.other) for each in found):
-        ours = [each.difference for each in found if (each.arm, each.other) == pair]
+    for name in dict.fromkeys(each.name for each in found):
+        ours = [each.difference for each in found if each.name == name]
+        arm, _, other = name.partition(" - ")
         ahead = sum(each.estimate > 0 for each in ours)
         surely, behind = sum(each.lower > 0 for each in ours), sum(each.upper < 0 for each in ours)
         lines.append(
-            f"{pair[0]} is ahead of {pair[1]} in {ahead} of {len(ours)} rows, in {surely} with an interval clear of 0; "
+            f"{arm} is ahead of {other} in {ahead} of {len(ours)} rows, in {surely} with an interval clear of 0; "
             f"behind with one clear of 0 in {behind}."
         )
     return lines
@@ -219,21 +224,20 @@ def curve_figure(found: Sequence[Standing]) -> Figure:
 def difference_figure(found: Sequence[Contrast]) -> Figure:
     """Every difference with its interval, a row for each regime and method."""
     rows = list(dict.fromkeys((each.regime, each.method) for each in found))
-    pairs = list(dict.fromkeys((each.arm, each.other) for each in found))
+    pairs = list(dict.fromkeys(each.name for each in found))
     figure = Figure(figsize=(8, 1.4 + 0.2 * len(rows) * (len(pairs) + 0.6)), dpi=130, layout="constrained")
     axes = figure.subplots()
     apart = min(0.3, 0.8 / max(1, len(pairs)))
-    for i, pair in enumerate(pairs):
-        ours = [each for each in found if (each.arm, each.other) == pair]
+    for i, name in enumerate(pairs):
+        ours = [each for each in found if each.name == name]
         places = [rows.index((each.regime, each.method)) + (i - (len(pairs) - 1) / 2) * apart for each in ours]
         values = [100 * each.difference.estimate for each in ours]
         errors = [
             [max(0.0, 100 * (each.difference.estimate - each.difference.lower)) for each in ours],
             [max(0.0, 100 * (each.difference.upper - each.difference.estimate)) for each in ours],
         ]
-        label, color = f"{pair[0]} - {pair[1]}", COLORS[(i + 1) % len(COLORS)]
-        shape = MARKERS[i % len(MARKERS)]
-        axes.errorbar(values, places, xerr=errors, fmt=shape, ms=5, capsize=2, color=color, label=label)
+        color, shape = COLORS[(i + 1) % len(COLORS)], MARKERS[i % len(MARKERS)]
+        axes.errorbar(values, places, xerr=errors, fmt=shape, ms=5, capsize=2, color=color, label=name)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(rows)), [f"{regime}: {method}" for regime, method in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)

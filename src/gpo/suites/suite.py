@@ -12,6 +12,9 @@
     [methods.dpo]                   # one row of the table each, in every regime
     [methods.kto]
     method = "kto"
+    [methods.dpo_half]              # the options of another row but for these, and compared with it
+    from = "dpo"
+    reset_fraction = 0.5
 
     [regimes.bbh]                   # what is trained on and asked
     task = "reasoner"
@@ -83,6 +86,7 @@ class Suite:
     split: Literal["dev", "test"] = "test"
     matched: Matched = "tokens"  # sampled ones
     source: str = ""  # how the command names it
+    origins: Mapping[str, str] = field(default_factory=dict)  # of a method that is another one but for some options
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
@@ -143,10 +147,7 @@ def read_suite(source: str) -> Suite:
         raise unknown("split", str(split), ["dev", "test"])
     if (matched := data.get("matched", "tokens")) not in get_args(Matched):
         raise unknown("measure to match", str(matched), get_args(Matched))
-    methods = {name: _options(rows, f"methods.{name}", path) for name, rows in _table(data, "methods", path).items()}
-    for name, options in methods.items():
-        if name in METHODS:
-            options.setdefault("method", name)
+    methods, origins = _methods(_table(data, "methods", path), path)
     suite = Suite(
         name=path.stem,
         title=str(data.get("title", path.stem)),
@@ -161,6 +162,7 @@ def read_suite(source: str) -> Suite:
         tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),
         quick=_options(data.get("quick", {}), "quick", path),
         source=source,
+        origins=origins,
     )
     if suite.tuning and split == "dev":
         raise ConfigError(f"{path}: tuning chooses on development questions; with it, split must be test.")
@@ -177,6 +179,23 @@ def _table(data: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
     if not isinstance(table, dict) or not all(isinstance(rows, dict) for rows in table.values()):
         raise ConfigError(f"{path}: {name} must be tables of options, such as [{name}.NAME].")
     return table
+
+
+def _methods(table: Mapping[str, Any], path: Path) -> tuple[dict[str, Options], dict[str, str]]:
+    """The options of each, and of which other one it has what it does not say itself."""
+    methods: dict[str, Options] = {}
+    origins: dict[str, str] = {}
+    for name, rows in table.items():
+        options = _options(rows, f"methods.{name}", path)
+        if name in METHODS:
+            options.setdefault("method", name)
+        if (origin := options.pop("from", None)) is not None:
+            if origin not in methods:
+                raise unknown(f"method above methods.{name} of the suite {path}", origin, list(methods))
+            origins[name] = origin
+            options = methods[origin] | options
+        methods[name] = options
+    return methods, origins
 
 
 def _options(rows: Any, where: str, path: Path) -> Options:

@@ -35,12 +35,18 @@ class Contrast:
     method: str
     arm: str
     other: str
+    origin: str  # the method of the other one; that of the arm, but where a row is compared with the one it is from
     difference: Interval  # of accuracy, arm minus other; n counts questions
     seeds: int
     tells: float  # the true difference that so many seeds, questions and samples would tell (`detectable`)
     strata: dict[str, Interval]  # the same among the questions of a stratum
     horizons: dict[str, Interval]  # and among those of so many steps; NaN where outcomes do not tell
     learning: Interval  # difference of the accuracy in training, mean over the rounds from the second; NaN without
+
+    @property
+    def name(self) -> str:
+        """Of the two arms, such as `gpo - plain` or `gpo - gpo of dpo`."""
+        return f"{self.arm} - {self.other}{f' of {self.origin}' * (self.origin != self.method)}"
 
 
 @dataclass(frozen=True)
@@ -89,22 +95,27 @@ def trains_on_groups(options: Options) -> bool:
 def contrasts(suite: Suite, outcomes: Sequence[Outcome]) -> list[Contrast]:
     """Every arm of a row against those before it, the last one first, and against the model before training.
 
+    Where the row is from another one, against the same arm there too, and against those that only the other one has.
     Over the seeds that both have finished, of those that ask the same questions.
     """
     found = []
-    for regime, method, rows in _rows(suite, outcomes):
-        arms = [BASE, *_arms(rows)]
-        for last in range(len(arms) - 1, 0, -1):
-            found += [_contrast(regime, method, arms[last], other, rows) for other in [*arms[1:last], BASE]]
+    rows_of = {(regime, method): rows for regime, method, rows in _rows(suite, outcomes)}
+    for (regime, method), rows in rows_of.items():
+        arms = _arms(rows)
+        origin = suite.origins.get(method, method)
+        theirs = rows_of.get((regime, origin), []) if origin != method else []
+        for last, arm in reversed(list(enumerate(arms))):
+            found += [_contrast(rows, arm, other, rows) for other in [*arms[:last], BASE]]
+            elsewhere = [other for other in (_arms(theirs) if theirs else []) if other == arm or other not in arms]
+            found += [_contrast(rows, arm, other, theirs) for other in elsewhere]
     return [each for each in found if each.seeds]
 
 
-def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Outcome]) -> Contrast:
+def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Outcome]) -> Contrast:
     pairs: list[tuple[Outcome, ArmOutcome, ArmOutcome | None]] = []
     for seed in sorted({row.cell.seed for row in rows}):
-        of_seed = [row for row in rows if row.cell.seed == seed]
-        ours = next((row for row in of_seed if arm in row.arms), None)
-        theirs = ours if other == BASE else next((row for row in of_seed if other in row.arms), None)
+        ours = _having(arm, rows, seed)
+        theirs = ours if other == BASE else _having(other, others, seed)
         if ours is not None and theirs is not None and ours.questions == theirs.questions:
             pairs.append((ours, ours.arms[arm], theirs.arms.get(other)))
     pairs = [each for each in pairs if each[0].questions == pairs[0][0].questions]
@@ -113,12 +124,15 @@ def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Out
         table.append(_numbers(mine.right) - _numbers(row.base if yours is None else yours.right))
         solved.append(_numbers(row.base))
         taken.append(_numbers(row.steps or (None,) * len(row.base)))
-        curves.append(np.empty(0) if yours is None else _learned(mine) - _learned(yours))
+        ahead = _learned(mine), _learned(mine if yours is None else yours)
+        same = yours is not None and len(ahead[0]) == len(ahead[1])
+        curves.append(ahead[0] - ahead[1] if same else np.empty(0))
     return Contrast(
-        regime,
-        method,
+        rows[0].cell.regime,
+        rows[0].cell.method,
         arm,
         other,
+        others[0].cell.method,
         crossed_mean(table),
         len(pairs),
         _tells(pairs[0][0], len(pairs)) if pairs else nan,
@@ -126,6 +140,10 @@ def _contrast(regime: str, method: str, arm: str, other: str, rows: Sequence[Out
         _among(table, [_over_seeds(taken)] * len(table), HORIZONS),
         crossed_mean([curve for curve in curves if len(curve) == len(curves[0])]),
     )
+
+
+def _having(arm: str, rows: Sequence[Outcome], seed: int) -> Outcome | None:
+    return next((row for row in rows if row.cell.seed == seed and arm in row.arms), None)
 
 
 def _tells(row: Outcome, seeds: int) -> float:
