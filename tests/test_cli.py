@@ -101,6 +101,7 @@ def test_results_fit_in_80_columns(tmp_path: Path) -> None:
         (["run", "r", "--arms", "plain, plain"], "--arms names an arm twice."),
         (["run", "r", "--arm", "gpo"], "gpo run is for all arms. --arm goes with locate, reset,"),
         (["run", "r", "--data", "nowhere"], "--data nowhere: there is no such folder."),
+        (["results", "r", "--problems", "8"], "gpo results says what is in r and has no options, got --"),
         (["results", "nowhere"], "nowhere is no run directory. Start one with: gpo run nowhere"),
         (["evaluate", "nowhere", "--models", "a", "--test-problems", "8"], "It is called --limit where models"),
         (["compare", "mine.toml"], "There is no suite file mine.toml. These ship with GPO: ablations,"),

@@ -44,7 +44,6 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
 COMMANDS = (
     ["run", "r"],
     ["rollout", "r"],
-    ["results", "r"],
     ["locate", "r", "--question", "1?", "--answer", "1"],
     ["locate", "r", "--watch", "--question", "1?"],
     ["run", "mine", "--samples", "r"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +12,12 @@ from gpo.config.options import resolve
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.reuse import take_samples
-from gpo.experiment.run import Run
+from gpo.experiment.run import Run, report
 from gpo.report.forecast import Forecast, dry_run
 from gpo.report.progress import ProgressDisplay, print_results
 from gpo.report.results import Results
 from gpo.storage.directory import FOLDERS, RunDirectory, runs_in
+from gpo.storage.lock import locked
 from gpo.types import Stage
 
 
@@ -27,8 +29,10 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
         raise ConfigError(f"--dry-run goes with gpo run, not with gpo {name}.")
     if arm is not None and name in ("run", "rollout", "results"):
         raise ConfigError(f"gpo {name} is for all arms. --arm goes with locate, reset, build, train and evaluate.")
-    files = RunDirectory(directory)
-    stored = files.config() if name == "results" else files.config_or_none()
+    if name == "results":
+        show_results(console, directory, options)
+        return
+    stored = RunDirectory(directory).config_or_none()
     if stored is None and not dry:
         _refuse_to_begin(directory, bare=name != "run" and not options)
     refuse_strangers(directory, stored, options.values())
@@ -42,14 +46,30 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
                 f"Samples of each test question are --test_samples {source}, rollouts --rollouts {source}."
             )
         take_samples(Path(source), directory, options)
-        stored = files.config()
+        stored = RunDirectory(directory).config()
     with ProgressDisplay(console) as display:
         run = Run(directory, resolve(options, stored))
         run.teller.on_progress = Forecast(display, console, run.foretell, run.config.rollouts)
         results = do(name, run, arm)
     if results is not None:
         print_results(console, results)
-        print_places(console, run)
+        print_places(console, run.files, run.memory_beside)
+
+
+def show_results(console: Console, directory: Path, options: dict[str, str]) -> None:
+    """Tables and plots of what a run directory holds. No component is made, so that no code of the run is run.
+
+    Raises:
+        ConfigError: it is no run directory, or an option is given.
+    """
+    if options:
+        raise ConfigError(f"gpo results says what is in {directory} and has no options, got --{next(iter(options))}.")
+    files = RunDirectory(directory)
+    files.config()
+    with locked(directory):
+        results = report(files)
+    print_results(console, results)
+    print_places(console, files)
 
 
 def _refuse_to_begin(directory: Path, bare: bool) -> None:
@@ -66,8 +86,8 @@ def _refuse_to_begin(directory: Path, bare: bool) -> None:
 
 def do(name: str, run: Run, arm: str | None) -> Results | None:
     """Call a stage, for one arm or for all."""
-    if name in ("run", "results"):
-        return run.all() if name == "run" else run.report()
+    if name == "run":
+        return run.all()
     if name == "rollout":
         run.rollout()
         return None
@@ -78,12 +98,16 @@ def do(name: str, run: Run, arm: str | None) -> Results | None:
     return run.report() if name == "evaluate" else None
 
 
-def print_places(console: Console, run: Run) -> None:
-    """Say where the files of a run are, and what it took."""
-    path = run.files.path
+def print_places(console: Console, files: RunDirectory, beside: Mapping[int, int] | None = None) -> None:
+    """Say where the files of a run are, and what it took.
+
+    Args:
+        beside: most memory that each other process of the run has held, in kB; None: no run has been at work.
+    """
+    path = files.path
     places = {
         "tables": ("table.md", "results.json"),
-        "plots": tuple(f"plots/{plot.name}" for plot in sorted(run.files.plots.glob("*.png"))),
+        "plots": tuple(f"plots/{plot.name}" for plot in sorted(files.plots.glob("*.png"))),
         "sampled": ("rollouts.jsonl", "arms/*/scores.jsonl", "arms/*/resets.jsonl", "evaluation/*.jsonl"),
         "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
         "settings": ("config.json",),
@@ -93,10 +117,11 @@ def print_places(console: Console, run: Run) -> None:
         if there := [name for name in names if next(path.glob(name), None) is not None]:
             console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
     console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
-    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in run.files.events.seconds().items())
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(run.memory_beside.values())) / 1e6
-    several = f" of {len(run.memory_beside) + 1} processes" if run.memory_beside else ""
-    if trouble := run.files.events.trouble():
+    if trouble := files.events.trouble():
         told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
         console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"  {'seconds:':<10}{times}; peak memory{several} {memory:.1f} GB", highlight=False, soft_wrap=True)
+    took = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in files.events.seconds().items())
+    if beside is not None:
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(beside.values())) / 1e6
+        took += f"; peak memory{f' of {len(beside) + 1} processes' if beside else ''} {memory:.1f} GB"
+    console.print(f"  {'seconds:':<10}{took}", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from gpo.experiment.schedule import Unit
 from gpo.experiment.workers import Workers
 from gpo.preferences.pairs import read_pairs
 from gpo.report.results import Results, summarize, write_results
-from gpo.storage.directory import BASE
+from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Pair, Stage, StepScores
 
@@ -143,13 +143,9 @@ class Run(Resources):
 
     def report(self) -> Results:
         """Tables and plots of what is there."""
-        from gpo.report.plots import write_plots
-
-        with self.held(), self.piece(Stage.REPORT, None) as report:
-            results = summarize(self.files)
-            write_results(self.files, results)
-            write_plots(self.files, results)
-            report(1, 1, "report", 0)
+        with self.held(), self.piece(Stage.REPORT, None) as done:
+            results = report(self.files)
+            done(1, 1, "report", 0)
         return results
 
     def foretell(self, length: float) -> dict[str, int]:
@@ -186,3 +182,13 @@ class Run(Resources):
                 f"{self.files.path} holds solutions that somebody else wrote: they can be searched (gpo locate "
                 f"{self.files.path}), and nothing can be trained on them. Start a run of its own: gpo run DIRECTORY."
             )
+
+
+def report(files: RunDirectory) -> Results:
+    """Write tables and plots of what a run directory holds."""
+    from gpo.report.plots import write_plots
+
+    results = summarize(files)
+    write_results(files, results)
+    write_plots(files, results)
+    return results

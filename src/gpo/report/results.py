@@ -83,7 +83,7 @@ def summarize(files: RunDirectory) -> Results:
         DataError: a file cannot be used, or its rows do not fit those of another.
     """
     config = files.config()
-    if missing := {"task", "budget", "test_samples"} - config.keys():
+    if missing := {"arms", "task", "budget", "test_samples"} - config.keys():
         raise DataError(f"{files.path / 'config.json'} lacks {', '.join(sorted(missing))}. Put it back as it was.")
     arms, samples = list(config["arms"]), config["test_samples"]
     first = files.rollouts.read()
