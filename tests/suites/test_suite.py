@@ -151,7 +151,7 @@ def test_an_option_that_no_run_has_is_told_before_anything_runs(
 
 
 def test_a_plan_says_what_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", written(tmp_path, SUITE), "--plan"]) == 0
+    assert main(["compare", written(tmp_path, SUITE), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "2 methods, 1 regimes" in said
     assert "8 runs on development questions" in said

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = "runs/compare"
 OPTIONS = {
     "--quick": "one seed and small runs: the suite's options for it, no tuning",
-    "--plan": "say what would be run and what difference it could tell, and stop",
+    "--dry-run": "say what would be run and what difference it could tell, and stop",
     "--finished": "run nothing; the page of the cells that are finished",
     "--results FILES": "results.jsonl from elsewhere; their cells are not run again",
     "--page FILE": "write the page there too, such as docs/results.md",
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if "help" in options else 2
     take_data_folder(options)
     for name in options:
-        if name not in ("quick", "plan", "finished", "results", "page"):
+        if name not in ("quick", "dry-run", "finished", "results", "page"):
             raise unknown("option", f"--{name}", [entry.partition(" ")[0] for entry in OPTIONS])
     if len(names) > 2:
         raise ConfigError(f"gpo compare takes a suite and a directory, got {len(names)} names: {' '.join(names)}.")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         suite = suite.shortened()
     check(suite)
     folder = Path(names[1] if len(names) > 1 else f"{DEFAULT}/{suite.name}")
-    if "plan" in options:
+    if "dry-run" in options:
         print(plan(suite))
         return 0
     compare(suite, folder, options)

@@ -143,7 +143,7 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. Differences are paired; "
         "intervals are 95%, over seeds and questions where there are several seeds, else over questions only. Of so "
         "many intervals one in twenty is clear of 0 by chance. The last column has the true difference in points that "
-        "would be told from 0 four times of five, if seeds and questions differ as `gpo compare --plan` assumes.",
+        "would be told from 0 four times of five, if seeds and questions differ as `gpo compare --dry-run` assumes.",
         "",
         *[f"- {line}" for line in verdict(found)],
         "",
