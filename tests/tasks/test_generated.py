@@ -104,3 +104,11 @@ def test_questions_of_chosen_sizes_are_kept_apart() -> None:
 def test_sizes_that_no_family_has_are_refused(sizes: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Generated(sizes=sizes)
+
+
+def test_no_question_is_in_two_splits() -> None:
+    task = Generated("boolean_expressions,navigate", path=None)  # few enough questions that splits would share some
+    texts = [{problem.question for problem in task._generated(split)} for split in ("train", "dev", "test")]
+    assert [len(each) for each in texts] == [500, 200, 500]
+    assert not texts[0] & texts[1]
+    assert not texts[2] & (texts[0] | texts[1])

@@ -21,10 +21,12 @@ from gpo.tasks.data import Hub, load_rows, names
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
 
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
 
 @dataclass(frozen=True)
 class Generated:
-    """Nine sub-tasks of BBH; train and dev questions are generated, and never one of the real ones.
+    """Nine sub-tasks of BBH; train and dev questions are generated, never one of the real ones, none in two splits.
 
     The test split is the real questions. Where neither a data folder nor the hub has them it is generated too;
     `metadata["source"]` of a problem says which it is ("bbh" or "generated"). With `sizes` all questions are
@@ -93,22 +95,26 @@ class Generated:
         return found
 
     def _generated(self, split: Split) -> list[Problem]:
+        return [problem for name in self._names() for problem in self._of(name, split)]
+
+    def _of(self, name: str, split: Split) -> list[Problem]:
+        """The generated questions of a sub-task, none of them in a split before this one."""
         count = {"train": self.train_problems, "dev": self.dev_problems, "test": self.test_problems}[split]
-        problems = []
-        for name in self._names():
-            seen: set[str] = set()
-            sizes = self._sizes().get(name)
-            rng = Random(f"{self.seed}/{split}/{name}{'' if sizes is None else f'/{sizes}'}")
-            tries = 0
-            while len(seen) < count and tries < 80 * count:
-                tries += 1
-                size = rng.choice(sizes) if sizes is not None else None
-                example = generate(name, rng, size=size)
-                if example.question in seen or (size is not None and _split_of(example.question) != split):
-                    continue
-                metadata = {"subtask": name, "source": "generated"} | ({} if size is None else {"size": size})
-                problems.append(Problem(f"{split}/{name}/{len(seen)}", example.question, example.answer, metadata))
-                seen.add(example.question)
+        sizes = self._sizes().get(name)
+        before = SPLITS[: SPLITS.index(split)] if sizes is None else ()
+        seen = {problem.question for other in before for problem in self._of(name, other)}
+        problems: list[Problem] = []
+        rng = Random(f"{self.seed}/{split}/{name}{'' if sizes is None else f'/{sizes}'}")
+        tries = 0
+        while len(problems) < count and tries < 80 * count:
+            tries += 1
+            size = rng.choice(sizes) if sizes is not None else None
+            example = generate(name, rng, size=size)
+            if example.question in seen or (size is not None and _split_of(example.question) != split):
+                continue
+            metadata = {"subtask": name, "source": "generated"} | ({} if size is None else {"size": size})
+            problems.append(Problem(f"{split}/{name}/{len(problems)}", example.question, example.answer, metadata))
+            seen.add(example.question)
         return problems
 
 
