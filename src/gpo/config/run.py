@@ -53,7 +53,7 @@ class RunConfig:
     arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
     problems: int = 120  # training problems, taken evenly from the sub-tasks
     rollouts: int = 8  # of each training problem, before anything is located
-    budget: float = 2.5  # tokens of each arm, as a multiple of the first rollouts' tokens
+    budget: float = 2.5  # tokens of each arm in a round, as a multiple of those of the first round's first rollouts
     locate_share: float = 0.4  # of the budget, at most, for the search
     locate_per_problem: int = 4  # trajectories to search at most
     reset_rollouts: int = 8  # of each reset start when its turn comes
