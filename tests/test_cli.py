@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 import gpo
 from gpo import cli
-from gpo.cli import main
-from gpo.config.options import split
+from gpo.cli import main, take_flag
+from gpo.config.options import flag, split
 from gpo.errors import ConfigError, EngineError
 from gpo.experiment.run import Run
 from toy import ToyMethod
@@ -103,6 +104,12 @@ def test_results_fit_in_80_columns(tmp_path: Path) -> None:
         (["run", "r", "--data", "nowhere"], "--data nowhere: there is no such folder."),
         (["results", "r", "--problems", "8"], "gpo results says what is in r and has no options, got --"),
         (["results", "nowhere"], "nowhere is no run directory. Start one with: gpo run nowhere"),
+        (["run", "r", "--dry-run=perhaps"], "--dry-run is 'perhaps', expected true or false."),
+        (["run", "r", "--trust=perhaps"], "--trust is 'perhaps', expected true or false."),
+        (["run", "r", "--seed", "-1"], "seed is -1, expected a whole number from 0 to"),
+        (["traces", "r", "--file", "f", "--limit", "-1"], "--limit is -1, expected at least 1."),
+        (["traces", "r"], "gpo traces needs --file FILE"),
+        (["evaluate", "nowhere", "--models", "a="], "--models has 'a=', expected NAME=PATH."),
         (["evaluate", "nowhere", "--models", "a", "--test-problems", "8"], "It is called --limit where models"),
         (["compare", "mine.toml"], "There is no suite file mine.toml. These ship with GPO: ablations,"),
     ],
@@ -192,7 +199,7 @@ def test_help_lists_commands_options_and_settings(capsys: pytest.CaptureFixture[
     assert all(f"  {command} " in out for command in cli.COMMANDS)
     assert main(["run", "--help", "--estimator", "monte_carlo"]) == 0
     out = capsys.readouterr().out
-    assert "  --budget               tokens of each arm, as a multiple of the first" in out
+    assert "  --budget               tokens of each arm in a round, as a multiple of those" in out
     assert "--estimator.rollouts   N; the paper improves up to 12 (4)" in out
     assert max(map(len, out.split("\n"))) <= 80
     assert main(["run", "--help", "--engine", "ray", "--engine.inner", "chain"]) == 0
@@ -257,3 +264,35 @@ def test_a_program_has_the_log_of_the_package_too(capsys: pytest.CaptureFixture[
     logging.getLogger("gpo").setLevel("ERROR")
     assert main(["report", str(tmp_path), "--verbose"]) == 2
     assert logging.getLogger("gpo").level == logging.INFO
+
+
+def test_a_flag_takes_no_name_behind_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--dry-run", "quick", str(tmp_path / "out")]) == 0
+    assert "seeds" in capsys.readouterr().out
+    assert split(["--dry-run", "a", "--reuse", "false", "--quick=False"]) == (
+        ["a"],
+        {"dry-run": "true", "reuse": "false", "quick": "False"},
+    )
+    given = split(["--quick=False", "--finished"])[1]
+    assert [flag(given, name) for name in ("quick", "finished", "watch")] == [False, True, False]
+    assert not take_flag(["run", "--trust=False"], "trust")
+
+
+def test_nothing_is_written_over_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["rollout", str(tmp_path / "run"), *TOY])
+    (tmp_path / "data").mkdir()
+    for command in (
+        ["report", str(tmp_path / "run"), "--out", str(tmp_path / "data")],
+        ["agreement", str(tmp_path / "run"), "--export", str(tmp_path / "data")],
+        ["compare", "quick", str(tmp_path / "out"), "--page", str(tmp_path / "data")],
+    ):
+        assert "data is a folder. Name a file." in fails(command, capsys)[1]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    main(["rollout", str(tmp_path / "run"), *TOY])
+    command = f"{sys.executable} -m gpo results {tmp_path / 'run'} | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "141"
+    assert done.stderr == ""

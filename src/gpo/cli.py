@@ -176,9 +176,11 @@ def take_flag(arguments: list[str], name: str) -> bool:
     given = False
     while at := next((i for i, word in enumerate(arguments, 1) if word.partition("=")[0] == f"--{name}"), 0):
         value = arguments.pop(at - 1).partition("=")[2]
-        if not value and at <= len(arguments) and arguments[at - 1] in ("true", "false"):
+        if not value and at <= len(arguments) and arguments[at - 1].lower() in ("true", "false"):
             value = arguments.pop(at - 1)
-        given = value != "false"
+        if value.lower() not in ("", "true", "false"):
+            raise ConfigError(f"--{name} is {value!r}, expected true or false.")
+        given = value.lower() != "false"
     return given
 
 

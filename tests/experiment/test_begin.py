@@ -143,6 +143,29 @@ def test_a_run_without_test_questions_trains_and_evaluates_nothing(
     assert (tmp_path / "problems.jsonl").read_text().startswith(of_training)
 
 
+def test_samples_whose_settings_are_gone_are_not_gone_on_with(tmp_path: Path) -> None:
+    Run(tmp_path / "run", toy_config()).rollout()
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(ConfigError, match=r"has samples and no config\.json"):
+        Run(tmp_path / "run", toy_config(seed=7)).locate("gpo")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_problems_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    class Odd(ToyTask):
+        given: Any = ()
+
+        def problems(self, split: Split) -> list[Problem]:
+            return list(self.given)
+
+    problem = ToyTask().problems("train")[0]
+    for given, said in (([1, 2], "gave a int among its train"), ([problem, problem], "several train problems with")):
+        Odd.given = given
+        with pytest.raises(DataError, match=said):
+            Run(tmp_path / "run", toy_config(task=Odd())).rollout()
+    assert not (tmp_path / "run/config.json").exists()
+
+
 def test_a_run_that_is_not_there_is_not_begun_by_a_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"There is no run .*mistyped"):
         work("evaluate", tmp_path / "mistyped", {})

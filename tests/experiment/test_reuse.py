@@ -1,5 +1,6 @@
 """What one run has sampled serves another method."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,19 @@ from gpo.cli import main
 from gpo.config.components import Spec
 from gpo.config.options import resolve
 from gpo.errors import ConfigError
-from gpo.experiment.reuse import take_samples
+from gpo.experiment.reuse import copy_samples, take_samples
 from gpo.experiment.run import Run
 from gpo.types import Stage
 from toy import toy_config
+
+CHAIN = {
+    "engine": "chain",
+    "method": "toy:ToyMethod",
+    "arms": "plain",
+    "rollouts": "4",
+    "test_samples": "2",
+    "workers": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +67,23 @@ def test_other_test_questions_are_asked_anew(source: Run, tmp_path: Path) -> Non
     run = Run(tmp_path)
     assert not run.files.evaluation("base").read()
     assert {len(group.trajectories) for group in run.evaluate("base")} == {3}
+
+
+def test_other_test_questions_are_not_those_of_the_source(tmp_path: Path) -> None:
+    def options(test: str) -> dict[str, str]:
+        rows = "".join(json.dumps({"question": str(i), "answer": str(i)}) + "\n" for i in (test, "6"))
+        (tmp_path / f"test{test}.jsonl").write_text(rows)
+        return {"task": "file", "task.path": str(tmp_path / "train.jsonl"), "task.instruction": "", **CHAIN} | {
+            "task.test_path": str(tmp_path / f"test{test}.jsonl")
+        }
+
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "{i}"}}\n' for i in range(4)))
+    Run(tmp_path / "a", resolve(options("5"))).evaluate()
+    copy_samples(tmp_path / "a", tmp_path / "b", resolve(options("7")))
+    run = Run(tmp_path / "b")
+    assert run.files.rollouts.read() == Run(tmp_path / "a").files.rollouts.read()
+    assert [problem.question for problem in run.problems("test")] == ["7", "6"]
+    assert not run.files.evaluation("base").read()
 
 
 def test_what_would_change_the_samples_is_refused(source: Run, tmp_path: Path) -> None:

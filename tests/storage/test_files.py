@@ -153,3 +153,12 @@ def test_a_row_begins_a_line_of_its_own_after_a_kill(tmp_path: Path) -> None:
     append_row(path, {"n": 2})
     append_row(path, {"n": 3})
     assert whole_rows(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/kept.txt").write_text("kept")
+    with pytest.raises(DataError, match=r"A folder stands where a file is needed"):
+        write_text(tmp_path / "data", "page")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data/kept.txt").read_text() == "kept"

@@ -58,6 +58,8 @@ def test_cells_are_options_of_runs(tmp_path: Path) -> None:
 
 def test_a_row_may_be_another_one_but_for_some_options(tmp_path: Path) -> None:
     text = """
+        [run]
+        "arms.random.seed" = 1
         [methods.dpo]
         budget = 3
         [methods.half]
@@ -69,13 +71,19 @@ def test_a_row_may_be_another_one_but_for_some_options(tmp_path: Path) -> None:
     """
     suite = read_suite(written(tmp_path, text))
     assert dict(suite.origins) == {"half": "dpo", "simpo": "half"}
+    assert resolve(suite.options(Cell("run", "half", 0))).arms.keys() == {"gpo"}
     assert suite.methods == {
         "dpo": {"method": "dpo", "budget": "3"},
         "half": {"method": "dpo", "budget": "3", "arms": "gpo"},
         "simpo": {"method": "simpo", "budget": "4", "arms": "gpo"},
     }
-    with pytest.raises(ConfigError, match=r"method above methods\.half .*'dpa'.*dpo"):
+    with pytest.raises(ConfigError, match=r"methods\.half is from 'dpa', expected a method above it: dpo"):
         read_suite(written(tmp_path, text.replace('from = "dpo"', 'from = "dpa"')))
+
+
+def test_arms_may_be_a_list(tmp_path: Path) -> None:
+    suite = read_suite(written(tmp_path, '[methods.dpo]\narms = ["plain", "gpo"]'))
+    assert suite.methods["dpo"]["arms"] == "plain,gpo"
 
 
 def test_a_suite_may_ask_development_questions(tmp_path: Path) -> None:
@@ -127,6 +135,12 @@ def test_every_suite_that_ships_can_be_started(name: str) -> None:
         ("[methods.dpo]\nseed = 3", "sets seed, which the suite itself does"),
         ("[methods.dpo]\n[tuning]\nbudget = 2", "must be a list of values to try"),
         ('[methods."a b"]\n[methods.a_b]', "would share a directory"),
+        ('[methods.""]\nmethod = "dpo"', "would share a directory"),
+        ("[methods.dpo]\n[tuning]\nseed = [1, 2]", "tuning sets seed, which the suite itself does"),
+        ("tuning = 3\n[methods.dpo]", "tuning must be a table of options"),
+        ("[methods.dpo]\nbudget = 2024-01-01", "methods.dpo.budget must be text, a number"),
+        ('[methods.dpo]\nfrom = "dpo"', "methods.dpo is from 'dpo', expected a method above it: none"),
+        ('[methods.dpo]\n[regimes.a]\nfrom = "dpo"', "regimes.a has from, which only methods have"),
     ],
 )
 def test_a_suite_that_is_not_understood_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -72,7 +72,9 @@ def test_a_column_must_be_there_and_hold_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": ["a"], "answer": 2, "empty": " "}\n')
     row = read_rows(tmp_path / "a.jsonl")[0]
     assert row.text("answer") == "2"
-    with pytest.raises(DataError, match=r"line 1: no value in column 'reply'. Columns with this row: question, answer"):
+    with pytest.raises(
+        DataError, match=r"line 1: no value in column 'reply'. Columns with this row: 'question', 'answer'"
+    ):
         row.text("reply")
     for column in ("question", "empty"):
         with pytest.raises(DataError, match=f"column '{column}' must be text or a number"):
@@ -135,3 +137,23 @@ def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "ok \\ud83d"}\n')
     with pytest.raises(DataError, match=r"a.jsonl, line 1: column 'question' has half of a character, '\\ud83d' at 3"):
         read_rows(tmp_path / "a.jsonl")[0].text("question")
+
+
+@pytest.mark.parametrize("answer", ["true", "NaN", "1e400", "-Infinity", '"a\\u0000"'])
+def test_what_is_no_text_or_number_is_no_answer(tmp_path: Path, answer: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"question": "q", "answer": {answer}}}\n')
+    with pytest.raises(DataError, match="line 1: column 'answer' must be text or a number"):
+        read_rows(tmp_path / "a.jsonl")[0].text("answer")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_mark_of_byte_order_is_no_part_of_the_data(tmp_path: Path, name: str) -> None:
+    text = {"jsonl": '{"question": "q"}', "json": '[{"question": "q"}]', "csv": "question\nq\n"}[name.partition(".")[2]]
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_rows(tmp_path / name)[0].text("question") == "q"
+
+
+def test_a_number_of_too_many_digits_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f'[{{"answer": {"9" * 5000}}}]')
+    with pytest.raises(DataError, match=r"a\.json: not JSON"):
+        read_rows(tmp_path / "a.json")

@@ -8,7 +8,6 @@ from math import isinf, isnan
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from gpo.advice.advise import QUESTIONS, Advice, advise, sample_pilot
@@ -18,6 +17,7 @@ from gpo.config.options import parse, resolve, split, take_data_folder
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.run import Run
+from gpo.report.console import Console
 from gpo.report.progress import ProgressDisplay, clock, rich_table, short
 from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
@@ -117,6 +117,7 @@ def print_advice(console: Console, advice: Advice, directory: str) -> None:
         f"{directory}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     seen = Table.grid(padding=(0, 2))
     seen.add_column(width=14)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -17,10 +16,11 @@ from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
 from gpo.report.clean import one_line
+from gpo.report.console import Console
 from gpo.report.results import NAME
 from gpo.statistics import Interval
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import refuse_linked_folders, write_json, write_rows
+from gpo.storage.files import refuse_folder, refuse_linked_folders, write_json, write_rows
 from gpo.types import DEFAULT_RUN
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     files = RunDirectory(Path(options.run))
     files.config()
+    if options.export:
+        refuse_folder(options.export, "--export")
     marks, checks = gather(files, options.marks, options.mistakes)
     if options.export:
         kept, _ = attentive(marks, checks)

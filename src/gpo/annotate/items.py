@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
 
@@ -33,8 +33,11 @@ def load_items(files: RunDirectory, count: int, arm: str | None = None) -> list[
         arm: None takes the first arm that located any, `gpo` before the others.
 
     Raises:
+        ConfigError: there is no such arm.
         DataError: there are none, or a file of the run does not fit another.
     """
+    if arm and arm not in files.arms():
+        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(files.arms())}.")
     arms = [arm] if arm else sorted(files.arms(), key=lambda name: name != "gpo")
     problems = {problem.id: problem for problem in files.problems("train") or []}
     texts = StepTexts(files)

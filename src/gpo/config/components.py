@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from gpo.config.presets import model_path
 from gpo.config.registry import REGISTRIES, lookup
-from gpo.errors import ConfigError, unknown
+from gpo.errors import ConfigError, naming, unknown
 from gpo.storage.codec import to_json
 
 
@@ -34,8 +34,9 @@ class Spec:
             sys.path.append(str(Path.cwd()))  # an installed command does not look in the folder that it is called in
         try:
             found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"There is no {self.kind} {self.name!r}: {error}. Expected module:Class.") from error
+        except Exception as error:  # whatever the module does when it is imported
+            what = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"There is no {self.kind} {self.name!r}: {what}. Expected module:Class.") from error
         if not isinstance(found, type):
             raise ConfigError(f"The {self.kind} {self.name!r} is a {type(found).__name__}. Expected module:Class.")
         return found
@@ -73,7 +74,8 @@ class Spec:
         for item in fields(made) if is_dataclass(made) else ():
             if item.init and item.default is MISSING and item.default_factory is MISSING and item.name not in values:
                 raise ConfigError(f"The {self.kind} {self.name!r} needs --{self.kind}.{item.name}.")
-        return made(**values)
+        with naming(f"The {self.kind} {self.name!r}"):
+            return made(**values)
 
     def describe(self) -> dict[str, Any]:
         """The name and every setting, defaults included, as JSON."""

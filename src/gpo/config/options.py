@@ -32,6 +32,7 @@ GAINED: dict[str, dict[str, Any]] = {"none": {"order": "mixed"}}  # by estimator
 NO_VALUE = ("help", "version")
 # Stand for themselves; settings of components that are true or false do too.
 FLAGS = (*NO_VALUE, "dry-run", "finished", "quick", "reuse", "watch")
+FLAG_VALUES = ("true", "false", "none")
 SHORT = {"estimator": "arms.gpo"}
 ELSEWHERE = {  # what TRL, transformers and peft call an option
     "model_name_or_path": "model",
@@ -82,7 +83,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         name = kept + name.removeprefix(kept).replace("-", "_")
         name = "dry-run" if name == "dry_run" else name
         if not equals:
-            given = left and not left[0].startswith("--") and name not in NO_VALUE
+            # What stands for itself takes no name that comes behind it.
+            given = left and not left[0].startswith("--") and (name not in FLAGS or left[0].lower() in FLAG_VALUES)
             if not given and name not in FLAGS and "." not in name:
                 raise ConfigError(f"--{name} needs a value: --{name} VALUE.")
             value = left.pop(0) if given else Bare("true")
@@ -90,6 +92,15 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             raise ConfigError(f"--{name} is given twice.")
         options[name] = value
     return names, options
+
+
+def flag(options: dict[str, str], name: str) -> bool:
+    """Take a flag out of options: whether it is given, and not as false.
+
+    Raises:
+        ConfigError: it is given as something else than true or false.
+    """
+    return bool(parse(bool, options.pop(name, "false"), f"--{name}"))
 
 
 def take_data_folder(options: dict[str, str]) -> None:

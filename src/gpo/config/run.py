@@ -91,6 +91,8 @@ class RunConfig:
         self._check_ranges()
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:

@@ -50,7 +50,7 @@ def refuse_strangers(directory: Path, stored: Mapping[str, Any] | None, named: C
 def remember(directory: Path) -> None:
     """This user started a run with the configuration that is in its directory."""
     mark = _mark(directory)
-    with suppress(OSError):  # a home that cannot be written: the user will be asked for --trust
+    with suppress(OSError, RuntimeError):  # a home that cannot be written: the user will be asked for --trust
         if mark not in _known():
             _file().parent.mkdir(parents=True, exist_ok=True)
             with _file().open("a", encoding="utf-8") as file:
@@ -64,7 +64,7 @@ def _mark(directory: Path) -> str:
 
 
 def _known() -> set[str]:
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
         return set(_file().read_text(encoding="utf-8").split("\n"))
     return set()
 

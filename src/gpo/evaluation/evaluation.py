@@ -74,6 +74,8 @@ class EvaluationConfig:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more.")
         if self.temperature == 0 and self.samples > 1:
             raise ConfigError(f"Greedy samples are all alike: temperature 0 goes with samples 1, got {self.samples}.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
         if not self.models:
             raise ConfigError("Which models? Give --models A,B with directories or hub ids.")
         for name in self.models:
@@ -100,7 +102,7 @@ def model_names(text: str, known: Mapping[str, str] = {}) -> dict[str, str]:
         known: models that have names already, which they keep.
 
     Raises:
-        ConfigError: two models have one name.
+        ConfigError: two models have one name, or one has no path.
     """
     models: dict[str, str] = {}
     items = [item for item in map(str.strip, text.split(",")) if item]
@@ -111,6 +113,8 @@ def model_names(text: str, known: Mapping[str, str] = {}) -> dict[str, str]:
         name, equals, path = item.partition("=")
         if not equals:
             path, name = item, names.get(item) or _as_name(_end(item, new, taken) if item in new else item)
+        if not path:
+            raise ConfigError(f"--models has {item!r}, expected NAME=PATH.")
         if name in models:
             raise ConfigError(f"Two models are called {name!r}. Name them: --models first=PATH,second=PATH.")
         models[name] = path

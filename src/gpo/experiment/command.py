@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import resource
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
-from gpo.config.options import resolve
+from gpo.config.options import flag, resolve
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run, report
+from gpo.report.console import Console
 from gpo.report.forecast import Forecast, dry_run
 from gpo.report.progress import ProgressDisplay, print_results
 from gpo.report.results import Results
@@ -24,7 +24,7 @@ from gpo.types import Stage
 def work(name: str, directory: Path, options: dict[str, str]) -> None:
     """Do a command on a run directory and show what it does."""
     console = Console()
-    arm, dry = options.pop("arm", None), options.pop("dry-run", "false") != "false"
+    arm, dry = options.pop("arm", None), flag(options, "dry-run")
     if dry and name != "run":
         raise ConfigError(f"--dry-run goes with gpo run, not with gpo {name}.")
     if arm is not None and name in ("run", "rollout", "results"):
@@ -112,11 +112,13 @@ def print_places(console: Console, files: RunDirectory, beside: Mapping[int, int
         "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
         "settings": ("config.json",),
     }
-    console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True)
+    console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True, markup=False)
     for what, names in places.items():
         if there := [name for name in names if next(path.glob(name), None) is not None]:
-            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True)
-    console.print(f"  {'to see:':<10}gpo report {path}", highlight=False, soft_wrap=True)
+            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"  {'to see:':<10}gpo report {shlex.quote(str(path))}", highlight=False, soft_wrap=True, markup=False
+    )
     if trouble := files.events.trouble():
         told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
         console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
@@ -124,4 +126,4 @@ def print_places(console: Console, files: RunDirectory, beside: Mapping[int, int
     if beside is not None:
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(beside.values())) / 1e6
         took += f"; peak memory{f' of {len(beside) + 1} processes' if beside else ''} {memory:.1f} GB"
-    console.print(f"  {'seconds:':<10}{took}", highlight=False, soft_wrap=True)
+    console.print(f"  {'seconds:':<10}{took}", highlight=False, soft_wrap=True, markup=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from gpo.config.run import RunConfig
 from gpo.contracts import Task
-from gpo.errors import DataError
+from gpo.errors import DataError, naming
 from gpo.rollout.turns import evenly
 from gpo.types import Problem, Split
 
@@ -31,7 +32,7 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
         if count == 0:
             chosen[name] = []
             continue
-        found = evenly(task.problems(split), count)
+        found = evenly(_problems(task, split), count)
         if not found:
             raise DataError(f"The task has no {name} problems. Choose another task or another path.")
         if count is not None and len(found) < count and count not in (RunConfig.problems, RunConfig.test_problems):
@@ -40,6 +41,21 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
             )
         chosen[name] = found
     return chosen
+
+
+def _problems(task: Task, split: Split) -> Sequence[Problem]:
+    """Raises: DataError if a task gives something else than problems, or an id twice."""
+    name = f"The task {type(task).__name__}"
+    with naming(name):
+        found = list(task.problems(split))
+    if odd := [each for each in found if not isinstance(each, Problem)]:
+        raise DataError(
+            f"{name} gave a {type(odd[0]).__name__} among its {split} problems. Expected gpo.types.Problem."
+        )
+    counts = Counter(each.id for each in found)
+    if twice := [each for each, count in counts.items() if count > 1]:
+        raise DataError(f"{name} has several {split} problems with the id {twice[0]!r}. Ids must differ.")
+    return found
 
 
 def questions_of(problems: Sequence[Problem], size: int | None, number: int) -> list[Problem]:

@@ -128,6 +128,11 @@ class Resources:
                 remove(self.files.dataset(arm))
                 remove(self.files.pairs(arm))
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
+        if asked and stored is None:
+            raise ConfigError(
+                f"{self.files.path} has samples and no config.json, which says what they are. Put it back, or choose "
+                "another run directory."
+            )
         if not asked:
             chosen = choose_problems(self.task, self.config)
             engine = self.engine()

@@ -98,13 +98,13 @@ def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
     arms = arms_alike(stored, config)
     work = Resources(target, replace(config, launch=None))
     with work.held():
-        for path in _samples(files, sorted(arms), same_questions=_questions(stored) == _questions(config)):
+        for path in _samples(files, sorted(arms), same_questions=_ask_alike(stored, config)):
             with replacing(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
 
 
-def _questions(config: RunConfig) -> tuple[object, ...]:
-    return config.test_problems, config.test_samples, config.test_split
+def _ask_alike(one: RunConfig, other: RunConfig) -> bool:
+    return not any(each.startswith(OF_TEST) for each in differences(describe(one), describe(other)))
 
 
 def _samples(files: RunDirectory, arms: list[str], same_questions: bool) -> list[Path]:

@@ -8,12 +8,13 @@ has no budget to keep: it is searched, not sampled or trained further, and `trac
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpo.config.options import resolve, split
+from gpo.config.help import entries
+from gpo.config.options import parse, resolve, split, take_data_folder
 from gpo.config.presets import BEFORE_QUESTIONS, READER
 from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError
@@ -27,6 +28,19 @@ from gpo.types import Completion, Group, Problem, Trajectory
 UNLIMITED = 1e9  # times the tokens of the traces: the search of a run of traces has no budget to keep
 
 
+USAGE = """Usage: gpo traces RUN --file FILE [--OPTION VALUE]...
+
+Make solutions that somebody else wrote the trajectories of a new run. Then:
+gpo locate RUN. Other options are those of gpo run, such as --model and
+--estimator.
+"""
+OPTIONS = {
+    "--file FILE": "JSON lines with a question, steps and an answer",
+    "--limit N": "only the first so many rows",
+    "--before TEXT": "stands in front of every question",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command.
 
@@ -34,25 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ConfigError: an unknown option, or the run directory has other contents.
         DataError: the file cannot be read, or a row is of another form.
     """
-    parser = argparse.ArgumentParser(
-        prog="gpo traces",
-        description="Make solutions that somebody else wrote the trajectories of a new run. Then: gpo locate RUN.",
-        epilog="Other options are those of gpo run, such as --model and --estimator.",
-    )
-    parser.add_argument("run", help="a run directory, which is made")
-    parser.add_argument("--file", type=Path, required=True, help="JSON lines with a question, steps and an answer")
-    parser.add_argument("--limit", type=int, help="only the first so many rows")
-    parser.add_argument("--before", help="text in front of every question")
-    known, rest = parser.parse_known_args(arguments)
-    names, options = split(rest)
-    if names:
-        raise ConfigError(f"gpo traces takes one directory; {' '.join(names)} is too much.")
-    rows = read_rows(known.file)[: known.limit]
-    before = BEFORE_QUESTIONS.get(known.file.stem, "") if known.before is None else known.before
-    trajectories = take(known.run, rows, known.file.stem, options, before)
+    names, options = split(sys.argv[1:] if arguments is None else arguments)
+    if "help" in options:
+        print("\n".join([USAGE, *entries(OPTIONS)]))
+        return 0
+    if len(names) != 1:
+        raise ConfigError(f"gpo traces takes one directory, got {len(names)}: {' '.join(names)}.")
+    take_data_folder(options)
+    if (source := options.pop("file", None)) is None:
+        raise ConfigError("gpo traces needs --file FILE: JSON lines with a question, steps and an answer.")
+    limit = parse(int | None, options.pop("limit", "none"), "--limit")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit is {limit}, expected at least 1.")
+    file, before = Path(source), options.pop("before", None)
+    rows = read_rows(file)[:limit]
+    before = BEFORE_QUESTIONS.get(file.stem, "") if before is None else before
+    trajectories = take(names[0], rows, file.stem, options, before)
     right = sum(t.score.right for t in trajectories)
     left_out = f", {more} longer than the model's context left out" if (more := len(rows) - len(trajectories)) else ""
-    print(f"{len(trajectories)} traces, {right} right{left_out}. Search them: gpo locate {known.run}")
+    print(f"{len(trajectories)} traces, {right} right{left_out}. Search them: gpo locate {names[0]}")
     return 0
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from gpo.config.components import describe_component, made
@@ -20,6 +19,7 @@ from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
 from gpo.report.clean import one_line
+from gpo.report.console import Console
 from gpo.report.reading import Searched, read_run
 from gpo.report.sampling import SamplingDisplay
 from gpo.report.show import success

@@ -16,7 +16,7 @@ from gpo.report.plots import write_plots
 from gpo.report.reading import Reading, read_run, read_searches
 from gpo.report.results import summarize
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import refuse_linked_folders, write_text
+from gpo.storage.files import refuse_folder, refuse_linked_folders, write_text
 from gpo.types import DEFAULT_RUN
 
 
@@ -79,6 +79,7 @@ def write_report(
     results = summarize(files)
     page = render(readings, results, inline_figures(files, results), kinds, comparisons, most)
     path = out or run / "report.html"
+    refuse_folder(path, "--out")
     refuse_linked_folders(path.parent)
     write_text(path, page)
     write_plots(files, results, path.parent / "plots")

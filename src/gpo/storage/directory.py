@@ -235,6 +235,8 @@ def answers_of(file: Chunks[Group], problems: Sequence[Problem], samples: int) -
         DataError: a question is missing or there twice, is none of the problems, or has another number of samples.
     """
     groups = file.read()
+    if groups and not problems:
+        raise DataError(f"{file.path} has answers, and their questions are gone. Put problems.jsonl back as it was.")
     for line, group in enumerate(groups, 1):
         found, expected = group.start.problem_id, problems[line - 1].id if line <= len(problems) else None
         if found != expected:

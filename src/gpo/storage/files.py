@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.storage.codec import to_json
 
 # Below a run or evaluation directory.
@@ -145,6 +145,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def refuse_folder(path: Path, option: str) -> None:
+    """Raises: ConfigError if a file is to be written where a folder is; nothing was done for it yet then."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder. Name a file.")
+
+
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well.
@@ -166,7 +172,9 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
             yield partial
             _ask_holder(path)
             _sync_all(partial)
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
+                if not partial.is_dir():  # a name that was given by mistake is no reason to remove a folder
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                 _remove(path)
             partial.replace(path)
         except BaseException:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpo.config.help import entries
-from gpo.config.options import resolve, split, take_data_folder
+from gpo.config.options import flag, resolve, split, take_data_folder
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.storage.chunks import Chunks
+from gpo.storage.files import refuse_folder
 from gpo.suites.suite import SHIPPED, Cell, Phase, Suite, read_suite
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(names) > 2:
         raise ConfigError(f"gpo compare takes a suite and a directory, got {len(names)} names: {' '.join(names)}.")
     suite = read_suite(names[0])
-    if "quick" in options:
+    if flag(options, "quick"):
         suite = suite.shortened()
     check(suite)
     folder = Path(names[1] if len(names) > 1 else f"{DEFAULT}/{suite.name}")
-    if "dry-run" in options:
+    if flag(options, "dry-run"):
         print(plan(suite))
         return 0
-    compare(suite, folder, options)
+    compare(suite, folder, options, run=not flag(options, "finished"))
     return 0
 
 
@@ -64,10 +65,9 @@ def check(suite: Suite) -> None:
             raise ConfigError(f"In {cell.name} of the suite {suite.name}: {error}") from error
 
 
-def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
-    """Run what is missing, then write and show the page."""
-    from rich.console import Console
-
+def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = True) -> None:
+    """Run what is missing if that is wanted, then write and show the page."""
+    from gpo.report.console import Console
     from gpo.report.progress import ProgressDisplay, rich_table
     from gpo.suites.cells import Outcome, SuiteRuns
     from gpo.suites.page import difference_rows, verdict, write_page
@@ -83,11 +83,13 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
                 raise ConfigError(f"--results {file}: there is no such file.")
             known += Chunks(file, Outcome).read()
     page = Path(options["page"]) if "page" in options else None
+    if page is not None:
+        refuse_folder(page, "--page")
     with ProgressDisplay(console) as display:
 
         def announce(cell: Cell, left: int) -> None:
             display.stages.clear()  # each run has stages of the same names
-            console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True)
+            console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True, markup=False)
 
         def show(cell: Cell) -> None:
             """After the last cell of a seed, while other seeds are left."""
@@ -101,7 +103,7 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
 
         def wait(left: Sequence[Cell]) -> None:
             names = ", ".join(cell.name for cell in left)
-            console.print(f"waiting for other processes: {names}", highlight=False, soft_wrap=True)
+            console.print(f"waiting for other processes: {names}", highlight=False, soft_wrap=True, markup=False)
 
         runs = SuiteRuns(
             suite,
@@ -113,7 +115,7 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
             on_progress=display,
         )
         cells: list[Cell] = []
-        if "finished" not in options:
+        if run:
             runs.run(list(suite.tuning_cells()))
             if suite.matched != "tokens":
                 runs.run(cells_of(suite, runs, suite.tuning_seeds[0], "matching"))
@@ -132,6 +134,7 @@ def compare(suite: Suite, folder: Path, options: dict[str, str]) -> None:
         f"\nEverything is in {folder}: table.md, results.jsonl, differences.png, costs.png",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -177,8 +180,8 @@ def plan(suite: Suite) -> str:
     if questions is not None:
         kinds = {trains_on_groups(suite.options(Cell(*row, suite.seeds[0]))) for row in rows}
         told = " and ".join(
-            f"{100 * detectable(questions, first.test_samples, len(suite.seeds), groups=groups):.1f} points with "
-            f"{'groups' if groups else 'pairs'}"
+            f"{100 * min(1, detectable(questions, first.test_samples, len(suite.seeds), groups=groups)):.1f} points "
+            f"with {'groups' if groups else 'pairs'}"
             for groups in sorted(kinds)
         )
         lines.append(f"  tells       {told}, four times of five")

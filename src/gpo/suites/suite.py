@@ -90,7 +90,8 @@ class Suite:
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
-        options = {**self.run, **self.regimes[cell.regime], **self.methods[cell.method], **dict(cell.tuned)}
+        own = self.methods[cell.method]
+        options = {**_of_arms({**self.run, **self.regimes[cell.regime]}, own), **own, **dict(cell.tuned)}
         if cell.phase == "matching":  # for what it takes
             options |= {"test_problems": "1", "test_samples": "1"}
         return {**options, "seed": str(cell.seed), "test_split": self.split if cell.phase == "test" else "dev"}
@@ -158,7 +159,7 @@ def read_suite(source: str) -> Suite:
         split=split,
         matched=matched,
         run=_options(data.get("run", {}), "run", path),
-        tuning={name: _values(values, name, path) for name, values in _flat(data.get("tuning", {})).items()},
+        tuning=_tuning(data.get("tuning", {}), path),
         tuning_seeds=_seeds(data.get("tuning_seeds", list(seeds[:1])), path),
         quick=_options(data.get("quick", {}), "quick", path),
         source=source,
@@ -169,7 +170,7 @@ def read_suite(source: str) -> Suite:
     if not suite.methods:
         raise ConfigError(f"The suite {path} has no methods. Give at least one, such as [methods.dpo].")
     names = [cell.name for cell in (Cell(r, m, 0) for r in suite.regimes for m in suite.methods)]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(names) or "" in {*suite.regimes, *suite.methods}:
         raise ConfigError(f"Two methods or regimes of the suite {path} would share a directory. Rename one.")
     return suite
 
@@ -191,21 +192,46 @@ def _methods(table: Mapping[str, Any], path: Path) -> tuple[dict[str, Options], 
             options.setdefault("method", name)
         if (origin := options.pop("from", None)) is not None:
             if origin not in methods:
-                raise unknown(f"method above methods.{name} of the suite {path}", origin, list(methods))
+                above = ", ".join(methods) or "none"
+                raise ConfigError(f"{path}: methods.{name} is from {origin!r}, expected a method above it: {above}.")
             origins[name] = origin
-            options = methods[origin] | options
+            options = _of_arms(methods[origin], options) | options
         methods[name] = options
     return methods, origins
 
 
+def _of_arms(general: Options, own: Options) -> Options:
+    """The options that a method has from elsewhere, without those of arms that it does not have."""
+    if "arms" not in own:
+        return general
+    arms = [name.strip() for name in own["arms"].split(",")]
+    return {name: text for name, text in general.items() if name[:5] != "arms." or name.split(".")[1] in arms}
+
+
 def _options(rows: Any, where: str, path: Path) -> Options:
+    return {name: _text(value, f"{path}: {where}.{name}") for name, value in _settings(rows, where, path).items()}
+
+
+def _tuning(rows: Any, path: Path) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name, values in _settings(rows, "tuning", path).items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: tuning.{name} must be a list of values to try, got {values!r}.")
+        found[name] = tuple(_text(value, f"{path}: tuning.{name}") for value in values)
+    return found
+
+
+def _settings(rows: Any, where: str, path: Path) -> dict[str, Any]:
+    """Settings by dotted name, none of which the suite itself gives."""
     if not isinstance(rows, dict):
         raise ConfigError(f"{path}: {where} must be a table of options, got {rows!r}.")
-    options = {name: _text(value) for name, value in _flat(rows).items()}
+    found = _flat(rows)
     for name in RESERVED:
-        if name in options:
+        if name in found:
             raise ConfigError(f"{path}: {where} sets {name}, which the suite itself does. Leave it out.")
-    return options
+    if "from" in found and not where.startswith("methods."):
+        raise ConfigError(f"{path}: {where} has from, which only methods have.")
+    return found
 
 
 def _flat(rows: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -217,17 +243,16 @@ def _flat(rows: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str) -> str:
     """As it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _values(values: Any, name: str, path: Path) -> tuple[str, ...]:
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"{path}: tuning.{name} must be a list of values to try, got {values!r}.")
-    return tuple(map(_text, values))
+    if where.endswith(".arms") and isinstance(value, list):
+        return ",".join(map(str, value))
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError as error:
+        raise ConfigError(f"{where} must be text, a number, true, false or a list of these, got {value}.") from error
 
 
 def _seeds(values: Any, path: Path) -> tuple[int, ...]:

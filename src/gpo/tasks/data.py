@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Row:
         """Raises: DataError if the row has no value in that column."""
         value = self.fields.get(name)
         if value is None:
-            known = ", ".join(map(str, self.fields)) or "none"
+            known = ", ".join(map(repr, self.fields)) or "none"
             raise DataError(f"{self.where}: no value in column {name!r}. Columns with this row: {known}.")
         return value
 
@@ -43,7 +44,8 @@ class Row:
             DataError: the column is missing, empty, or neither text nor a number.
         """
         value = self.get(name)
-        if isinstance(value, (list, dict)) or not str(value).strip():
+        odd = isinstance(value, (list, dict, bool)) or (isinstance(value, float) and not isfinite(value))
+        if odd or not str(value).strip() or "\0" in str(value):
             raise DataError(f"{self.where}: column {name!r} must be text or a number, got {str(value)[:80]!r}.")
         text = str(value)
         stray = re.search("[\ud800-\udfff]", text)
@@ -160,7 +162,7 @@ def _row(where: str, value: object) -> Row:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -173,9 +175,10 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _json(path: Path) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}).") from error
     rows = value.get("examples") if isinstance(value, dict) else value
     if not isinstance(rows, list):
@@ -185,7 +188,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:
             for row in reader:

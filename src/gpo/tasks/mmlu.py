@@ -85,8 +85,10 @@ def option_letter(row: Row, column: str, count: int) -> str:
     """An answer given as 0-based number or as letter, as "(A)".
 
     Raises:
-        DataError: it is not one of the `count` options.
+        DataError: it is not one of the `count` options, or these are more than there are letters.
     """
+    if count > len(ascii_uppercase):
+        raise DataError(f"{row.where}: at most {len(ascii_uppercase)} options, got {count}.")
     answer = row.text(column).strip()
     letters = ascii_uppercase[:count]
     if answer.isdecimal() and int(answer) < count:
@@ -106,10 +108,8 @@ def _problems(
         if subjects and subject not in subjects:
             continue
         options = row.texts(options_column)
-        if len(options) > len(ascii_uppercase):
-            raise DataError(f"{row.where}: at most {len(ascii_uppercase)} options, got {len(options)}.")
-        question = with_options(row.text("question"), options)
         answer = option_letter(row, "answer", len(options))
+        question = with_options(row.text("question"), options)
         problems.append(Problem(f"{name}/{i}", question, answer, {"subtask": subject}))
     missing = set(subjects) - seen
     if missing:
