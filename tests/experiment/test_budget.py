@@ -130,3 +130,13 @@ def test_a_search_takes_what_its_share_pays_for() -> None:
     found = next_searches([long, *rows], weight=20, spent=40, left=120, first=2, most=5)
     assert [t.id for t in found] == ["a0", "a1", "a2"]  # what does not fit does not end the search
     assert taken(0, spent=0) == 5  # a search that samples nothing is paid for whatever is left
+
+
+def test_a_start_has_so_many_turns_at_most() -> None:
+    a, b = (Start("p", (1,), (i,)) for i in range(2))
+    lengths = {a.key: 10.0, b.key: 10.0}
+    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=1) == ([a, b], 4)
+    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=2) == ([a, b, a, b], 4)
+    assert next_resets([a, b], lengths, done=2, left=1000, n=4, most=9, turns=1) == ([], 4)
+    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=1, had={a.key: 5}) == ([b], 4)
+    assert next_resets([a, b], lengths, done=1, left=1000, n=4, most=9, turns=1, had={a.key: 5}) == ([], 4)

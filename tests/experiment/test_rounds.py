@@ -50,7 +50,9 @@ def training_rows(path: Path) -> list[dict[str, float]]:
 
 
 def rounds_config(**changes: Any) -> RunConfig:
-    return toy_config(**{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, "reuse": True, **changes})
+    return toy_config(
+        **{"rounds": 3, "reset_fraction": 0.3, "test_samples": 2, "reuse": True, "reset_turns": 0, **changes}
+    )
 
 
 @pytest.fixture(scope="module")

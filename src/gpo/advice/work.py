@@ -96,14 +96,16 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     if looks and not isnan(each):
         located = min(search_limit(budget, first, config.locate_share), candidates * each)
     left = budget - first - located
-    behind = min(left, config.reset_fraction * budget) if resets else left
-    more = left - behind
     searched = located / each if located else 0.0
 
     tail = length
     if resets:
         anywhere = issubclass(kind, MatchedRandom | RandomStep) or isnan(pilot.tail)
         tail = pilot.weight / max(pilot.steps, 1.0) if anywhere else pilot.tail
+    behind = min(left, config.reset_fraction * budget) if resets else left
+    if resets and (turns := config.reset_turns):
+        behind = min(behind, turns * config.reset_rollouts * tail * (searched if looks else candidates))
+    more = left - behind
     rollout = [one.rollout_tokens for one in pilot.searched if not isnan(one.rollout_tokens)]
     of_search = sum(rollout) / len(rollout) if rollout else length
     from_questions = asked * config.rollouts + (more if resets else left) / length

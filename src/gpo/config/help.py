@@ -29,7 +29,7 @@ ALLOCATION = ("allocation", "fresh_least", "buffer")
 OF_STAGE: Mapping[str, Sequence[str]] = {
     "rollout": ("model", "task", "engine", "segmenter", "problems", "rollouts", *SAMPLING),
     "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem", *ALLOCATION),
-    "reset": ("reset_rollouts", "reset_fraction", "budget", *ALLOCATION),
+    "reset": ("reset_rollouts", "reset_turns", "reset_fraction", "budget", *ALLOCATION),
     "build": ("credit", "pairs", "reuse", "max_staleness"),
     "train": ("method", "rounds", "round_problems", "reuse", "max_staleness", "launch", "workers"),
     "evaluate": ("test_problems", "test_samples", "test_split", "workers"),

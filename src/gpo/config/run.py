@@ -57,6 +57,9 @@ class RunConfig:
     locate_share: float = 0.4  # of the budget, at most, for the search
     locate_per_problem: int = 4  # trajectories to search at most
     reset_rollouts: int = 8  # of each reset start when its turn comes
+    reset_turns: int | None = (
+        None  # of a reset start, at most, then questions again; 0: no limit; None: online 1, else 0
+    )
     reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
@@ -125,6 +128,8 @@ class RunConfig:
         for name in ("reset_fraction", "fresh_least"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1.")
+        if (self.reset_turns or 0) < 0:
+            raise ConfigError(f"reset_turns is {self.reset_turns}, expected a number of turns; 0: no limit.")
         for name in ("max_staleness", "buffer"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError(f"{name} is {value}, expected a number of rounds of at least 0.")
@@ -156,15 +161,23 @@ class RunConfig:
 
 
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
-    """With `reuse` decided, where it is not: as a directory has it stored, else by credit and method (lab notes)."""
-    if config.reuse is not None:
+    """With `reuse` and `reset_turns` decided: as a directory has them stored, else by credit and method (lab notes)."""
+    if config.reuse is not None and config.reset_turns is not None:
         return config
-    known = None if stored is None else stored.get("reuse")
-    if known is None:
-        method = Spec("method", config.method) if isinstance(config.method, str) else config.method
-        kind = method.component_class() if isinstance(method, Spec) else type(method)
-        known = config.credit != "tail" or getattr(kind, "reuses", True)
-    return replace(config, reuse=known)
+    known = stored or {}
+    method = Spec("method", config.method) if isinstance(config.method, str) else config.method
+    kind = method.component_class() if isinstance(method, Spec) else type(method)
+    reuse = config.credit != "tail" or getattr(kind, "reuses", True)
+    turns = int(getattr(kind, "trains_on", "pairs") == "groups")
+    return replace(
+        config,
+        reuse=_first(config.reuse, known.get("reuse"), reuse),
+        reset_turns=_first(config.reset_turns, known.get("reset_turns"), turns),
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
 from gpo.rollout.turns import in_turns
 from gpo.types import Group, Start, StartKey, StepScores, Trajectory
@@ -142,6 +143,7 @@ def next_resets(
     n: int,
     most: int,
     had: Mapping[StartKey, int] | None = None,
+    turns: int = 0,
 ) -> tuple[list[Start], int]:
     """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
 
@@ -155,6 +157,7 @@ def next_resets(
         lengths: expected tokens of a rollout from each start.
         done: starts that had their turn, over all rounds.
         had: rollouts of each start that there are already, such as those of a search.
+        turns: of each start, at most; 0: no limit.
     """
     had = had or {}
     missing = {start.key: n - had.get(start.key, 0) for start in starts}
@@ -165,12 +168,13 @@ def next_resets(
             return first[number], missing[first[number].key]
         return starts[(number - len(first)) % len(starts)], n
 
-    if not starts:
+    last = len(first) + (turns - 1) * len(starts) if turns else inf
+    if not starts or done >= last:
         return [], n
     chosen: list[Start] = []
     cost = 0.0
     start, each = turn(done)
-    while len(chosen) < most:
+    while len(chosen) < min(most, last - done):
         start, own = turn(done + len(chosen))
         cost += own * lengths[start.key]
         if own != each or cost > (SAFE_SHARE * left if chosen else left):

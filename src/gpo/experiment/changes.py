@@ -14,7 +14,7 @@ OF_QUESTIONS = ("problems ", *OF_TEST)  # which are chosen anew then, and begin 
 # What the first rollouts do not depend on: may change until an arm has sampled more than searches.
 OF_ARMS = (
     *("arms.", "budget ", "locate_share ", "locate_per_problem ", "reset_rollouts ", "reset_fraction ", "reuse "),
-    *("rounds ", "round_problems ", "allocation ", "fresh_least ", "buffer ", *OF_QUESTIONS),
+    *("reset_turns ", "rounds ", "round_problems ", "allocation ", "fresh_least ", "buffer ", *OF_QUESTIONS),
 )
 # May differ from call to call: what is computed does not depend on them, but for rounding.
 FREE = ("launch", "max_staleness", "piece_seconds", "workers", "engine.max_rows ", "engine.max_batch_tokens ")

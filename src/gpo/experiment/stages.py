@@ -172,7 +172,7 @@ def reset(work: Resources, state: RoundState) -> None:
     """Rollouts from the reset boundaries, in turns, until the arm's budget is spent.
 
     An arm whose estimator resets nowhere spends its budget on the questions, as every arm does with what
-    `reset_fraction` leaves.
+    `reset_fraction` and `reset_turns` leave.
     """
     found = work.files.searched(state.arm, state.number)
     first, spent, searched = state.rollouts.read(), state.tokens(), state.searched()
@@ -198,8 +198,9 @@ def reset(work: Resources, state: RoundState) -> None:
         return
     # What the search sampled from a reset start is trained on, so that the start needs less.
     had = rollouts_from(searched) if work.config.reuse else None
-    fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had)
-    if work.config.reset_fraction < 1:
+    turns = work.config.reset_turns or 0 if any(start.prefix_ids for start in starts) else 0
+    fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had, turns=turns)
+    if work.config.reset_fraction < 1 or turns:
         resets = state.resets.read()
         fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets])
 
@@ -215,6 +216,7 @@ def fill(
     had: Mapping[StartKey, int] | None = None,
     *,
     by_worth: bool = False,
+    turns: int = 0,
 ) -> None:
     """Rollouts from these starts, in turns or by what they teach, until the tokens of a budget are spent."""
     most = max(1, work.config.chunk // work.config.reset_rollouts)
@@ -230,7 +232,7 @@ def fill(
             batch, n = next_apportioned(usable, lengths, outcomes([*known, *groups]), left=left, n=each, most=most)
         else:
             done = sum(group.start.key not in empty for group in groups)
-            batch, n = next_resets(usable, lengths, done=done, left=left, n=each, most=most, had=had)
+            batch, n = next_resets(usable, lengths, done=done, left=left, n=each, most=most, had=had, turns=turns)
         if not batch:
             break
         expected = round(sum(n * lengths[start.key] for start in batch))
