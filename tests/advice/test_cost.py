@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gpo.advice.cost import GPUS, ModelShape, Work, gpu_hours, gpu_named, operations, shape_of, training_memory
+from gpo.advice.work import Training
 from gpo.config.models import reference
+from gpo.config.options import resolve
 from gpo.errors import ConfigError
 from gpo.suites.cells import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Cell
@@ -103,3 +105,12 @@ def test_the_example_of_the_page_prints_what_it_says(capsys: pytest.CaptureFixtu
     code = page.partition("```python\n")[2].partition("```")[0]
     exec(code, {})
     assert f"# {capsys.readouterr().out}" in code
+
+
+def test_methods_that_look_once_more_are_counted() -> None:
+    def looks(method: str, **settings: str) -> int:
+        return Training.of(resolve({"method": method, **{f"method.{k}": v for k, v in settings.items()}})).looks
+
+    assert [looks("grpo"), looks("ppo"), looks("dpo")] == [0, 1, 0]
+    assert looks("grpo", minibatches="1", beta="0.1", kl_in="reward") == 1
+    assert looks("kto", epochs="2") == 5  # with the one over the pairs: two of the reference and one of the policy

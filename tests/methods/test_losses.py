@@ -76,3 +76,8 @@ def test_whitening_is_over_all_rows_together() -> None:
     rows = whiten([torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
     close(torch.cat(rows), [-1.0, 0.0, 1.0])
     close(whiten([torch.tensor([4.0])])[0], [0.0])
+
+
+def test_equal_rewards_have_no_advantage_whatever_rounding_does() -> None:
+    for value, size in ((0.7, 7), (0.3, 8)):
+        assert not normalised_advantages(torch.full((size,), value)).any()

@@ -361,6 +361,9 @@ def test_how_soon_arms_learn_is_of_the_rounds_after_the_first() -> None:
     ]
     found = contrasts(SUITE, rows)[0]
     assert found.learning.estimate == pytest.approx((0.5 + 0 + 0.5 + 0 + 0 + 0.5 + 0.5) / 7)
+    again = [replace(row, options={**row.options, "problems": "2"}) for row in rows]  # the same two in every round
+    learning = contrasts(SUITE, again)[0].learning
+    assert (learning.n, learning.estimate) == (2, pytest.approx((0.5 + 0.25 + 0.25 + 0.25) / 4))
     of_arms = {each.arm: each for each in standings(SUITE, rows)}
     assert of_arms["plain"].curve == ((0.0, 0.0), (100.0, 0.25), (200.0, 0.5))
     assert of_arms["gpo"].curve == ((0.0, 0.0), (100.0, 0.375), (200.0, 1.0))

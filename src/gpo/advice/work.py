@@ -34,6 +34,7 @@ class Training:
     twice: bool = False  # activations are computed twice
     bf16: bool = False
     reference: bool = False  # a second model beside the policy
+    looks: int = 0  # passes without gradients in an update, beside those of the reference and of the policy before it
     pairs_together: int = 16  # in memory
     tokens_together: int = 8192  # of an online method
 
@@ -49,6 +50,7 @@ class Training:
             twice=getattr(method, "gradient_checkpointing", False),
             bf16=getattr(method, "bf16", False),
             reference=not pairs and getattr(method, "beta", 0) > 0,
+            looks=getattr(method, "extra_passes", 0),
             pairs_together=getattr(method, "batch_size", 16),
             tokens_together=getattr(method, "max_tokens", 8192),
         )
@@ -119,12 +121,12 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     if training.pairs:
         per_question = from_questions / asked
         count, tokens = _pairs(config, pilot, asked, per_question, searched if searched else starts)
-        trained, scored = training.epochs * tokens, tokens
+        trained, scored = training.epochs * tokens, tokens * (1 + training.looks)
         details["pairs"] = count
     else:
         whole = (from_questions + from_resets + from_search * bool(config.reuse)) * (prompt + length)
         trained = training.epochs * whole
-        scored = whole * (training.epochs * training.minibatches > 1) + whole * training.reference
+        scored = whole * ((training.epochs * training.minibatches > 1) + training.reference + training.looks)
     stages = {Stage.ROLLOUT: first, Stage.LOCATE: located, Stage.RESET: behind, Stage.MORE: more}
     rounds = config.rounds
     return Work(

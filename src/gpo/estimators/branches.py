@@ -94,6 +94,8 @@ class Branches:
         What it says of U_k is as uncertain as its values are, divided by 1 - p_k: it counts (1 - p_k) as much.
         """
         steps = int(self.steps[row])
+        if not isnan(self.rewards[row]):
+            values = np.append(values[:-1], self.rewards[row])  # known, and no critic learns it
         aside = 1 - self.follow[row, :steps]
         fits = (values[:-1] - (1 - aside) * values[1:]) / np.maximum(aside, 1e-9)
         weight = trust * aside

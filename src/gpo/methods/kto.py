@@ -73,6 +73,11 @@ class KTO(Offline):
     def _order(self, rows: Sequence[PairRow]) -> list[int]:
         return list(range(len(rows)))
 
+    @property
+    def extra_passes(self) -> int:
+        """Beside one over the pairs: in each epoch the reference reads rows and mismatched ones, the policy the latter."""
+        return 3 * self.epochs - 1
+
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
         config = KTOConfig(
             beta=self.beta,

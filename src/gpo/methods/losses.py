@@ -15,6 +15,8 @@ def normalised_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
     Zero where all rewards are equal. The deviation is of the sample (G - 1), with 1e-4 added.
     Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; without `scale`: Liu et al. 2025 (Dr. GRPO), arXiv 2503.20783.
     """
+    if len(rewards) and rewards.max() == rewards.min():  # the mean is rounded, and the deviation next to nothing
+        return torch.zeros_like(rewards)
     centred = rewards - rewards.mean()
     if not scale or len(rewards) < 2:
         return centred

@@ -79,6 +79,11 @@ class Online(Training):
             if (value := getattr(self, name)) not in known:
                 raise unknown(name, value, known)
 
+    @property
+    def extra_passes(self) -> int:
+        """Over all rows, without gradients, beside those that steps after the first and a reference take."""
+        return int(self.epochs * self.minibatches == 1 and self.beta > 0 and self.kl_in == "reward")
+
     @cached_property
     def policy(self) -> Policy:
         """As `Training.policy`, on the device and ready for the policy gradient."""

@@ -45,6 +45,11 @@ class PPO(Online):
     reads_hidden: ClassVar[bool] = True
     reuses: ClassVar[bool] = True  # the search's values teach the critic
 
+    @property
+    def extra_passes(self) -> int:
+        """As of all; and the critic's values."""
+        return super().extra_passes + 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("discount", "trace"):

@@ -76,13 +76,15 @@ class Outcome:
 def flops(outcome: Outcome, arm: ArmOutcome) -> float | None:
     """2 N for each sampled token, and 6 N for each trained one; 4 N under adapters: frozen weights have no gradient.
 
-    As `gpo.advice.cost.operations` has it, without the prompts and prefixes that sampling reads, a reference and the
-    adapters' own.
+    2 N more where activations are computed twice. As `gpo.advice.cost.operations` has it, without the prompts and
+    prefixes that sampling reads, passes without gradients (a reference, a critic's values) and the adapters' own.
     """
     if outcome.parameters is None or arm.trained_tokens is None:
         return None
-    adapters = getattr(method_of(outcome.options), "lora", None) is not None
-    return outcome.parameters * (2.0 * arm.sampled_tokens + (4.0 if adapters else 6.0) * arm.trained_tokens)
+    method = method_of(outcome.options)
+    of_token = 6.0 if getattr(method, "lora", None) is None else 4.0
+    of_token += 2.0 * getattr(method, "gradient_checkpointing", False)
+    return outcome.parameters * (2.0 * arm.sampled_tokens + of_token * arm.trained_tokens)
 
 
 def method_of(options: Options) -> Any:

@@ -180,7 +180,7 @@ def plan(suite: Suite) -> str:
     if questions is not None:
         kinds = {trains_on_groups(suite.options(Cell(*row, suite.seeds[0]))) for row in rows}
         told = " and ".join(
-            f"{100 * min(1, detectable(questions, first.test_samples, len(suite.seeds), groups=groups)):.1f} points "
+            f"{100 * detectable(questions, first.test_samples, len(suite.seeds), groups=groups):.1f} points "
             f"with {'groups' if groups else 'pairs'}"
             for groups in sorted(kinds)
         )

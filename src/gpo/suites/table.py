@@ -84,7 +84,7 @@ def detectable(questions: int, samples: int, seeds: int, *, groups: bool = False
         drawn = [np.zeros(DRAWS), drawn[1], np.zeros(DRAWS)]
     half = half_width(*drawn, degrees=degrees, cells=seeds * questions)
     error = sqrt((expected[0] + expected[1] - rest) / (seeds * questions)) * rng.standard_normal(DRAWS)
-    return float(np.quantile(half - error, power))
+    return min(1.0, float(np.quantile(half - error, power)))
 
 
 def trains_on_groups(options: Options) -> bool:
@@ -124,9 +124,9 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
         table.append(_numbers(mine.right) - _numbers(row.base if yours is None else yours.right))
         solved.append(_numbers(row.base))
         taken.append(_numbers(row.steps or (None,) * len(row.base)))
-        ahead = _learned(mine), _learned(mine if yours is None else yours)
-        same = yours is not None and len(ahead[0]) == len(ahead[1])
-        curves.append(ahead[0] - ahead[1] if same else np.empty(0))
+        if yours is not None and len(mine.rounds) == len(yours.rounds) > 1:
+            problems = resolve(row.options).problems
+            curves.append(_learned(mine, problems) - _learned(yours, problems))
     return Contrast(
         rows[0].cell.regime,
         rows[0].cell.method,
@@ -138,7 +138,7 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
         _tells(pairs[0][0], len(pairs)) if pairs else nan,
         _among(table, _of_other_seeds(solved), STRATA),
         _among(table, [_over_seeds(taken)] * len(table), HORIZONS),
-        crossed_mean([curve for curve in curves if len(curve) == len(curves[0])]),
+        crossed_mean([curve for curve in curves if len(curve) == min(map(len, curves))]),
     )
 
 
@@ -234,7 +234,7 @@ def chosen(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, st
             for arm in rows[0].arms:
                 accuracy = fmean(_mean_right(row.arms[arm].right) for row in rows)
                 key = (regime, method, arm)
-                if key not in best or accuracy > best[key][0]:
+                if key not in best or isnan(best[key][0]) or accuracy > best[key][0]:
                     best[key] = (accuracy, tuned)
     return {key: tuned for key, (_, tuned) in best.items()}
 
@@ -314,9 +314,18 @@ def _arms(rows: Sequence[Outcome]) -> list[str]:
     return [name for name in resolve(rows[0].options).arms if name in known]
 
 
-def _learned(arm: ArmOutcome) -> Array:
-    """Shares of the training questions of all rounds but the first, in which all arms are one model."""
-    return np.concatenate([np.empty(0), *(_numbers(each.right) for each in arm.rounds[1:])])
+def _learned(arm: ArmOutcome, problems: int) -> Array:
+    """Shares of the training questions in all rounds but the first, in which all arms are one model.
+
+    A question that comes round again (`questions.questions_of`) is one, with the mean of its rounds.
+    """
+    size = len(arm.rounds[0].right)
+    count = max(size, problems)
+    found: dict[int, list[float]] = {}
+    for number, each in enumerate(arm.rounds[1:], 1):
+        for place, right in enumerate(_numbers(each.right).tolist(), number * size):
+            found.setdefault(place % count, []).append(right)
+    return np.array([_over_seeds([np.array([x]) for x in found[place]])[0] for place in sorted(found)])
 
 
 def _curve(arms: Sequence[ArmOutcome]) -> tuple[tuple[float, float], ...]:
