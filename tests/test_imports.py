@@ -10,7 +10,7 @@ import gpo
 
 SOURCE = Path(gpo.__file__).parent
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers"}
-MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "estimators/critic", "estimators/gradient", "images/embedding")
+MAY_IMPORT_TORCH = ("engines/", "methods/", "reasoner/", "images/embedding")
 PACKAGES = ("tasks", "engines", "estimators", "methods")
 READS_RUNS_ONLY = (
     "storage",
@@ -91,7 +91,7 @@ def test_the_public_names_are_these() -> None:
         *("Completion", "Group", "Problem", "Score", "Start", "StepScores", "Trajectory"),
         *("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
         *("Run", "RunConfig", "Spec", "make", "Results"),
-        *("Diagnosis", "diagnose", "Sampler", "question_start", "Pair", "build_pairs", "load_pairs"),
+        *("Diagnosis", "diagnose", "Sampler", "question_start", "Pair", "PairSettings", "build_pairs", "load_pairs"),
         "__version__",
     }
     for name in dir(gpo):

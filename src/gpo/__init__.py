@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpo.types import Completion as Completion
     from gpo.types import Group as Group
     from gpo.types import Pair as Pair
+    from gpo.types import PairSettings as PairSettings
     from gpo.types import Problem as Problem
     from gpo.types import Score as Score
     from gpo.types import Start as Start
@@ -46,7 +47,17 @@ _HOMES = {
     "gpo.report.results": ("Results",),
     "gpo.experiment.run": ("Run",),
     "gpo.rollout.sampler": ("Sampler", "question_start"),
-    "gpo.types": ("Completion", "Group", "Pair", "Problem", "Score", "Start", "StepScores", "Trajectory"),
+    "gpo.types": (
+        "Completion",
+        "Group",
+        "Pair",
+        "PairSettings",
+        "Problem",
+        "Score",
+        "Start",
+        "StepScores",
+        "Trajectory",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -66,3 +66,13 @@ def test_ids_come_back_as_they_were_sampled(tmp_path: Path) -> None:
         assert tuple(row["rejected_ids"]) == pair.rejected_ids
         ids = [*row["prompt_ids"], *row["prefix_ids"], *row["chosen_ids"]]
         assert len(tokenizer.encode(row["prompt"] + row["chosen"])) < len(ids)
+
+
+def test_two_folders_of_one_name_are_two_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` keeps what it has loaded by the folder's name and its card."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for run, count in (("one", 4), ("two", 8)):
+        write_dataset(make_pairs(count), tmp_path / run / "dataset")
+        folder = str(tmp_path / run / "dataset")
+        assert len(load_dataset(folder, "pairs", split="train", cache_dir=str(tmp_path / "cache"))) == count
+        assert len(load_dataset(folder, "unpaired", split="train", cache_dir=str(tmp_path / "cache"))) == 2 * count

@@ -131,4 +131,5 @@ def _shown(method: str, wanted: Callable[..., Any]) -> str:
 
 def _misfit(kind: str, name: str, why: str) -> ConfigError:
     article = "an" if kind[0] in "aeiou" else "a"
-    return ConfigError(f"{name!r} is not {article} {kind}: {why}. gpo/contracts.py says what {article} {kind} has.")
+    home = "gpo/rollout/segmenters.py" if kind == "segmenter" else "gpo/contracts.py"
+    return ConfigError(f"{name!r} is not {article} {kind}: {why}. {home} says what {article} {kind} has.")

@@ -80,6 +80,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pairs, PairSettings):
+            raise ConfigError(f"pairs is {self.pairs!r}, expected such as gpo.PairSettings(per_start=8).")
         self._name_components()
         for name in AT_LEAST_ONE:
             owner, _, key = name.rpartition(".")
@@ -94,8 +96,6 @@ class RunConfig:
         self._check_ranges()
         if not 0 < self.temperature < inf:
             raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
         if not 0 <= (self.piece_seconds or 0) < inf:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:
@@ -123,6 +123,8 @@ class RunConfig:
         return engine == "hf" and resolve_model(self).name in SHIPPED
 
     def _check_ranges(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
         if not 0 < self.locate_share < 1:
             raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
         for name in ("reset_fraction", "fresh_least"):

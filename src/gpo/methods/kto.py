@@ -75,7 +75,7 @@ class KTO(Offline):
 
     @property
     def extra_passes(self) -> int:
-        """Beside one over the pairs: in each epoch the reference reads rows and mismatched ones, the policy the latter."""
+        """Beside one over the pairs: in each epoch the reference reads rows and mismatches, the policy mismatches."""
         return 3 * self.epochs - 1
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ standard text columns of TRL, with our token ids and the provenance of every row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -152,7 +153,8 @@ def write_dataset(
         partial.mkdir()
         for form in FORMS if pairs else ():
             parquet.write_table(to_table(form_rows(pairs, prefix_in, form, seed)), partial / f"{form}.parquet")
-        (partial / "README.md").write_text(card(pairs, prefix_in, about or {}), encoding="utf-8")
+        contents = {path.stem: sha256(path.read_bytes()).hexdigest() for path in partial.glob("*.parquet")}
+        (partial / "README.md").write_text(card(pairs, prefix_in, about or {}, contents), encoding="utf-8")
 
 
 def load_pairs(run: Path | str, arm: str, form: Form = "pairs", number: int = 1) -> Dataset:
@@ -233,10 +235,16 @@ pairs = load_dataset("FOLDER", "pairs", split="train")
 """
 
 
-def card(pairs: Sequence[Pair], prefix_in: PrefixIn, about: Mapping[str, Any]) -> str:
-    """The data-set card, with the YAML header that hubs read; without pairs it names no files."""
+def card(pairs: Sequence[Pair], prefix_in: PrefixIn, about: Mapping[str, Any], contents: Mapping[str, str] = {}) -> str:
+    """The data-set card, with the YAML header that hubs read; without pairs it names no files.
+
+    Args:
+        contents: what tells the file of each form from any other: `datasets` keeps what it has loaded by the folder's
+            name and this header, and takes another folder of that name for the same.
+    """
     listed = "".join(
         f"- config_name: {form}\n{'  default: true' + chr(10) if form == 'pairs' else ''}"
+        f"{f'  description: {contents[form]}' + chr(10) if form in contents else ''}"
         f"  data_files:\n  - split: train\n    path: {form}.parquet\n"
         for form in FORMS
     )

@@ -26,7 +26,7 @@ _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
 class Segmenter(Protocol):
     """Cuts a response into steps."""
 
-    needs_logprobs: ClassVar[bool]  # whether it reads `logprobs`; a sampler asks the engine for them then
+    # One that reads `logprobs` has a field `needs_logprobs` that is true; a sampler asks the engine for them then.
 
     def __call__(
         self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
