@@ -377,6 +377,9 @@ def test_how_soon_arms_learn_is_of_the_rounds_after_the_first() -> None:
     assert tokens_to_reach(of_arms["gpo"].curve, 0.5) == pytest.approx(120)
     assert np.isnan(tokens_to_reach(of_arms["plain"].curve, 0.6))
     assert tokens_to_reach(of_arms["plain"].curve, 0.0) == 0
+    other = replace(rows[0], cell=Cell("r", "less", 0), trained=learned(rows[0], plain=[[1]], gpo=[[1], [1]]).trained)
+    suite = replace(SUITE, methods={"m": {}, "less": {}}, origins={"less": "m"})
+    assert [each.learning.n for each in contrasts(suite, [rows[0], other]) if each.method == "less"] == [0, 0, 0, 0, 0]
     page = markdown(SUITE, rows)
     assert "| r, m | gpo - plain | +28.6" in page
     assert "| 50.0 | 120 | 200 |" in page

@@ -124,8 +124,8 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
         table.append(_numbers(mine.right) - _numbers(row.base if yours is None else yours.right))
         solved.append(_numbers(row.base))
         taken.append(_numbers(row.steps or (None,) * len(row.base)))
-        if yours is not None and len(mine.rounds) == len(yours.rounds) > 1:
-            problems = resolve(row.options).problems
+        problems = resolve(row.options).problems
+        if yours is not None and yours.rounds and _asked(mine) == _asked(yours):
             curves.append(_learned(mine, problems) - _learned(yours, problems))
     return Contrast(
         rows[0].cell.regime,
@@ -312,6 +312,11 @@ def _arms(rows: Sequence[Outcome]) -> list[str]:
     """In the order of the run, which a cell that trained some of them does not show."""
     known = {name for row in rows for name in row.arms}
     return [name for name in resolve(rows[0].options).arms if name in known]
+
+
+def _asked(arm: ArmOutcome) -> list[int]:
+    """How many questions each round has."""
+    return [len(each.right) for each in arm.rounds]
 
 
 def _learned(arm: ArmOutcome, problems: int) -> Array:
