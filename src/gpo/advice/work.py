@@ -12,7 +12,7 @@ from scipy.stats import betabinom
 from gpo.advice.cost import Work
 from gpo.advice.pilot import Asked, Pilot
 from gpo.config.components import Spec, made
-from gpo.config.run import RunConfig
+from gpo.config.run import RunConfig, settled
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
@@ -84,6 +84,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     Args:
         questions: training problems.
     """
+    config = settled(config)
     kind = _class_of(config.arms[arm])
     asked = min(config.round_problems or questions, questions)
     length, prompt = pilot.response, pilot.prompt
@@ -96,7 +97,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     candidates = asked * min(config.locate_per_problem, config.rollouts)
     located = 0.0
     if looks and not isnan(each):
-        located = min(search_limit(budget, first, config.locate_share), candidates * each)
+        located = min(search_limit(budget, first, config.locate_share or 0.0), candidates * each)
     left = budget - first - located
     searched = located / each if located else 0.0
 

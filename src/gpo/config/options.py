@@ -214,7 +214,11 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
     Settings of components are as they are stored: one that a component has gained since makes another run.
     """
-    known = _defaults() | ({"reuse": True, "reset_turns": 0} if "arms" in stored else {}) | dict(stored)
+    known = (
+        _defaults()
+        | ({"reuse": True, "reset_turns": 0, "locate_share": 0.4} if "arms" in stored else {})
+        | dict(stored)
+    )
     method = dict(known["method"])
     # A method of one's own may have a setting that is called so.
     moved = {} if "pairs" in stored else {new: method.pop(old) for old, new in MOVED.items() if old in method}

@@ -54,12 +54,10 @@ class RunConfig:
     problems: int = 120  # training problems, taken evenly from the sub-tasks
     rollouts: int = 8  # of each training problem, before anything is located
     budget: float = 2.5  # tokens of each arm in a round, as a multiple of those of the first round's first rollouts
-    locate_share: float = 0.4  # of the budget, at most, for the search
+    locate_share: float | None = None  # of the budget, at most, for the search; None: with `reuse` 0.4, else 0.08
     locate_per_problem: int = 4  # trajectories to search at most
     reset_rollouts: int = 8  # of each reset start when its turn comes
-    reset_turns: int | None = (
-        None  # of a reset start, at most, then questions again; 0: no limit; None: online 1, else 0
-    )
+    reset_turns: int | None = None  # of a reset start, then questions; 0: no limit; None: with `reuse` 0, else 1
     reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
@@ -125,7 +123,7 @@ class RunConfig:
     def _check_ranges(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
-        if not 0 < self.locate_share < 1:
+        if self.locate_share is not None and not 0 < self.locate_share < 1:
             raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
         for name in ("reset_fraction", "fresh_least"):
             if not 0 <= getattr(self, name) <= 1:
@@ -163,18 +161,21 @@ class RunConfig:
 
 
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
-    """With `reuse` and `reset_turns` decided: as a directory has them stored, else by credit and method (lab notes)."""
-    if config.reuse is not None and config.reset_turns is not None:
+    """With what is None decided: as a directory has it stored, else by credit and method (lab notes).
+
+    `reuse`, and by it how much is searched and how often a start has its turn.
+    """
+    if None not in (config.reuse, config.reset_turns, config.locate_share):
         return config
     known = stored or {}
     method = Spec("method", config.method) if isinstance(config.method, str) else config.method
     kind = method.component_class() if isinstance(method, Spec) else type(method)
-    reuse = config.credit != "tail" or getattr(kind, "reuses", True)
-    turns = int(getattr(kind, "trains_on", "pairs") == "groups")
+    reuse = _first(config.reuse, known.get("reuse"), config.credit != "tail" or getattr(kind, "reuses", True))
     return replace(
         config,
-        reuse=_first(config.reuse, known.get("reuse"), reuse),
-        reset_turns=_first(config.reset_turns, known.get("reset_turns"), turns),
+        reuse=reuse,
+        reset_turns=_first(config.reset_turns, known.get("reset_turns"), 0 if reuse else 1),
+        locate_share=_first(config.locate_share, known.get("locate_share"), 0.4 if reuse else 0.08),
     )
 
 

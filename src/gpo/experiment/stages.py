@@ -120,7 +120,9 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     candidates = _candidates(work, state, stratum)
     # Only what a buffer keeps is searched twice.
     earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer)) if stratum else ()
-    share = min(work.config.locate_share, 1 - work.config.fresh_least) if stratum else work.config.locate_share
+    share = work.config.locate_share
+    assert share is not None, "the settings of a run are settled"
+    share = min(share, 1 - work.config.fresh_least) if stratum else share
     limit = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
     first = max(2, work.config.chunk // SEARCH_FIRST)
     began, withheld = len(state.scores.read()), 0
