@@ -139,7 +139,7 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
     parts += [
         f"Written by `gpo compare {suite.source}` from {len(tested)} finished cells; seeds "
         f"{', '.join(map(str, seeds))}. "
-        f"Arms are {MATCHED[suite.matched]} and compared on the same {questions} "
+        f"Arms of a row are {MATCHED[suite.matched]} and compared on the same {questions} "
         f"{'development ' if suite.split == 'dev' else ''}questions, {samples} samples each. Differences are paired; "
         "intervals are 95%, over seeds and questions where there are several seeds, else over questions only. Of so "
         "many intervals one in twenty is clear of 0 by chance. The last column has the true difference in points that "
