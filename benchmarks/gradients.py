@@ -5,9 +5,10 @@
 The first round of GRPO as the suites have it (24 questions, 8 first rollouts of each and as many tokens again, spent
 by each arm in its way) is sampled again and again, each time on other questions, and nothing is trained. Of each arm's
 groups the gradient of the loss is taken at the same weights, and held against the gradient of success itself: that of
-16 rollouts of each of 900 development questions, which no arm has seen. A step along a gradient g of a given length
-gains in proportion to cos(g, wanted), to first order. So the arms are compared before any optimizer has its say, but
-also with each parameter divided by the root mean square of its gradient over the plain arm's rounds, as Adam does it.
+16 rollouts of each of 900 development questions, nearly all of which no arm has seen. A step along a gradient g of a
+given length gains in proportion to cos(g, wanted), to first order. So the arms are compared before any optimizer has
+its say, but also with each parameter divided by the root of the root mean square of its gradient over the plain arm's
+rounds, which makes the product that of Adam's step with the wanted gradient.
 
 Other options are those of `gpo run`, such as `--problems 48 --rollouts 4`.
 
@@ -49,7 +50,8 @@ ARMS = {
     "arms.unsearched": "random_unsearched",
     "arms.entropy": "entropy",
 }
-RUN = {"method": "grpo", "problems": "24", "budget": "2", "test_problems": "0", "workers": "1", **ARMS}
+AS_IT_WAS = {"locate_share": "0.4", "reset_turns": "0"}  # the default when the stored results were made
+RUN = {**AS_IT_WAS, "method": "grpo", "problems": "24", "budget": "2", "test_problems": "0", "workers": "1", **ARMS}
 FIRST = "first"  # the first rollouts alone
 SAMPLES, QUESTIONS = 16, 900  # of the gradient that is wanted
 HALVES = 2  # of it: their product is its square without noise

@@ -107,7 +107,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
         tail = pilot.weight / max(pilot.steps, 1.0) if anywhere else pilot.tail
     behind = min(left, config.reset_fraction * budget) if resets else left
     if resets and (turns := config.reset_turns):
-        behind = min(behind, turns * config.reset_rollouts * tail * (searched if looks else candidates))
+        behind = min(behind, turns * config.reset_rollouts * tail * (searched if looks and located else candidates))
     more = left - behind
     rollout = [one.rollout_tokens for one in pilot.searched if not isnan(one.rollout_tokens)]
     of_search = sum(rollout) / len(rollout) if rollout else length

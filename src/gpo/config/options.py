@@ -31,7 +31,7 @@ RENAMED: tuple[
 GAINED: dict[str, dict[str, Any]] = {"none": {"order": "mixed"}}  # by estimator: what an earlier version did unsaid
 NO_VALUE = ("help", "version")
 # Stand for themselves; settings of components that are true or false do too.
-FLAGS = (*NO_VALUE, "dry-run", "finished", "quick", "reuse", "watch")
+FLAGS = (*NO_VALUE, "dry-run", "finished", "plan", "quick", "reuse", "watch")
 FLAG_VALUES = ("true", "false", "none")
 SHORT = {"estimator": "arms.gpo"}
 ELSEWHERE = {  # what TRL, transformers and peft call an option

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -178,7 +178,7 @@ class SuiteRuns:
         options = self.suite.options(cell)
         config = resolve(options)
         directory = self.folder / cell.name
-        source, taken = self._source(cell)
+        source, _ = self._source(cell)
         if source is not None:
             copy_samples(source, directory, config)
         run = Run(directory, config, on_progress=self._on_progress)
@@ -192,7 +192,7 @@ class SuiteRuns:
             for name in (BASE, *arms):
                 run.evaluate(name)
             run.report()
-            outcome = outcome_of(self.suite.name, cell, options, run.files, arms, source, taken)
+            outcome = outcome_of(self.suite.name, cell, options, run.files, arms, source)
             with self.alone():
                 self.file.append([outcome])
         self._on_outcome(cell)
@@ -240,9 +240,8 @@ def outcome_of(
     files: RunDirectory,
     arms: Sequence[str],
     source: Path | None = None,
-    taken: Set[str] = frozenset(),
 ) -> Outcome:
-    """What a finished run has found; `source` is the run whose first rollouts it took, and all samples of some arms."""
+    """What a finished run has found; `source` is the run whose first rollouts it took, and what else it could."""
     results = summarize(files)
     tokens = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
     problems = files.problems("test") or []
@@ -260,7 +259,7 @@ def outcome_of(
                 right=shares(files.evaluation(arm).read()),
                 sampled_tokens=tokens[arm],
                 trained_tokens=_trained(files, arm),
-                seconds=_seconds(files, arm, options, source, arm in taken),
+                seconds=_seconds(files, arm, options, source),
                 rounds=_rounds(files, arm),
             )
             for arm in arms
@@ -283,18 +282,20 @@ def _rounds(files: RunDirectory, arm: str) -> tuple[RoundOutcome, ...]:
     )
 
 
-def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | None, taken: bool) -> dict[str, float]:
+def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | None) -> dict[str, float]:
     """By stage, with what was taken over: samples of another run, and the search whose price a control pays."""
+    config = resolve(options)
     spent = dict(files.events.seconds_of(arm))
-    elsewhere = None if source is None else RunDirectory(source).events
-    if elsewhere is not None:
+    places = [files] if source is None else [files, RunDirectory(source)]
+    if source is not None:
+        taken = arm in arms_alike(resolve({}, places[1].config()), config)
         stages = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET} if taken else {Stage.ROLLOUT}
-        before = elsewhere.seconds_of(arm)
+        before = places[1].events.seconds_of(arm)
         spent |= {stage: max(before[stage], spent.get(stage, 0.0)) for stage in stages if stage in before}
-    estimator = made("estimator", resolve(options).arms[arm])
+    estimator = made("estimator", config.arms[arm])
     if isinstance(estimator, MatchedRandom):
-        searches = elsewhere if elsewhere is not None and taken else files.events
-        spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + searches.seconds_of_search(estimator.arm)
+        search = max(each.events.seconds_of_search(estimator.arm) for each in places)
+        spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + search
     return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         print(usage())
         return 0 if "help" in options else 2
     take_data_folder(options)
+    if "plan" in options:
+        raise ConfigError("What a suite would run is asked with --dry-run.")
     for name in options:
         if name not in ("quick", "dry-run", "finished", "results", "page"):
             raise unknown("option", f"--{name}", [entry.partition(" ")[0] for entry in OPTIONS])

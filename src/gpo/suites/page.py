@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +97,7 @@ def learning_rows(found: Sequence[Contrast], standing: Sequence[Standing]) -> Ta
         ours = [s for s in standing if (s.regime, s.method) == (each.regime, each.method) and s.curve]
         target = reached_by_all([*ours, *theirs])
         mine, yours = (
-            next(tokens_to_reach(s.curve, target) for s in row if s.arm == arm)
+            next((tokens_to_reach(s.curve, target) for s in row if s.arm == arm), nan)  # a seed may have no rounds
             for row, arm in ((ours, each.arm), (theirs, each.other))
         )
         rows.append(
@@ -104,9 +105,8 @@ def learning_rows(found: Sequence[Contrast], standing: Sequence[Standing]) -> Ta
                 f"{one_line(each.regime, NAME)}, {one_line(each.method, NAME)}",
                 one_line(each.name, NAME),
                 percent(each.learning, signed=True),
-                f"{100 * target:.1f}",
-                f"{mine:,.0f}",
-                f"{yours:,.0f}",
+                "-" if isnan(target) else f"{100 * target:.1f}",
+                *("-" if isnan(tokens) else f"{tokens:,.0f}" for tokens in (mine, yours)),
             ]
         )
     return ["row", "arms", "in training", "tokens until all reach", "the first", "the second"], rows

@@ -205,7 +205,13 @@ def _of_arms(general: Options, own: Options) -> Options:
     if "arms" not in own:
         return general
     arms = [name.strip() for name in own["arms"].split(",")]
-    return {name: text for name, text in general.items() if name[:5] != "arms." or name.split(".")[1] in arms}
+
+    def fits(name: str) -> bool:
+        kind, _, rest = name.partition(".")
+        arm = "gpo" if kind == "estimator" else rest.partition(".")[0] if kind == "arms" and rest else None
+        return arm is None or arm in arms
+
+    return {name: text for name, text in general.items() if fits(name)}
 
 
 def _options(rows: Any, where: str, path: Path) -> Options:

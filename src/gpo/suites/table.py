@@ -125,7 +125,8 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
         solved.append(_numbers(row.base))
         taken.append(_numbers(row.steps or (None,) * len(row.base)))
         problems = resolve(row.options).problems
-        if yours is not None and yours.rounds and _asked(mine) == _asked(yours):
+        alike = rows is others or _questions_of(row.options) == _questions_of(others[0].options)
+        if yours is not None and yours.rounds and alike and _asked(mine) == _asked(yours):
             curves.append(_learned(mine, problems) - _learned(yours, problems))
     return Contrast(
         rows[0].cell.regime,
@@ -312,6 +313,12 @@ def _arms(rows: Sequence[Outcome]) -> list[str]:
     """In the order of the run, which a cell that trained some of them does not show."""
     known = {name for row in rows for name in row.arms}
     return [name for name in resolve(rows[0].options).arms if name in known]
+
+
+def _questions_of(options: Options) -> tuple[object, ...]:
+    """What says which questions a round has."""
+    config = resolve(options)
+    return config.task, config.problems, config.round_problems
 
 
 def _asked(arm: ArmOutcome) -> list[int]:
