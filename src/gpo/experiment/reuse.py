@@ -80,11 +80,11 @@ def _without_arms(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in describe(config).items() if name != "arms"}
 
 
-def copy_samples(source: Path, target: Path, config: RunConfig) -> set[str]:
+def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
     """What a run has sampled that another one would sample alike: first rollouts, searches and resets of arms, and,
     where the same is asked, questions and answers before training.
 
-    Samples that the other run has already stay. The arms whose searches and resets were copied.
+    Samples that the other run has already stay.
 
     Raises:
         ConfigError: the run names other people's code that the new one does not.
@@ -94,14 +94,13 @@ def copy_samples(source: Path, target: Path, config: RunConfig) -> set[str]:
     refuse_strangers(source, raw, foreign_code(describe(config)))
     stored = resolve({}, raw)
     if RunDirectory(target).rollouts.read() or not first_alike(stored, config):
-        return set()
+        return
     arms = arms_alike(stored, config)
     work = Resources(target, replace(config, launch=None))
     with work.held():
         for path in _samples(files, sorted(arms), same_questions=_ask_alike(stored, config)):
             with replacing(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
-    return arms
 
 
 def _ask_alike(one: RunConfig, other: RunConfig) -> bool:

@@ -172,7 +172,7 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
             yield partial
             _ask_holder(path)
             _sync_all(partial)
-            if path.is_dir() and not path.is_symlink():
+            if path.is_dir():
                 if not partial.is_dir():  # a name that was given by mistake is no reason to remove a folder
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                 _remove(path)
