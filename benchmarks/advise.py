@@ -33,7 +33,7 @@ from gpo.config.run import RunConfig, settled
 from gpo.experiment.run import Run
 from gpo.statistics import Interval
 from gpo.storage.chunks import Chunks
-from gpo.suites.cells import Outcome
+from gpo.suites.outcome import Outcome
 from gpo.suites.suite import Cell, Suite, read_suite
 from gpo.suites.table import contrasts
 

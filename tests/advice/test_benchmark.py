@@ -8,7 +8,7 @@ import pytest
 from test_expect import ROW
 from test_pilot import SEARCHED, asked, pilot
 
-from gpo.suites.cells import ArmOutcome, Outcome
+from gpo.suites.outcome import ArmOutcome, Outcome
 from gpo.suites.suite import Cell, Suite
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -12,7 +12,7 @@ from gpo.advice.work import Training
 from gpo.config.models import reference
 from gpo.config.options import resolve
 from gpo.errors import ConfigError
-from gpo.suites.cells import ArmOutcome, Outcome, flops
+from gpo.suites.outcome import ArmOutcome, Outcome, flops
 from gpo.suites.suite import Cell
 
 # Of Qwen2.5-7B's configuration.

@@ -11,7 +11,7 @@ from test_pilot import SEARCHED, asked, pilot
 from gpo.advice.expect import NEAR, Evidence, expect, known_evidence, pooled
 from gpo.statistics import crossed_mean
 from gpo.storage.chunks import Chunks
-from gpo.suites.cells import Outcome
+from gpo.suites.outcome import Outcome
 from gpo.suites.suite import read_suite
 from gpo.suites.table import contrasts
 

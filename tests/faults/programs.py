@@ -16,7 +16,7 @@ from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run
 from gpo.suites.cells import SuiteRuns
-from gpo.suites.command import cells_of
+from gpo.suites.settings import cells_of
 from gpo.suites.suite import read_suite
 from gpo.toy import ChainEngine
 from gpo.types import Completion, Group, Pair, RoundContext, Score, Start, Trajectory
@@ -109,7 +109,7 @@ def suite(directory: Path) -> None:
     file.write_text(SUITE)
     read = read_suite(str(file))
     runs = SuiteRuns(read, directory)
-    runs.run(cells_of(read, runs, 0))
+    runs.run(cells_of(read, runs.outcomes(), 0))
 
 
 PROGRAMS: dict[str, Callable[[Path], None]] = {

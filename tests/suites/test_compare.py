@@ -20,19 +20,17 @@ from gpo.statistics import crossed_mean
 from gpo.storage.directory import RunDirectory
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState
-from gpo.suites.cells import ArmOutcome, Outcome, RoundOutcome, SuiteRuns, flops
-from gpo.suites.command import cells_of
+from gpo.suites.cells import SuiteRuns
+from gpo.suites.outcome import ArmOutcome, Outcome, RoundOutcome, flops
 from gpo.suites.page import markdown, write_page
+from gpo.suites.settings import budgets, cells_of, chosen, present
 from gpo.suites.suite import Cell, Suite, read_suite
 from gpo.suites.table import (
     QUESTION_SPREAD,
     SEED_SPREAD,
     WITHIN,
-    budgets,
-    chosen,
     contrasts,
     detectable,
-    present,
     reached_by_all,
     standings,
     tokens_to_reach,
@@ -230,7 +228,7 @@ def test_an_arm_takes_the_setting_that_did_best_on_development_questions(tmp_pat
         }
         assert tried[best["run", "toy", arm]] == max(tried.values())
     assert all(row.options["test_split"] == "dev" for row in runs.outcomes())
-    cells = [cell for cell in cells_of(suite, runs, 0) if cell.method == "toy"]
+    cells = [cell for cell in cells_of(suite, runs.outcomes(), 0) if cell.method == "toy"]
     assert sorted(arm for cell in cells for arm in cell.arms) == ["gpo", "plain", "random"]
     assert len({cell.tuned for cell in cells}) == len(cells)
 
@@ -245,7 +243,7 @@ def test_arms_with_equal_flops_have_budgets_of_their_own(tmp_path: Path) -> None
     runs = SuiteRuns(suite, tmp_path / "out")
     runs.run(list(suite.tuning_cells()))
     best = chosen(suite, runs.outcomes())
-    matching = cells_of(suite, runs, 0, "matching")
+    matching = cells_of(suite, runs.outcomes(), 0, "matching")
     assert {("run", "toy", arm): cell.tuned for cell in matching for arm in cell.arms} == best
     runs.run(matching)
     tried = [row for row in runs.outcomes() if row.cell.phase == "matching"]
@@ -255,7 +253,7 @@ def test_arms_with_equal_flops_have_budgets_of_their_own(tmp_path: Path) -> None
     assert float(found["run", "toy", dearest]) == 6
     for name, cost in at_first.items():
         assert float(found["run", "toy", name]) * cost == pytest.approx(6 * at_first[dearest], rel=0.01)
-    cells = cells_of(suite, runs, 1)
+    cells = cells_of(suite, runs.outcomes(), 1)
     assert {("run", "toy", arm): dict(cell.tuned)["budget"] for cell in cells for arm in cell.arms} == found
     runs.run(cells)
     rows = [row for row in runs.outcomes() if row.cell.phase == "test"]
@@ -272,9 +270,9 @@ def test_what_is_not_known_cannot_be_matched(tmp_path: Path) -> None:
     suite = toy_suite(tmp_path)
     suite = replace(suite, matched="flops", methods={"toy": suite.methods["toy"]})
     runs = SuiteRuns(suite, tmp_path / "out")
-    runs.run(cells_of(suite, runs, 0, "matching"))
+    runs.run(cells_of(suite, runs.outcomes(), 0, "matching"))
     with pytest.raises(ConfigError, match=r"is to match flops, and what plain takes in .* is not known"):
-        cells_of(suite, runs, 0)
+        cells_of(suite, runs.outcomes(), 0)
 
 
 def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

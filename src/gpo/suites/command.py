@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpo.config.help import entries
 from gpo.config.options import flag, resolve, split, take_data_folder
@@ -13,10 +12,7 @@ from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.storage.chunks import Chunks
 from gpo.storage.files import refuse_folder
-from gpo.suites.suite import SHIPPED, Cell, Phase, Suite, read_suite
-
-if TYPE_CHECKING:
-    from gpo.suites.cells import SuiteRuns
+from gpo.suites.suite import SHIPPED, Cell, Suite, read_suite
 
 DEFAULT = "runs/compare"
 OPTIONS = {
@@ -71,8 +67,10 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
     """Run what is missing if that is wanted, then write and show the page."""
     from gpo.report.console import Console
     from gpo.report.progress import ProgressDisplay, rich_table
-    from gpo.suites.cells import Outcome, SuiteRuns
+    from gpo.suites.cells import SuiteRuns
+    from gpo.suites.outcome import Outcome
     from gpo.suites.page import difference_rows, verdict, write_page
+    from gpo.suites.settings import cells_of
     from gpo.suites.table import contrasts
 
     if (folder / "config.json").exists():
@@ -120,9 +118,9 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
         if run:
             runs.run(list(suite.tuning_cells()))
             if suite.matched != "tokens":
-                runs.run(cells_of(suite, runs, suite.tuning_seeds[0], "matching"))
+                runs.run(cells_of(suite, runs.outcomes(), suite.tuning_seeds[0], "matching"))
             # A whole table of one seed first.
-            cells += [cell for seed in suite.seeds for cell in cells_of(suite, runs, seed)]
+            cells += [cell for seed in suite.seeds for cell in cells_of(suite, runs.outcomes(), seed)]
             runs.run(cells)
         if not runs.outcomes():
             raise DataError(f"No cell of {suite.name} is finished in {folder}. Run it without --finished.")
@@ -138,24 +136,6 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
         soft_wrap=True,
         markup=False,
     )
-
-
-def cells_of(suite: Suite, runs: SuiteRuns, seed: int, phase: Phase = "test") -> list[Cell]:
-    """The cells of a seed: arms that have the same settings are one run."""
-    from gpo.suites.table import chosen, settings
-
-    outcomes = runs.outcomes()
-    found = settings(suite, outcomes) if phase == "test" else chosen(suite, outcomes)
-    cells = []
-    for regime, method in product(suite.regimes, suite.methods):
-        if not suite.tuning and (phase != "test" or suite.matched == "tokens"):
-            cells.append(Cell(regime, method, seed, phase))
-            continue
-        arms: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for arm in resolve(suite.options(Cell(regime, method, seed))).arms:
-            arms.setdefault(found[regime, method, arm], []).append(arm)
-        cells += [Cell(regime, method, seed, phase, tuned, tuple(names)) for tuned, names in arms.items()]
-    return cells
 
 
 def plan(suite: Suite) -> str:

@@ -15,13 +15,13 @@ from gpo.report.results import NAME, markdown_table, percent
 from gpo.statistics import Interval
 from gpo.storage.directory import BASE
 from gpo.storage.files import write_text
-from gpo.suites.cells import Outcome
+from gpo.suites.outcome import Outcome
+from gpo.suites.settings import present
 from gpo.suites.suite import Matched, Suite
 from gpo.suites.table import (
     Contrast,
     Standing,
     contrasts,
-    present,
     reached_by_all,
     standings,
     tokens_to_reach,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from gpo.config.options import resolve
-from gpo.errors import ConfigError
 from gpo.statistics import HORIZONS, STRATA, Bins, Interval, binned, crossed_mean, half_width
 from gpo.storage.directory import BASE
-from gpo.suites.cells import ArmOutcome, Outcome, flops, method_of
+from gpo.suites.outcome import ArmOutcome, Outcome, flops, mean_right, method_of
+from gpo.suites.settings import present
 from gpo.suites.suite import Options, Suite
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -178,7 +178,7 @@ def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
     """Every arm of every row, `base` first, which costs nothing."""
     found = []
     for regime, method, rows in _rows(suite, outcomes):
-        base = fmean(_mean_right(row.base) for row in rows)
+        base = fmean(mean_right(row.base) for row in rows)
         found.append(Standing(regime, method, BASE, base, 0.0, 0.0, 0.0, 0.0, ()))
         for name in _arms(rows):
             each = [(row, row.arms[name]) for row in rows if name in row.arms]
@@ -187,11 +187,11 @@ def standings(suite: Suite, outcomes: Sequence[Outcome]) -> list[Standing]:
                     regime,
                     method,
                     name,
-                    fmean(_mean_right(arm.right) for _, arm in each),
+                    fmean(mean_right(arm.right) for _, arm in each),
                     fmean(arm.sampled_tokens for _, arm in each),
                     _mean([arm.trained_tokens for _, arm in each]),
                     _mean([flops(row, arm) for row, arm in each]),
-                    median(_training_seconds(arm) for _, arm in each),
+                    median(arm.training_seconds for _, arm in each),
                     each[0][0].cell.tuned,
                     _curve([arm for _, arm in each]),
                 )
@@ -218,54 +218,6 @@ def tokens_to_reach(curve: Sequence[tuple[float, float]], accuracy: float) -> fl
     return nan
 
 
-def chosen(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], tuple[tuple[str, str], ...]]:
-    """For each regime, method and arm the settings with the best accuracy on development questions; ties: the first.
-
-    Only rows whose every combination has finished count.
-    """
-    cells = list(suite.tuning_cells())
-    done = {row.cell: row for row in outcomes}
-    best: dict[tuple[str, str, str], tuple[float, tuple[tuple[str, str], ...]]] = {}
-    for regime, method in dict.fromkeys((cell.regime, cell.method) for cell in cells):
-        ours = [cell for cell in cells if (cell.regime, cell.method) == (regime, method)]
-        if not all(cell in done for cell in ours):
-            continue
-        for tuned in dict.fromkeys(cell.tuned for cell in ours):
-            rows = [done[cell] for cell in ours if cell.tuned == tuned]
-            for arm in rows[0].arms:
-                accuracy = fmean(_mean_right(row.arms[arm].right) for row in rows)
-                key = (regime, method, arm)
-                if key not in best or isnan(best[key][0]) or accuracy > best[key][0]:
-                    best[key] = (accuracy, tuned)
-    return {key: tuned for key, (_, tuned) in best.items()}
-
-
-def budgets(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], str]:
-    """For each regime, method and arm the budget with which it takes as much as the dearest arm of its row.
-
-    What the arms take is that of the matching phase, where all have one budget; it is taken to grow with the budget.
-
-    Raises:
-        ConfigError: an arm's FLOPs are not known.
-    """
-    taken: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-    for row in outcomes:
-        if row.cell.phase == "matching":
-            for name, arm in row.arms.items():
-                cost = _training_seconds(arm) if suite.matched == "seconds" else flops(row, arm)
-                if not cost:
-                    raise ConfigError(
-                        f"The suite {suite.name} is to match {suite.matched}, and what {name} takes in "
-                        f"{row.cell.name} is not known. Match tokens instead."
-                    )
-                taken.setdefault((row.cell.regime, row.cell.method), {})[name] = resolve(row.options).budget, cost
-    return {
-        (*row, name): f"{budget * max(most for _, most in arms.values()) / cost:.2f}"
-        for row, arms in taken.items()
-        for name, (budget, cost) in arms.items()
-    }
-
-
 def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, list[Outcome]]]:
     tested = present(suite, outcomes)
     rows = []
@@ -275,38 +227,6 @@ def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, lis
             if found:
                 rows.append((regime, method, found))
     return rows
-
-
-def present(suite: Suite, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The tests among the outcomes that the suite would run now: of its seeds, with the arms' settings of now.
-
-    What was found with settings that were the best once, or for seeds that are no longer of the suite, does not count.
-    """
-    of_arm = settings(suite, outcomes)
-    return [
-        row
-        for row in outcomes
-        if row.cell.phase == "test"
-        and row.cell.seed in suite.seeds
-        and all(
-            of_arm.get((row.cell.regime, row.cell.method, arm), row.cell.tuned) == row.cell.tuned for arm in row.arms
-        )
-    ]
-
-
-def settings(suite: Suite, outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], tuple[tuple[str, str], ...]]:
-    """What each arm is tested with, by regime, method and arm: what it was tuned to, and its matched budget.
-
-    Without an arm of which not all is known yet.
-    """
-    best = chosen(suite, outcomes)
-    if suite.matched == "tokens":
-        return best
-    return {
-        row: (*best.get(row, ()), ("budget", budget))
-        for row, budget in budgets(suite, outcomes).items()
-        if row in best or not suite.tuning
-    }
 
 
 def _arms(rows: Sequence[Outcome]) -> list[str]:
@@ -345,7 +265,7 @@ def _curve(arms: Sequence[ArmOutcome]) -> tuple[tuple[float, float], ...]:
     rounds = list(zip(*(arm.rounds for arm in arms), strict=False))
     size = -(-len(rounds) // POINTS)
     parts = [list(chain.from_iterable(rounds[i : i + size])) for i in range(0, len(rounds), size or 1)]
-    return tuple((fmean(r.tokens for r in part), fmean(_mean_right(r.right) for r in part)) for part in parts)
+    return tuple((fmean(r.tokens for r in part), fmean(mean_right(r.right) for r in part)) for part in parts)
 
 
 def _numbers(right: Sequence[float | None]) -> Array:
@@ -360,16 +280,6 @@ def _over_seeds(bases: Sequence[Array]) -> Array:
     return np.where(counts > 0, np.where(there, table, 0.0).sum(axis=0) / np.maximum(counts, 1), nan)
 
 
-def _mean_right(right: Sequence[float | None]) -> float:
-    known = [x for x in right if x is not None]
-    return fmean(known) if known else nan
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and not isnan(value)]
     return fmean(known) if known and len(known) == len(values) else None
-
-
-def _training_seconds(arm: ArmOutcome) -> float:
-    """Of what the arm's model took; its evaluation is the measurement."""
-    return sum(seconds for stage, seconds in arm.seconds.items() if stage not in ("evaluate", "report"))
