@@ -27,7 +27,7 @@ from gpo.config.options import resolve
 from gpo.config.presets import model_path
 from gpo.engines.allocation import keep_freed_memory
 from gpo.engines.hf import HFEngine
-from gpo.experiment.allocation import outcomes
+from gpo.experiment.allocation import Known, outcomes
 from gpo.experiment.run import Run
 from gpo.methods.dpo import DPO
 from gpo.preferences.pairs import build_pairs
@@ -68,8 +68,8 @@ def chosen_by_place(
     worth = outcomes(groups)
 
     def value(key: StartKey) -> float:
-        right, count = worth.get(key, (0.0, 0))
-        return right / count if count else 0.0
+        known = worth.get(key, Known())
+        return known.right / known.graded if known.graded else 0.0
 
     found: dict[str, dict[tuple[int, ...], list[Pair]]] = {}
     for pair in pairs:

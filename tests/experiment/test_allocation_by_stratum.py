@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from gpo.config.check import check
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
-from gpo.experiment.allocation import apportioned, next_apportioned, outcomes, rare_outcomes, spread, tokens_for_resets
+from gpo.experiment.allocation import Known, by_worth, expected_variance, outcomes, rare_outcomes, tokens_for_resets
+from gpo.experiment.budget import next_chunk
 from gpo.experiment.run import Run
 from gpo.storage.rounds import RoundState
 from gpo.types import Start, tokens_of
@@ -52,17 +54,17 @@ def test_groups_of_one_problem_are_one_sample_of_it_the_first_first() -> None:
 
 
 def test_what_a_start_teaches_is_the_posterior_mean_of_p_times_its_rest() -> None:
-    assert spread(0, 0) == 0.125  # of Beta(1/2, 1/2)
-    assert spread(4, 8) == pytest.approx(4.5 * 4.5 / 90)
-    assert spread(0, 8) == spread(8, 8) == pytest.approx(0.5 * 8.5 / 90)
-    assert 0.249 < spread(5000, 10000) < 0.25
+    assert expected_variance(0, 0) == 0.125  # of Beta(1/2, 1/2)
+    assert expected_variance(4, 8) == pytest.approx(4.5 * 4.5 / 90)
+    assert expected_variance(0, 8) == expected_variance(8, 8) == pytest.approx(0.5 * 8.5 / 90)
+    assert 0.249 < expected_variance(5000, 10000) < 0.25
 
 
 def test_tokens_go_to_starts_in_proportion_to_what_they_teach() -> None:
-    known = {A.key: (500.0, 1000), B.key: (100.0, 1000), C.key: (500.0, 1000)}
+    known = {start.key: Known(right, 1000, 1000) for start, right in ((A, 500.0), (B, 100.0), (C, 500.0))}
     lengths = {A.key: 10.0, B.key: 10.0, C.key: 20.0}
-    turns = apportioned([A, B, C], lengths, known, tokens=2_000_000, n=4, most=10**6)
-    rollouts = {start.key: known[start.key][1] + 4 * turns.count(start) for start in (A, B, C)}
+    turns = [start for start, _ in islice(by_worth([A, B, C], 4, lengths, known), 40_000)]
+    rollouts = {start.key: known[start.key].sampled + 4 * turns.count(start) for start in (A, B, C)}
     tokens = {key: count * lengths[key] for key, count in rollouts.items()}
     assert tokens[A.key] == pytest.approx(tokens[C.key], rel=0.01)
     assert tokens[B.key] / tokens[A.key] == pytest.approx(0.09 / 0.25, rel=0.02)
@@ -70,34 +72,45 @@ def test_tokens_go_to_starts_in_proportion_to_what_they_teach() -> None:
 
 def test_rollouts_that_there_are_already_count() -> None:
     lengths = dict.fromkeys((A.key, B.key), 10.0)
-    known = {A.key: (4.0, 8), B.key: (50.0, 100)}
-    assert apportioned([B, A], lengths, known, tokens=400, n=4, most=99) == [A] * 10
+    known = {A.key: Known(4.0, 8, 8), B.key: Known(50.0, 100, 100)}
+    assert list(islice(by_worth([B, A], 4, lengths, known), 10)) == [(A, 4)] * 10
+    known[B.key] = Known(50.0, 100, 0)  # what is not trained on tells how often it is solved, and no more
+    assert [start for start, _ in islice(by_worth([B, A], 4, lengths, known), 4)] == [B, B, B, A]
+
+
+def test_what_cannot_be_graded_is_had_all_the_same() -> None:
+    """A start whose grader always fails is not tried for ever."""
+    rows, others = group("a", "failed", "failed"), group("a", "right")
+    assert outcomes([rows])[rows.start.key] == Known(0.0, 0, 2)
+    assert outcomes([rows], [others])[rows.start.key] == Known(1.0, 1, 2)
+    known = {A.key: Known(0.0, 0, 8), B.key: Known(2.0, 4, 4)}
+    assert next(by_worth([A, B], 4, dict.fromkeys((A.key, B.key), 10.0), known)) == (B, 4)
 
 
 def test_the_last_chunk_spends_what_is_left_to_within_half_a_rollout() -> None:
     lengths = {A.key: 10.0, B.key: 20.0}
-    known = {A.key: (4.0, 8), B.key: (0.0, 8)}
+    known = {A.key: Known(4.0, 8, 8), B.key: Known(0.0, 8, 8)}
 
     def chunk(left: int, most: int = 9) -> tuple[list[Start], int]:
-        return next_apportioned([A, B], lengths, known, left=left, n=4, most=most)
+        return next_chunk(by_worth([A, B], 4, lengths, known), lengths, left=left, most=most)
 
     assert chunk(10_000, most=3) == ([A, A, A], 4)
     assert chunk(41) == ([A], 4)
     assert chunk(39) == ([A], 4)  # 40 tokens: to within half a rollout
     assert chunk(29) == ([A], 3)
     assert chunk(4) == chunk(-20) == ([], 4)
-    assert next_apportioned([], {}, {}, left=100, n=4, most=9) == ([], 4)
+    assert next_chunk(by_worth([], 4, {}, {}), {}, left=100, most=9)[0] == []
 
 
 def test_resets_get_what_they_teach_and_never_more_than_is_allowed() -> None:
-    known = {A.key: (2.0, 4), B.key: (1.0, 8)}
+    known = {A.key: Known(2.0, 4, 4), B.key: Known(1.0, 8, 8)}
     lengths = {A.key: 10.0, B.key: 30.0}
 
     def share(at_most: int, right: float = 2.0) -> int:
-        of = known | {A.key: (right, 4)}
+        of = known | {A.key: Known(right, 4, 4)}
         return tokens_for_resets([A], [B], lengths, of, left=10_000, n=4, at_most=at_most)
 
-    a, b = spread(2, 4), spread(1, 8)
+    a, b = expected_variance(2, 4), expected_variance(1, 8)
     assert share(10_000) == pytest.approx(10_000 * a / (a + b), rel=0.05)
     assert share(10_000, right=4.0) < share(10_000)
     assert share(3000) == 3000
@@ -143,7 +156,7 @@ def test_only_rare_outcomes_are_searched_and_the_baseline_stays_even(finished: R
     assert max(map(even.count, even)) - min(map(even.count, even)) <= 1
     more = [group.start.problem_id for group in finished.files.more("gpo").read()]
     worth = outcomes(finished.files.rollouts.read())
-    by_worth = {key[0]: spread(*value) for key, value in worth.items()}
+    by_worth = {key[0]: expected_variance(value.right, value.graded) for key, value in worth.items()}
     assert by_worth[max(more, key=more.count)] > sum(by_worth.values()) / len(by_worth)
 
 

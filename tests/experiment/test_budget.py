@@ -1,9 +1,10 @@
 from gpo.experiment.budget import (
     expected_lengths,
-    next_resets,
+    next_chunk,
     next_searches,
     reset_starts,
     rollouts_from,
+    round_robin,
     search_limit,
     search_weight,
     to_search,
@@ -68,15 +69,18 @@ def test_a_rollout_is_expected_to_be_as_long_as_those_seen_or_as_its_parents_res
 def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> None:
     a, b, c = (Start("p", (i,)) for i in range(3))
     lengths = {a.key: 10.0, b.key: 20.0, c.key: 5.0}
-    assert next_resets([a, b, c], lengths, done=0, left=1000, n=4, most=2) == ([a, b], 4)
-    assert next_resets([a, b, c], lengths, done=2, left=1000, n=4, most=4) == ([c, a, b, c], 4)
-    assert next_resets([a, b, c], lengths, done=0, left=151, n=4, most=9) == ([a, b], 4)  # 120 of at most 120.8
-    assert next_resets([a, b, c], lengths, done=0, left=149, n=4, most=9) == ([a], 4)
-    assert next_resets([a, b, c], lengths, done=0, left=41, n=4, most=9) == ([a], 4)
-    assert next_resets([a, b, c], lengths, done=3, left=29, n=4, most=9) == ([a], 3)
-    assert next_resets([a, b, c], lengths, done=3, left=4, n=4, most=9) == ([], 4)
-    assert next_resets([a, b, c], lengths, done=3, left=-7, n=4, most=9) == ([], 4)
-    assert next_resets([], {}, done=0, left=100, n=4, most=9) == ([], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=1000, most=2) == ([a, b], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=2), lengths, left=1000, most=4) == ([c, a, b, c], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=151, most=9) == (
+        [a, b],
+        4,
+    )
+    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=149, most=9) == ([a], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=41, most=9) == ([a], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=29, most=9) == ([a], 3)
+    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=4, most=9) == ([], 4)
+    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=-7, most=9) == ([], 4)
+    assert next_chunk(round_robin([], 4), {}, left=100, most=9) == ([], 0)
 
 
 def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() -> None:
@@ -85,13 +89,13 @@ def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() ->
     had = {a.key: 4, b.key: 1}
 
     def chunk(done: int, left: int = 1000) -> tuple[list[Start], int]:
-        return next_resets([a, b, c], lengths, done=done, left=left, n=4, most=9, had=had)
+        return next_chunk(round_robin([a, b, c], 4, done=done, had=had), lengths, left=left, most=9)
 
     assert chunk(0) == ([c], 4)
     assert chunk(1) == ([b], 3)
     assert chunk(2, left=190) == ([a, b, c], 4)  # every start has four by now, and all take turns again
     assert chunk(1, left=21) == ([b], 2)
-    assert next_resets([a], lengths, done=0, left=1000, n=4, most=1, had=had) == ([a], 4)
+    assert next_chunk(round_robin([a], 4, done=0, had=had), lengths, left=1000, most=1) == ([a], 4)
 
 
 def test_rollouts_from_a_start_are_counted_if_they_have_a_grade() -> None:
@@ -134,9 +138,8 @@ def test_a_search_takes_what_its_share_pays_for() -> None:
 
 def test_a_start_has_so_many_turns_at_most() -> None:
     a, b = (Start("p", (1,), (i,)) for i in range(2))
-    lengths = {a.key: 10.0, b.key: 10.0}
-    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=1) == ([a, b], 4)
-    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=2) == ([a, b, a, b], 4)
-    assert next_resets([a, b], lengths, done=2, left=1000, n=4, most=9, turns=1) == ([], 4)
-    assert next_resets([a, b], lengths, done=0, left=1000, n=4, most=9, turns=1, had={a.key: 5}) == ([b], 4)
-    assert next_resets([a, b], lengths, done=1, left=1000, n=4, most=9, turns=1, had={a.key: 5}) == ([], 4)
+    assert list(round_robin([a, b], 4, turns=1)) == [(a, 4), (b, 4)]
+    assert list(round_robin([a, b], 4, turns=2)) == [(a, 4), (b, 4)] * 2
+    assert not list(round_robin([a, b], 4, done=2, turns=1))
+    assert list(round_robin([a, b], 4, turns=1, had={a.key: 5})) == [(b, 4)]
+    assert not list(round_robin([a, b], 4, done=1, turns=1, had={a.key: 5}))

@@ -8,8 +8,9 @@ import pytest
 from gpo.cli import main
 from gpo.config.components import Spec
 from gpo.config.options import resolve
+from gpo.config.registry import ESTIMATORS
 from gpo.errors import ConfigError
-from gpo.experiment.reuse import copy_samples, take_samples
+from gpo.experiment.reuse import arms_alike, copy_samples, take_samples
 from gpo.experiment.run import Run
 from gpo.types import Stage
 from toy import toy_config
@@ -29,6 +30,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("reuse") / "first", toy_config())
     run.all()
     return run
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_arms_of_every_search_may_be_alike(name: str) -> None:
+    """Some need a model to be made at all."""
+    arms = {"gpo": "bisect", "own": Spec("estimator", name)}
+    assert arms_alike(toy_config(arms=arms), toy_config(arms=arms)) == {"gpo", "own"}
 
 
 def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path) -> None:

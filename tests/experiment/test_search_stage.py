@@ -86,6 +86,12 @@ def test_a_search_that_no_rollout_fits_says_so(tmp_path: Path, caplog: pytest.Lo
     assert "The search of gpo may take" in caplog.text
 
 
+def test_a_search_that_nothing_is_left_for_searches_nothing(tmp_path: Path) -> None:
+    """An estimator that is told that nothing is left would return what it believes before any rollout."""
+    run = Run(tmp_path, toy_config(arms={"gpo": "adaptive"}, locate_share=1e-6))
+    assert run.locate("gpo") == []
+
+
 def test_a_search_says_once_that_it_is_over(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 

@@ -4,12 +4,16 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_rounds import LETTER_OPTIONS, contents
 
+from gpo.config.components import Spec
 from gpo.errors import EngineError
+from gpo.experiment.resources import Resources
 from gpo.experiment.run import Run
+from gpo.experiment.training import method_of
 from gpo.types import Problem, Score
 from toy import LetterTask, toy_config
 
@@ -71,3 +75,19 @@ def test_a_launch_that_fails_says_how(tmp_path: Path) -> None:
 def test_what_changes_how_training_is_started_does_not_change_the_run(tmp_path: Path) -> None:
     Run(tmp_path, toy_config()).rollout()
     Run(tmp_path, toy_config(launch="python -m"))
+
+
+def test_the_seed_of_a_run_reaches_its_method(tmp_path: Path) -> None:
+    """New adapters and the order of rows are drawn with it; a method's own seed is its own."""
+
+    def seed_of(name: str, of_run: int, **settings: Any) -> Any:
+        config = toy_config(method=Spec("method", "dpo", settings), seed=of_run)
+        return method_of(Resources(tmp_path / name, config), 1)
+
+    assert [seed_of("a", 3).seed, seed_of("b", 4).seed, seed_of("c", 4, seed=9).seed] == [3, 4, 9]
+    orders = set()
+    for seed in (0, 1):
+        method = seed_of(f"orders{seed}", seed)
+        for method.updates in (0, 1):
+            orders.add(method._order_seed)
+    assert len(orders) == 4

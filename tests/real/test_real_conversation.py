@@ -11,11 +11,12 @@ from transformers import AutoTokenizer
 
 from gpo.engines.hf import HFEngine
 from gpo.engines.loading import end_of_turn
+from gpo.engines.served_tokens import facts_of
 from gpo.preferences.pairs import build_pairs
 from gpo.rollout.prompting import question_start, render
 from gpo.rollout.sampler import Sampler
 from gpo.tasks.question import Question
-from gpo.types import Problem, Request, Score
+from gpo.types import ModelRef, Problem, Request, Score
 
 END_OF_TEXT, END_OF_TURN = 0, 2
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -70,6 +71,7 @@ def test_the_end_of_turn_of_the_template_stops_a_model_whose_end_of_sequence_is_
     model.generation_config = copy.deepcopy(plain.generation_config)
     model.generation_config.eos_token_id = END_OF_TEXT
     base = HFEngine(model, tokenizer)
+    assert base.stop_ids == facts_of(ModelRef(str(smollm2), "smollm2"), tokenizer).stop_ids | {END_OF_TEXT}
     assert base.stop_ids == {END_OF_TEXT, END_OF_TURN}
     prompt = render([{"role": "user", "content": "What is the capital of France?"}], tokenizer)
     [[completion]] = base.generate([Request(prompt, 1, 24, 0)], temperature=0.0)

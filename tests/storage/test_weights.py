@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from gpo.errors import EngineError
+from gpo.estimators.gradient import loaded
 from gpo.storage.weights import check_files, check_report, load_checked
+from gpo.types import ModelRef
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -88,6 +90,14 @@ def test_adapters_do_not_hide_that_their_base_is_not_whole(saved: Path, tmp_path
     config.write_text(config.read_text().replace(str(saved), str(tmp_path / "copy")))
     with pytest.raises(EngineError, match=rf"model' .*1 missing \({UP}\)"):
         load_checked(str(tmp_path / "copy" / "adapters"))
+
+
+def test_a_search_reads_weights_that_are_whole_or_none(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=rf"1 missing \({UP}\)"):
+        loaded(changed(Path(shutil.copytree(saved / "model", tmp_path / "copy")), without(UP)))
+    assert loaded(saved / "adapters").get_decoder().layers[0].self_attn.q_proj.lora_A
+    model = loaded(ModelRef(str(saved / "model"), "model"))
+    assert loaded(model) is model
 
 
 def test_what_is_whole_is_loaded(saved: Path) -> None:

@@ -36,16 +36,16 @@ def check(config: RunConfig) -> None:
     model = resolve_model(config).source
     if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
         raise ConfigError(f"There is no model in {model}. Give --model a directory, a hub id, or reasoner.")
-    for kind, given in (("task", config.task), ("segmenter", config.segmenter), ("method", config.method)):
+    for kind, given in (("task", config.task), ("segmenter", config.segmenter)):
         check_component(kind, given)
-    if config.buffer and getattr(made("method", config.method), "train_prefix", False):
+    method = check_component("method", config.method)
+    if config.buffer and getattr(method, "train_prefix", False):
         raise ConfigError(
             "method.train_prefix gives kept prefixes loss, with buffer those of older policies too. Take one of both."
         )
     check_launch(config.launch)
     for arm, estimator in config.arms.items():
-        check_component("estimator", estimator, model=model)
-        check_control(arm, made("estimator", estimator, model=model), config.arms)
+        check_control(arm, check_component("estimator", estimator, model=model), config.arms)
 
 
 def check_launch(command: str | None) -> None:
@@ -72,8 +72,8 @@ def check_control(arm: str, estimator: Any, arms: Collection[str]) -> None:
         )
 
 
-def check_component(kind: str, given: Any, **more: Any) -> None:
-    """Make a component, which must be one of its kind. What `more` is, `made` says.
+def check_component(kind: str, given: Any, **more: Any) -> Any:
+    """Make a component, which must be one of its kind, and give it back. What `more` is, `made` says.
 
     Raises:
         ConfigError: it does not exist, refuses its settings, or is no such component.
@@ -82,7 +82,9 @@ def check_component(kind: str, given: Any, **more: Any) -> None:
     name = spec.name if isinstance(spec, Spec) else type(spec).__name__
     # Before it is made: what is no such component is not called either.
     check_class(kind, spec.component_class() if isinstance(spec, Spec) else type(spec), name)
-    check_calls(kind, made(kind, spec, **more), name)
+    component = made(kind, spec, **more)
+    check_calls(kind, component, name)
+    return component
 
 
 def check_class(kind: str, component: type, name: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gpo.config.components import Spec
+from gpo.config.components import Spec, made
 from gpo.config.presets import model_path
 from gpo.errors import ConfigError
 from gpo.types import ModelRef
@@ -36,6 +36,15 @@ def resolve_model(config: RunConfig) -> ModelRef:
         raise ConfigError(f"The engine {name} does not say which model it samples from: {error}.") from error
     in_memory = not isinstance(ref.source, str | Path) and ref.tokenizer is None
     return replace(ref, tokenizer=engine.tokenizer) if in_memory else ref
+
+
+def search_of(config: RunConfig, arm: str, **more: Any) -> Any:
+    """The search of an arm, given the model before training if `more` gives none.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range.
+    """
+    return made("estimator", config.arms[arm], **{"model": resolve_model(config).source, **more})
 
 
 def reference(model: object) -> ModelRef:

@@ -17,7 +17,7 @@ from gpo.engines.decoding import Decoding, Limits
 from gpo.engines.graph import Graph
 from gpo.engines.library import BatchDecoder, LibraryDecoder, RecomputingDecoder, forkable_layers
 from gpo.engines.llama import LlamaDecoder, is_supported
-from gpo.engines.loading import SMALL, check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
+from gpo.engines.loading import check_vocabulary, end_of_turn, load_model, load_tokenizer, vocabulary_of
 from gpo.engines.packing import pack
 from gpo.engines.prefixes import Continuations, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
@@ -27,6 +27,7 @@ from gpo.images.album import Album
 from gpo.images.embedding import check_sight, see, sees
 from gpo.images.tokenizer import ImageTokenizer
 from gpo.images.tokens import has_images, images_in
+from gpo.storage.weights import SMALL
 from gpo.types import Completion, ModelRef, Request
 
 UNLIMITED = 1 << 30  # the context of models that state none

@@ -14,10 +14,7 @@ from gpo.errors import EngineError
 from gpo.images.album import Album
 from gpo.images.tokenizer import ImageTokenizer, load_processor, text_tokenizer
 from gpo.storage.hub import hub_options
-from gpo.storage.weights import first_line, load_checked
-
-# Parameters: a step of fewer is all launches on a GPU (1 M is slower there than on a core), and small in memory.
-SMALL = 20_000_000
+from gpo.storage.weights import SMALL, first_line, load_checked
 
 
 def load_tokenizer(source: str, revision: str | None = None, images: Album | None = None) -> Any:

@@ -39,7 +39,7 @@ def facts_of(ref: ModelRef, tokenizer: Any) -> TokenFacts:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    from gpo.engines.loading import load_tokenizer
+    from gpo.engines.loading import end_of_turn, load_tokenizer
 
     if not isinstance(ref.source, str | Path):
         raise EngineError(f"A server cannot serve {ref.name}, a model in memory. Give model= a directory or hub id.")
@@ -63,7 +63,7 @@ def facts_of(ref: ModelRef, tokenizer: Any) -> TokenFacts:
         base=base,
         vocabulary=int(config.vocab_size),
         context_length=int(getattr(config, "max_position_embeddings", None) or UNLIMITED),
-        stop_ids=frozenset(stop for stop in (*several, given.eos_token_id) if stop is not None),
+        stop_ids=frozenset(stop for stop in (*several, given.eos_token_id, end_of_turn(given)) if stop is not None),
     )
 
 

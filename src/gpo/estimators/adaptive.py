@@ -122,22 +122,24 @@ class Adaptive:
         budgets = np.ceil(branches.steps * self.rollouts).astype(int)
         live: Indices = np.flatnonzero(budgets > 0)
         spent: Counter[int] = Counter()
-        results: dict[int, tuple[Array, Block | None]] = {}
-        while len(live):
-            values, branch = branches.draw(
-                live,
+
+        def drawn(rows: Indices) -> tuple[Array, Array]:
+            return branches.draw(
+                rows,
                 self.particles,
-                [rngs[row] for row in live],
+                [rngs[row] for row in rows],
                 surprise=self.surprise,
                 concentration=self.concentration,
             )
+
+        searched = live
+        while len(live):
+            values, branch = drawn(live)
             asks: list[tuple[int, int]] = []
             for place, row in enumerate(live.tolist()):
                 steps = int(branches.steps[row])
                 merit = self._merit(values[place, :, : steps + 1])
                 share = _leader(merit)[1]
-                step = _choice(merit, self.certainty)
-                results[row] = (values[place, :, : steps + 1], (step, step + 1) if step is not None else None)
                 if share < self.certainty and spent[row] < budgets[row]:
                     cost = len(trajectories[row].response_ids) - np.array(trajectories[row].boundaries[:-1])
                     law = leave[row, :steps, :steps] / np.maximum(cost, 1)[:, None]
@@ -153,8 +155,10 @@ class Adaptive:
             for (row, boundary), group in zip(asks, sample(starts, 1), strict=True):
                 branches.tallies[row].keep(boundary, group)
                 branches.share(group)
+        # Once more for all: those that were sure soon have got rollouts of others since.
+        results = dict(zip(searched.tolist(), drawn(searched)[0], strict=True)) if len(searched) else {}
         return [
-            self._scores(branches, row, *results[row])
+            self._scores(branches, row, results[row][:, : int(branches.steps[row]) + 1])
             if row in results
             else tally.scores(None, self.reset, self.confidence)
             for row, tally in enumerate(branches.tallies)
@@ -177,7 +181,9 @@ class Adaptive:
         }[self.rule]
         return np.column_stack([merit, np.full(len(values), self.smallest)])
 
-    def _scores(self, branches: Branches, row: int, values: Array, block: Block | None) -> StepScores:
+    def _scores(self, branches: Branches, row: int, values: Array) -> StepScores:
+        step = _choice(self._merit(values), self.certainty)
+        block: Block | None = None if step is None else (step, step + 1)
         scores = branches.tallies[row].scores(block, self.reset, self.confidence)
         mean = values.mean(axis=0)
         least, most = branches.bounds(row)

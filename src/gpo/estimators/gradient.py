@@ -23,7 +23,10 @@ from typing import Any, Literal
 from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
-from gpo.types import Evidence, StepScores, Trajectory
+from gpo.storage.weights import SMALL, load_checked
+from gpo.types import Evidence, ModelRef, StepScores, Trajectory
+
+ROOM = 1.5  # free memory of a GPU that a model is put there with, in sizes of its weights
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,27 @@ def influences(
 
 
 def loaded(model: Any) -> Any:
-    """A model from a directory or the hub; one that is loaded is given back.
+    """A model from a directory or the hub in float32, on a GPU where it is large and fits; one that is loaded as it is.
 
     Raises:
         ConfigError: it is one of vision and language, whose images nobody gives to a search.
+        EngineError: there is none, or its weights are not whole.
     """
-    if not isinstance(model, str | Path):
+    if isinstance(model, str | Path):
+        model = ModelRef(str(model), str(model))
+    if not isinstance(model, ModelRef):
         return model
-    from transformers import AutoModelForCausalLM
+    import torch
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(str(model), dtype="auto").float()
-    except ValueError as error:
-        if "AutoModelForCausalLM" not in str(error):
-            raise
+    found = load_checked(str(model.source), revision=model.revision, dtype=torch.float32)
+    if hasattr(found, "get_base_model"):  # adapters stay in its modules
+        found = found.get_base_model()
+    if hasattr(found, "get_image_features"):
         raise ConfigError(
-            f"{str(model)!r} is no causal language model of text alone. The searches critic, probe and gradient, and "
+            f"{model.name!r} is no causal language model of text alone. The searches critic, probe and gradient, and "
             "gpo states, read such a model by themselves; with images, search by rollouts (adaptive, monte_carlo)."
-        ) from error
+        )
+    size = found.num_parameters()
+    if torch.cuda.is_available() and size > SMALL and ROOM * 4 * size < torch.cuda.mem_get_info()[0]:
+        return found.to("cuda")
+    return found

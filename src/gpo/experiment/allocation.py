@@ -10,15 +10,22 @@ Every decision is a function of what is in the run directory, as in `budget`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
-from gpo.experiment.budget import SAFE_SHARE
 from gpo.rollout.turns import in_turns
 from gpo.statistics import STRATA, binned
 from gpo.types import Group, Start, StartKey, Trajectory
 
-Outcomes = Mapping[StartKey, tuple[float, int]]  # sum of the scores and number of the graded rollouts from a start
+
+@dataclass(frozen=True)
+class Known:
+    """Of the rollouts from a start."""
+
+    right: float = 0.0  # sum of the scores
+    graded: int = 0
+    sampled: int = 0  # of those that are trained on, with what could not be graded
 
 
 def rare_outcomes(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
@@ -42,81 +49,67 @@ def rare_outcomes(groups: Sequence[Group], per_problem: int) -> list[Trajectory]
     )
 
 
-def outcomes(groups: Iterable[Group]) -> dict[StartKey, tuple[float, int]]:
-    """What is known of each start."""
-    found: dict[StartKey, tuple[float, int]] = {}
-    for group in groups:
-        values = [t.score.value for t in group.trajectories if t.score.value is not None]
-        total, count = found.get(group.start.key, (0.0, 0))
-        found[group.start.key] = (total + sum(values), count + len(values))
+def outcomes(groups: Iterable[Group], untrained: Iterable[Group] = ()) -> dict[StartKey, Known]:
+    """What is known of each start, from what is trained on and from what is not."""
+    found: dict[StartKey, Known] = {}
+    for taught, several in ((True, groups), (False, untrained)):
+        for group in several:
+            values = [t.score.value for t in group.trajectories if t.score.value is not None]
+            before = found.get(group.start.key, Known())
+            found[group.start.key] = Known(
+                before.right + sum(values),
+                before.graded + len(values),
+                before.sampled + taught * len(group.trajectories),
+            )
     return found
 
 
-def spread(right: float, count: int) -> float:
+def expected_variance(right: float, count: int) -> float:
     """The mean of p (1 - p) under the posterior Beta(1/2 + right, 1/2 + wrong), at most 1/4."""
     a, b = right + 0.5, count - right + 0.5
     return a * b / ((a + b) * (a + b + 1))
 
 
-def apportioned(
-    starts: Sequence[Start], lengths: Mapping[StartKey, float], known: Outcomes, *, tokens: float, n: int, most: int
-) -> list[Start]:
-    """The starts that have their turn next, n rollouts each, the same one as often as it is due.
+def by_worth(
+    starts: Sequence[Start], n: int, lengths: Mapping[StartKey, float], known: Mapping[StartKey, Known]
+) -> Iterator[tuple[Start, int]]:
+    """The starts in the order in which they have their turns of n rollouts, the same one as often as it is due.
 
     Args:
         lengths: expected tokens of a rollout from each start.
-        known: outcomes of the rollouts that there are already, which count.
-        tokens: what may be spent; the last turn that does not fit is left out.
-        most: turns at most.
+        known: outcomes of the rollouts that there are already; those that are trained on count as had.
     """
-    if not starts:
-        return []
     # D'Hondt: the next n rollouts go where weight / (rollouts with them) is largest; the first of equals.
-    weights, counts = [], []
-    for start in starts:
-        right, count = known.get(start.key, (0.0, 0))
-        weights.append(spread(right, count) / lengths[start.key])
-        counts.append(count)
+    of_start = [known.get(start.key, Known()) for start in starts]
+    worth = [expected_variance(each.right, each.graded) for each in of_start]
+    weights = [of / lengths[start.key] for of, start in zip(worth, starts, strict=True)]
+    counts = [each.sampled for each in of_start]
     heap = [(-weight / (count + n), i) for i, (weight, count) in enumerate(zip(weights, counts, strict=True))]
     heapify(heap)
-    turns: list[Start] = []
-    cost = 0.0
-    while len(turns) < most:
+    while heap:
         i = heap[0][1]
-        cost += n * lengths[starts[i].key]
-        if cost > tokens:
-            break
-        turns.append(starts[i])
+        yield starts[i], n
         counts[i] += n
         heapreplace(heap, (-weights[i] / (counts[i] + n), i))
-    return turns
 
 
 def tokens_for_resets(
     resets: Sequence[Start],
     questions: Sequence[Start],
     lengths: Mapping[StartKey, float],
-    known: Outcomes,
+    known: Mapping[StartKey, Known],
     *,
     left: int,
     n: int,
     at_most: int,
 ) -> int:
     """How many of the tokens that are left go to reset starts if all starts are apportioned together."""
-    turns = apportioned([*resets, *questions], lengths, known, tokens=left, n=n, most=left)
     inside = {start.key for start in resets}
-    wanted = sum(n * lengths[start.key] for start in turns if start.key in inside)
+    wanted, spent = 0.0, 0.0
+    for start, rollouts in by_worth([*resets, *questions], n, lengths, known):
+        cost = rollouts * lengths[start.key]
+        spent += cost
+        if spent > left:
+            break
+        wanted += cost * (start.key in inside)
     return max(0, min(at_most, round(wanted)))
-
-
-def next_apportioned(
-    starts: Sequence[Start], lengths: Mapping[StartKey, float], known: Outcomes, *, left: int, n: int, most: int
-) -> tuple[list[Start], int]:
-    """The starts of the next chunk and the rollouts of each, as `budget.next_resets`, by what they teach."""
-    turns = apportioned(starts, lengths, known, tokens=SAFE_SHARE * left, n=n, most=most)
-    turns = turns or apportioned(starts, lengths, known, tokens=left, n=n, most=1)
-    if turns or not starts:
-        return turns, n
-    [start] = apportioned(starts, lengths, known, tokens=float("inf"), n=n, most=1)
-    affordable = round(left / lengths[start.key])
-    return ([start], min(n, affordable)) if affordable > 0 else ([], n)

@@ -6,8 +6,8 @@ Every decision is a function of what is in the run directory, so that a run that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 
 from gpo.rollout.turns import in_turns
 from gpo.types import Group, Start, StartKey, StepScores, Trajectory
@@ -134,53 +134,48 @@ def rollouts_from(groups: Iterable[Group]) -> Counter[StartKey]:
     return counts
 
 
-def next_resets(
-    starts: Sequence[Start],
-    lengths: Mapping[StartKey, float],
-    *,
-    done: int,
-    left: int,
-    n: int,
-    most: int,
-    had: Mapping[StartKey, int] | None = None,
-    turns: int = 0,
-) -> tuple[list[Start], int]:
-    """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
+def round_robin(
+    starts: Sequence[Start], n: int, *, done: int = 0, had: Mapping[StartKey, int] | None = None, turns: int = 0
+) -> Iterator[tuple[Start, int]]:
+    """Starts and their rollouts, in turns of `n` each.
 
-    Starts take turns, `n` rollouts each, at most `most` starts. In the first turn the rollouts that a start `had`
-    count: it gets what is missing to `n`, those that miss most come first, and one that misses none is passed over.
-    Lengths are expectations, so a chunk is planned to take no more than SAFE_SHARE of what is left; then one start at a
-    time, and the last one gets as many rollouts as what is left pays for. So an arm misses its budget by a few rollouts
-    at most.
+    In the first turn the rollouts that a start `had` count: it gets what is missing to `n`, those that miss most come
+    first, and one that misses none is passed over.
 
     Args:
-        lengths: expected tokens of a rollout from each start.
-        done: starts that had their turn, over all rounds.
+        done: turns that there were already, which are left out.
         had: rollouts of each start that there are already, such as those of a search.
         turns: of each start, at most; 0: no limit.
     """
     had = had or {}
     missing = {start.key: n - had.get(start.key, 0) for start in starts}
     first = sorted((s for s in starts if missing[s.key] > 0), key=lambda s: -missing[s.key])
+    later = ((start, n) for _ in (range(turns - 1) if turns else count()) for start in starts)
+    return islice(chain(((start, missing[start.key]) for start in first), later if starts else ()), done, None)
 
-    def turn(number: int) -> tuple[Start, int]:
-        if number < len(first):
-            return first[number], missing[first[number].key]
-        return starts[(number - len(first)) % len(starts)], n
 
-    last = len(first) + (turns - 1) * len(starts) if turns else inf
-    if not starts or done >= last:
-        return [], n
+def next_chunk(
+    turns: Iterable[tuple[Start, int]], lengths: Mapping[StartKey, float], *, left: int, most: int
+) -> tuple[list[Start], int]:
+    """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
+
+    Lengths are expectations, so a chunk is planned to take no more than SAFE_SHARE of what is left; then one start at a
+    time, and the last one gets as many rollouts as what is left pays for. So an arm misses its budget by a few rollouts
+    at most.
+
+    Args:
+        turns: starts and their rollouts in order; a chunk ends where the number of rollouts changes.
+        lengths: expected tokens of a rollout from each start.
+        most: starts at most.
+    """
     chosen: list[Start] = []
-    cost = 0.0
-    start, each = turn(done)
-    while len(chosen) < min(most, last - done):
-        start, own = turn(done + len(chosen))
-        cost += own * lengths[start.key]
-        if own != each or cost > (SAFE_SHARE * left if chosen else left):
+    cost, each = 0.0, 0
+    for start, n in turns:
+        each = each or n
+        cost += n * lengths[start.key]
+        if n != each or len(chosen) == most or cost > (SAFE_SHARE * left if chosen else left):
+            if not chosen and (affordable := round(left / lengths[start.key])) > 0:
+                return [start], min(each, affordable)
             break
         chosen.append(start)
-    if chosen:
-        return chosen, each
-    affordable = round(left / lengths[start.key])
-    return ([start], min(each, affordable)) if affordable > 0 else ([], n)
+    return chosen, each

@@ -14,7 +14,7 @@ from typing import Any
 from gpo import __version__
 from gpo.config.check import check
 from gpo.config.components import made
-from gpo.config.models import resolve_model
+from gpo.config.models import resolve_model, search_of
 from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import refuse_strangers, remember
@@ -195,10 +195,11 @@ class Resources:
             ConfigError: there is no such arm.
         """
         self.check_arm(arm)
-        estimator: Estimator = made(
-            "estimator",
-            self.config.arms[arm],
-            model=self.model_of(checkpoint).source,
+        ref = self.model_of(checkpoint)
+        estimator: Estimator = search_of(
+            self.config,
+            arm,
+            model=ref.source if ref.revision is None else ref,
             conclusion=self.conclusion,
             seed=self.config.seed,
         )

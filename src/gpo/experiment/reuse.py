@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpo.config.components import made
+from gpo.config.models import search_of
 from gpo.config.options import resolve
 from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import foreign_code, refuse_strangers
@@ -72,7 +72,7 @@ def arms_alike(one: RunConfig, other: RunConfig) -> set[str]:
         return set()
     first, second = describe(one)["arms"], describe(other)["arms"]
     same = {arm for arm in first if first[arm] == second.get(arm)}
-    searches = {arm: made("estimator", one.arms[arm]) for arm in same}
+    searches = {arm: search_of(one, arm) for arm in same}
     return {arm for arm, each in searches.items() if not isinstance(each, MatchedRandom) or each.arm in same}
 
 

@@ -7,7 +7,7 @@ that a run that was killed decides the same again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from gpo.contracts import Estimator
 from gpo.errors import DataError, naming
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
-from gpo.experiment.allocation import next_apportioned, outcomes, rare_outcomes, tokens_for_resets
+from gpo.experiment.allocation import by_worth, outcomes, rare_outcomes, tokens_for_resets
 from gpo.experiment.budget import (
     expected_lengths,
-    next_resets,
+    next_chunk,
     next_searches,
     reset_starts,
     rollouts_from,
+    round_robin,
     search_limit,
     search_weight,
     to_search,
@@ -42,6 +43,9 @@ from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, Trajectory, tokens_of
 
+# Starts and their rollouts in the order in which they are due, by the expected lengths of rollouts from them and the
+# groups that there are from these starts.
+Turns = Callable[[Sequence[Start], Mapping[StartKey, float], Sequence[Group]], Iterator[tuple[Start, int]]]
 SEARCH_CHUNK = 16  # rollouts of a chunk for each trajectory that is searched between two writes
 SEARCH_FIRST = 256  # the same of the first chunk, which tells what a search costs; then as many as there were before
 log = logging.getLogger(__name__)
@@ -123,7 +127,8 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     share = work.config.locate_share
     assert share is not None, "the settings of a run are settled"
     share = min(share, 1 - work.config.fresh_least) if stratum else share
-    limit = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
+    allowed = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
+    limit = max(1, allowed)  # so that an estimator asks, and what it asks is withheld
     first = max(2, work.config.chunk // SEARCH_FIRST)
     began, withheld = len(state.scores.read()), 0
     while True:
@@ -163,9 +168,9 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             # In trajectories, of as many as the budget is expected to pay for.
             paid = round(limit * done / spent) if spent else len(candidates)
             report(done, min(max(done + 1, paid), len(candidates)), "trajectories", sampler.tokens)
-    if withheld and not spent:
+    if withheld and not spent and share > 0:
         message = "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. Raise --budget."
-        log.warning(message, state.label, limit, work.config.max_tokens)
+        log.warning(message, state.label, allowed, work.config.max_tokens)
     if len(found) > began and searches is None:
         work.teller.step(Stage.LOCATE, state.label, len(found), len(found), "trajectories")
 
@@ -188,23 +193,39 @@ def reset(work: Resources, state: RoundState) -> None:
     budget = work.allowance(state)
     left = budget - spent[Stage.ROLLOUT] - spent[Stage.LOCATE]
     at_most = min(left, round(work.config.reset_fraction * budget))
+    n = work.config.reset_rollouts
     if _by_stratum(work, state.arm, estimator):
         inside = [start for start in starts if start.prefix_ids]
         lengths = expected_lengths([*inside, *questions], known)
-        n = work.config.reset_rollouts
         at_most = min(at_most, round((1 - work.config.fresh_least) * budget) - spent[Stage.LOCATE])
-        share = tokens_for_resets(inside, questions, lengths, outcomes(known), left=left, n=n, at_most=at_most)
-        fill(work, state, Stage.RESET, state.resets, inside, share, known, by_worth=True)
+        # What is not trained on tells how often a start is solved, and teaches nothing.
+        trained, untrained = (known, []) if work.config.reuse else (first, searched)
+        share = tokens_for_resets(
+            inside, questions, lengths, outcomes(trained, untrained), left=left, n=n, at_most=at_most
+        )
+
+        def worth(before: Sequence[Group]) -> Turns:
+            return lambda starts, lengths, groups: by_worth(
+                starts, n, lengths, outcomes([*trained, *before, *groups], untrained)
+            )
+
+        fill(work, state, Stage.RESET, state.resets, inside, share, known, worth([]))
         resets = state.resets.read()
-        fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets], by_worth=True)
+        more = left - tokens_of(resets)
+        fill(work, state, Stage.MORE, state.more, questions, more, [*known, *resets], worth(resets))
         return
     # What the search sampled from a reset start is trained on, so that the start needs less.
-    had = rollouts_from(searched) if work.config.reuse else None
+    had = rollouts_from(searched) if work.config.reuse else {}
     turns = work.config.reset_turns or 0 if any(start.prefix_ids for start in starts) else 0
-    fill(work, state, Stage.RESET, state.resets, starts, at_most, known, had, turns=turns)
+
+    def even_turns(had: Mapping[StartKey, int], turns: int) -> Turns:
+        return lambda starts, lengths, groups: round_robin(starts, n, done=len(groups), had=had, turns=turns)
+
+    fill(work, state, Stage.RESET, state.resets, starts, at_most, known, even_turns(had, turns))
     if work.config.reset_fraction < 1 or turns:
         resets = state.resets.read()
-        fill(work, state, Stage.MORE, state.more, questions, left - tokens_of(resets), [*known, *resets])
+        more = left - tokens_of(resets)
+        fill(work, state, Stage.MORE, state.more, questions, more, [*known, *resets], even_turns({}, 0))
 
 
 def fill(
@@ -215,12 +236,9 @@ def fill(
     starts: Sequence[Start],
     budget: int,
     known: Sequence[Group],
-    had: Mapping[StartKey, int] | None = None,
-    *,
-    by_worth: bool = False,
-    turns: int = 0,
+    turns: Turns,
 ) -> None:
-    """Rollouts from these starts, in turns or by what they teach, until the tokens of a budget are spent."""
+    """Rollouts from these starts, in the order of their turns, until the tokens of a budget are spent."""
     most = max(1, work.config.chunk // work.config.reset_rollouts)
     began = len(file.read())
     while True:
@@ -229,12 +247,8 @@ def fill(
         usable = [start for start in starts if start.key not in empty]
         lengths = expected_lengths(usable, [*known, *groups])
         left = budget - tokens_of(groups)
-        each = work.config.reset_rollouts
-        if by_worth:
-            batch, n = next_apportioned(usable, lengths, outcomes([*known, *groups]), left=left, n=each, most=most)
-        else:
-            done = sum(group.start.key not in empty for group in groups)
-            batch, n = next_resets(usable, lengths, done=done, left=left, n=each, most=most, had=had, turns=turns)
+        due = turns(usable, lengths, [group for group in groups if group.start.key not in empty])
+        batch, n = next_chunk(due, lengths, left=left, most=most)
         if not batch:
             break
         expected = round(sum(n * lengths[start.key] for start in batch))

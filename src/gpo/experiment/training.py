@@ -152,7 +152,7 @@ def _check_metrics(name: str, metrics: object) -> None:
 
 def method_of(work: Resources, number: int) -> Method:
     """The method of the run; one that was made with a model of its own takes it in the first round only."""
-    method: Any = made("method", work.config.method)
+    method: Any = made("method", work.config.method, seed=work.config.seed)
     own = {name: None for name in ("model", "tokenizer") if name in setting_types(type(method))}
     trained: Method = replace(method, **own) if number > 1 and own else method
     return trained

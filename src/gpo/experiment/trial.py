@@ -43,7 +43,7 @@ def try_training(work: Resources, groups: Sequence[Group], tokenizer: Tokenizer,
         groups: of at least two responses, as `look_ahead` samples them.
         images: directory of the images in the prompts.
     """
-    method: Any = made("method", work.config.method)
+    method: Any = made("method", work.config.method, seed=work.config.seed)
     usable = [group for group in groups if len(group.trajectories) > 1]
     if not usable or work.config.launch is not None or getattr(method, "model", None) is not None:
         return UNKNOWN

@@ -45,7 +45,7 @@ class KTO(Offline):
 
     def _rows(self, pairs: Sequence[Pair], prefix_in: PrefixIn = "prompt") -> list[PairRow]:
         """All epochs in the order of training, two rows a pair. A last row with nothing to mismatch it is left out."""
-        random = Random(self.seed + self.updates)
+        random = Random(self._order_seed)
         both = [row for pair in pairs for row in self._unroll(pair, prefix_in)]
         rows = [row for _ in range(self.epochs) for row in interleave(both, random, problem=_problem, start=_start)]
         mismatched = []

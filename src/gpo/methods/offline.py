@@ -136,9 +136,14 @@ class Offline(Training):
         """The data set: by default a row for each pair."""
         return [pair_row(pair, prefix_in) for pair in pairs]
 
+    @property
+    def _order_seed(self) -> int:
+        """Of the order of rows in this round; no round of another seed has the same."""
+        return ((self.seed or 0) << 16) + self.updates
+
     def _order(self, rows: Sequence[PairRow]) -> list[int]:
         """Indices of rows in the order of training, all epochs."""
-        return order_by_length([row["length"] for row in rows], self.batch_size, self.epochs, self.seed + self.updates)
+        return order_by_length([row["length"] for row in rows], self.batch_size, self.epochs, self._order_seed)
 
     def _usable(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs that the model takes; the log says why there are none."""
@@ -172,7 +177,7 @@ class Offline(Training):
             "warmup_steps": min(math.ceil(self.warmup * steps), steps - 1),
             "max_grad_norm": self.max_grad_norm,
             "weight_decay": self.weight_decay,
-            "seed": self.seed,
+            "seed": self.seed or 0,
             "bf16": self.bf16,
             "activation_checkpointing": self.gradient_checkpointing,
             "gradient_checkpointing": None,  # the old name, which TRL sets to True

@@ -219,7 +219,7 @@ class Online(Training):
             data = [(row.ids, row.reward, row.group, row.steps) for row in rows]
             checkpoint = UpdateCheckpoint(work_dir, self._fingerprint(data))
             steps = checkpoint.load(self._parameters(), optimizer)
-        parts = of_rows.minibatches(rows, self.epochs, self.minibatches, f"{self.seed}/{self.updates}")
+        parts = of_rows.minibatches(rows, self.epochs, self.minibatches, f"{self.seed or 0}/{self.updates}")
         clock = SaveClock()
         for part in parts[len(steps) :]:
             steps.append(self._step(optimizer, part))

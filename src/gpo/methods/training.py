@@ -42,7 +42,7 @@ class Training(ABC):
     epochs: int = 1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
-    seed: int = 0
+    seed: int | None = None  # of new adapters and of the order of rows; None: that of the run, 0 without one
     bf16: bool = False  # autocast; weights stay float32
     gradient_checkpointing: bool = False
     lora: int | None = None  # rank of adapters; None trains all weights
@@ -86,7 +86,7 @@ class Training(ABC):
         else:
             raise ConfigError(f"No model to train: give {type(self).__name__}(model=...), or a round that has one.")
         _ = self.accelerator  # how weights are read depends on it
-        return load_policy(ref, own=own, lora=self.lora, seed=self.seed, images=self._context.images)
+        return load_policy(ref, own=own, lora=self.lora, seed=self.seed or 0, images=self._context.images)
 
     @property
     def rate(self) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from gpo.config.components import describe_component, made
-from gpo.config.models import resolve_model
+from gpo.config.models import resolve_model, search_of
 from gpo.config.options import resolve
 from gpo.config.presets import EMBEDDED, SHIPPED
 from gpo.config.run import RunConfig
@@ -139,8 +139,7 @@ def chosen_estimator(
     name = arm or "gpo"
     if name not in config.arms:
         raise ConfigError(f"There is no arm {name!r}. Arms: {', '.join(config.arms)}.")
-    model = resolve_model(config).source
-    estimator: Estimator = made("estimator", config.arms[name], model=model, conclusion=conclusion)
+    estimator: Estimator = search_of(config, name, conclusion=conclusion)
     return estimator
 
 

@@ -16,6 +16,8 @@ from gpo.errors import EngineError
 from gpo.storage.hub import hub_options
 
 SHOWN = 3  # names in a message
+# Parameters: a step of fewer is all launches on a GPU (1 M is slower there than on a core), and small in memory.
+SMALL = 20_000_000
 
 
 def load_checked(source: str, *, revision: str | None = None, trainable: bool = False, **settings: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from gpo import __version__
 from gpo.advice.cost import shape_of
 from gpo.config.components import made
-from gpo.config.models import resolve_model
+from gpo.config.models import resolve_model, search_of
 from gpo.config.options import resolve
 from gpo.estimators.matched import MatchedRandom
 from gpo.experiment.reuse import arms_alike
@@ -156,7 +156,7 @@ def _seconds(files: RunDirectory, arm: str, options: Options, source: Path | Non
         stages = {Stage.ROLLOUT, Stage.LOCATE, Stage.RESET} if taken else {Stage.ROLLOUT}
         before = places[1].events.seconds_of(arm)
         spent |= {stage: max(before[stage], spent.get(stage, 0.0)) for stage in stages if stage in before}
-    estimator = made("estimator", config.arms[arm])
+    estimator = search_of(config, arm)
     if isinstance(estimator, MatchedRandom):
         search = max(each.events.seconds_of_search(estimator.arm) for each in places)
         spent[Stage.LOCATE] = spent.get(Stage.LOCATE, 0.0) + search
