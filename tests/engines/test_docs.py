@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gpo
-from gpo.config.components import make
+from gpo.config.components import Spec, make
+from gpo.config.options import resolve
 from gpo.engines.contract import check_engine
 from gpo.engines.hf import HFEngine
 from gpo.errors import EngineError
+from gpo.experiment.run import Run
 from gpo.types import Request
 
 PAGE = (Path(gpo.__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
@@ -58,6 +61,16 @@ def test_the_example_is_a_component(markov: Path) -> None:
     with pytest.raises(EngineError, match="No text to learn from"):
         make("engine", "markov:MarkovEngine", model="nowhere")
     check_engine(engine, [(97, 110), (109,)])
+
+
+@pytest.mark.parametrize("given", [{"engine": "markov:MarkovEngine", "model": "names.txt"}, {}])
+def test_a_run_of_the_example_is_gone_on_with(markov: Path, given: dict[str, str]) -> None:
+    options = {"task": "toy:LetterTask", "segmenter": "fixed_tokens", "max_tokens": "9", "rollouts": "2"}
+    config = resolve({**options, "engine": "markov:MarkovEngine", "model": "names.txt", "arms": "plain"})
+    if not given:  # from Python
+        config = replace(config, engine=Spec("engine", "markov:MarkovEngine").component_class()("names.txt"))
+    first = Run(markov / "run", config).rollout()
+    assert Run(markov / "run", resolve({}, Run(markov / "run").files.config())).rollout() == first
 
 
 @pytest.mark.parametrize("family", DECODERS)

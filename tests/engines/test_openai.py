@@ -123,6 +123,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "503 with garbage": (status(503, Retry_After="soon"), "HTTP 503"),
     "garbage": (text(b"\xff{not json"), "no JSON"),
     "no object": (text(b"[]"), "JSON without choices"),
+    "no gzip": (text(b"no gzip", Content_Encoding="gzip"), "no JSON"),
+    "deep": (text(b"[" * 100_000), "no JSON"),
+    "nothing": (text(b""), "JSON without choices"),
+    "404": (status(404), "HTTP 404"),
     "half a body": (half, "cut connection"),
     "half a body without its length": (text(b'{"choices": [', Content_Length="13"), "no JSON"),
     "cut": (cut, "cut connection"),
@@ -143,6 +147,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "another prompt": (first(lambda c: c.update(prompt_token_ids=[5])), "an answer to another prompt"),
     "no prompt": (first(lambda c: c.pop("prompt_token_ids")), "an answer to another prompt"),
     "another model": (altered(lambda a: a.update(model="other")), "an answer of another model"),
+    "a list of models": (altered(lambda a: a.update(model=["fake"])), "an answer of another model"),
     "no choices": (altered(lambda a: a.update(choices=[])), "a wrong number of choices"),
     "choices of nothing": (altered(lambda a: a.update(choices=[None])), "a wrong number of choices"),
     "a choice twice": (altered(lambda a: a.update(choices=a["choices"] * 2)), "a wrong number of choices"),
@@ -155,6 +160,18 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "above 0": (
         first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, 0.5)),
+        NATS,
+    ),
+    "an integer that is no float": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, -(10**400))),
+        NATS,
+    ),
+    "far below 0": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, -1e30)),
+        NATS,
+    ),
+    "false": (
+        first(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, False)),
         NATS,
     ),
     "a text": (
@@ -188,7 +205,7 @@ def test_what_never_gets_better_is_one_clear_error(fake: FakeServer, served_mode
 
 def test_a_silent_server_is_given_up(fake: FakeServer, served_model: Path) -> None:
     fake.always = silent(1.0)
-    message = r"has not answered a request for 0.2 s \(\d+ attempts, .*: time-out\)"
+    message = r"has not answered a request for 0\.[2-9] s \(2 attempts, last: time-out\)"
     with (
         OpenAIEngine(str(served_model), fake.url, timeout=0.2, patience=0.2) as engine,
         pytest.raises(EngineError, match=message),
@@ -220,8 +237,12 @@ def test_trouble_is_told(fake: FakeServer, engine: OpenAIEngine, caplog: pytest.
     fake.faults = [status(503), text(b"{")]
     with caplog.at_level(logging.WARNING, "gpo"):
         engine.generate(REQUESTS)
-    [record] = caplog.records
-    assert record.getMessage() == "Not answered as it should be, and asked again: 1 HTTP 503, 1 no JSON."
+    fails, told = [record.getMessage() for record in caplog.records]
+    assert fails in (
+        f'{fake.url}: HTTP 503: {{"error": {{"message": "on purpose"}}}}. It is asked again, for 5 s at most.',
+        f"{fake.url}: no JSON: {{. It is asked again, for 5 s at most.",
+    )
+    assert told == "Not answered as it should be, and asked again: 1 HTTP 503, 1 no JSON."
     caplog.clear()
     engine.generate(REQUESTS)
     assert not caplog.records
@@ -243,7 +264,7 @@ def test_a_server_that_is_away_at_the_beginning_is_left_out(fake: FakeServer, se
     with OpenAIEngine(str(served_model), f"{NOWHERE},{fake.url}", **QUICK) as engine:
         assert engine.generate(REQUESTS, logprobs=True) == right(fake)
     with pytest.raises(EngineError, match=rf"No server answers at {NOWHERE} \(no connection\). Start it"):
-        OpenAIEngine(str(served_model), NOWHERE)
+        OpenAIEngine(str(served_model), NOWHERE, patience=0.1)
 
 
 def test_a_server_that_restarts_is_waited_for(fake: FakeServer, served_model: Path) -> None:
@@ -265,3 +286,125 @@ def test_a_server_that_restarts_is_waited_for(fake: FakeServer, served_model: Pa
         assert engine.trouble
     stop.set()
     thread.join()
+
+
+BAD: dict[str, Fault] = {
+    **{str(code): status(code) for code in (302, 400, 401, 403, 404)},
+    "page": text(b"<html>"),
+    "another model": FAULTS["another model"][0],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_server_rests_while_others_answer(
+    fake: FakeServer, served_model: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(FakeServer(str(served_model))) as other:
+        with OpenAIEngine(str(served_model), f"{other.url},{fake.url}", **QUICK) as engine:
+            other.always = BAD[name]
+            assert engine.generate(REQUESTS, logprobs=True) == right(fake)
+            assert engine.trouble
+        warnings = [record.getMessage() for record in caplog.records if other.url in record.getMessage()]
+        assert len(warnings) == 1
+        assert warnings[0].endswith("It is asked again; others have its work.")
+
+
+def test_what_every_server_refuses_is_told(fake: FakeServer, served_model: Path) -> None:
+    with serving(FakeServer(str(served_model))) as other:
+        fake.always = other.always = status(400)
+        with (
+            OpenAIEngine(str(served_model), f"{other.url},{fake.url}", **QUICK) as engine,
+            pytest.raises(EngineError, match=r"refuses with HTTP 400: .*on purpose"),
+        ):
+            engine.generate([Request((5, 9), 1, 3, 0)])
+        assert len(fake.bodies()) == len(other.bodies()) == 1
+
+
+@pytest.mark.parametrize("name", ["404", "garbage", "no object", "nothing", "no gzip"])
+def test_what_a_gateway_says_meanwhile_is_waited_out(fake: FakeServer, served_model: Path, name: str) -> None:
+    fault, kind = FAULTS[name]
+    pages = [b"<html>"] * 6
+    models = fake.models
+    with OpenAIEngine(str(served_model), fake.url, in_flight=1, **QUICK) as engine:
+        fake.faults = [fault] * 6
+        fake.models = lambda: pages.pop() if pages else models()  # type: ignore[assignment,method-assign]
+        assert engine.generate(REQUESTS, logprobs=True) == right(fake)
+        assert engine.trouble[kind] >= 6
+        assert engine.trouble["no JSON"] >= 6
+
+
+def test_a_server_is_asked_once_more_before_it_is_given_up(
+    fake: FakeServer, served_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpo.engines.connection.REST", (60.0, 60.0))
+    request = [Request((5, 9), 1, 3, 0)]
+    with OpenAIEngine(str(served_model), fake.url, patience=0.2) as engine:
+        fake.faults = [status(500)]
+        assert engine.generate(request)
+        fake.always = status(500)
+        with pytest.raises(EngineError, match=r"for 0\.[2-9] s \(2 attempts, last: HTTP 500: .*on purpose"):
+            engine.generate(request)
+
+
+def test_a_server_may_have_failed_very_often(fake: FakeServer, engine: OpenAIEngine) -> None:
+    assert engine._connection is not None
+    engine._connection.servers[0].failures = 5000
+    fake.faults = [status(500)]
+    assert engine.generate(REQUESTS, logprobs=True) == right(fake)
+
+
+def test_an_end_that_is_no_token_is_not_looked_at(fake: FakeServer, engine: OpenAIEngine) -> None:
+    fake.always = first(lambda c: c.update(matched_stop=[1]))
+    assert engine.generate(REQUESTS, logprobs=True) == right(fake)
+    assert not engine.trouble
+
+
+def test_what_breaks_the_reading_is_an_answer_that_cannot_be_used(
+    engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpo.engines.openai.read_sampled", lambda *_, **__: {}["key"])
+    with pytest.raises(EngineError, match=r"answered 4 times .* an answer that cannot be read \(KeyError: 'key'\)"):
+        engine.generate(REQUESTS)
+
+
+def test_a_server_that_is_still_to_come_is_waited_for(served_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(FakeServer(str(served_model))) as going:
+        port = going.server.server_port
+
+    def come() -> None:
+        stop.wait(0.2)
+        with serving(FakeServer(str(served_model)), port):
+            stop.wait(20)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=come)
+    thread.start()
+    with OpenAIEngine(str(served_model), f"http://127.0.0.1:{port}", timeout=2.0, patience=20.0) as engine:
+        assert engine.generate(REQUESTS)
+    stop.set()
+    thread.join()
+    [record] = caplog.records
+    assert record.getMessage() == (
+        f"http://127.0.0.1:{port}: no connection. It is asked again, for 20 s at most. Does it run, and is the address "
+        "right (--engine.base_url)?"
+    )
+
+
+def test_silence_at_the_beginning_is_told(
+    fake: FakeServer, served_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gpo.engines.connection.SLOW", 0.05)
+    models = fake.models
+    fake.models = lambda: time.sleep(0.2) or models()  # type: ignore[func-returns-value,method-assign]
+    with OpenAIEngine(str(served_model), fake.url, **QUICK):
+        assert caplog.messages == [f"Waiting for {fake.url}."]
+
+
+def test_a_loop_that_hangs_does_not_keep_what_closes_it(engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpo.engines.connection.CLOSING", 0.01)
+    connection = engine._connection
+    assert connection is not None
+    connection._loop.call_soon_threadsafe(time.sleep, 0.3)
+    engine.close()
+    assert connection._thread.is_alive()
+    connection._thread.join()

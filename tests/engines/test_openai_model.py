@@ -13,7 +13,9 @@ import pytest
 
 from fake_server import NAMES, FakeServer, save_model, serving, status, words
 from gpo.config.components import made
+from gpo.engines.endpoints import is_here
 from gpo.engines.openai import OpenAIEngine
+from gpo.engines.served import _probe
 from gpo.errors import ConfigError, EngineError, MissingDependency
 from gpo.types import ModelRef, Request
 
@@ -151,11 +153,60 @@ def test_a_model_is_needed_and_is_no_object(served_model: Path, tmp_path: Path) 
         OpenAIEngine(str(tmp_path), tokenizer=words())
 
 
+@pytest.mark.parametrize("told", [-1, 0, True, "64", None])
+def test_a_context_that_is_none_is_unknown(fake: FakeServer, served_model: Path, told: Any) -> None:
+    fake.context = told
+    [base] = fake.models()["data"]
+    fake.context, fake.models = 64, lambda: {"data": [base]}  # type: ignore[method-assign]
+    with OpenAIEngine(str(served_model), fake.url, **QUICK) as engine:
+        assert engine.context_length == 64
+
+
+def test_a_model_that_is_listed_twice_is_one(fake: FakeServer, served_model: Path) -> None:
+    fake.root = served_model.name
+    [base] = fake.models()["data"]
+    fake.models = lambda: {"data": [base, base]}  # type: ignore[method-assign]
+    with OpenAIEngine(str(served_model), fake.url, **QUICK) as engine:
+        assert engine.generate([REQUEST])
+
+
+def test_a_text_for_the_smallest_context_ends() -> None:
+    text, _ = _probe(words(), 1)
+    assert len(text) < 2
+
+
+def test_no_proxy_leads_to_this_machine(fake: FakeServer, served_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all_proxy", "no_proxy", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:{SECRET}@127.0.0.1:9/")
+    with OpenAIEngine(str(served_model), fake.url, **QUICK) as engine:
+        assert engine.generate([REQUEST])
+    with pytest.raises(EngineError, match=r"gpo.invalid:80 through the proxy 127.0.0.1:9 \(no connection\)") as caught:
+        OpenAIEngine(str(served_model), "http://gpo.invalid:80", timeout=2.0, patience=0.1)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("127.0.0.1:8", True),
+        ("127.3.0.1", True),
+        ("localhost:8", True),
+        ("0.0.0.0:8", True),
+        ("[::1]:8", True),
+        ("10.0.0.1", False),
+        ("localhost.org", False),
+    ],
+)
+def test_addresses_of_this_machine_are_known(url: str, here: bool) -> None:
+    assert is_here(f"http://{url}/v1") is here
+
+
 def test_another_service_is_told_from_a_server(served_model: Path, fake: FakeServer) -> None:
     fake.models = lambda: {"hello": 1}  # type: ignore[method-assign]
     with pytest.raises(EngineError, match=r"is no server of /v1/completions \(/v1/models lists no models\)"):
         OpenAIEngine(str(served_model), fake.url)
-    with pytest.raises(EngineError, match=r"/v1/models refuses with HTTP 404.* Is it a server"):
+    with pytest.raises(EngineError, match=r"elsewhere is no server of /v1/completions \(HTTP 404: .*Not Found.*Give"):
         OpenAIEngine(str(served_model), fake.url + "/elsewhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -208,3 +209,16 @@ def test_in_the_environment_of_vllm(tmp_path: Path) -> None:
         told = here.logprobs([start] * len(found), [ids for ids, _ in found], temperature=0.7)
         for (_, nats), expected in zip(found, told, strict=True):
             assert nats == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_copy_takes_vllm_over(engine: VLLMEngine, served_model: Path, save: Callable[..., ModelRef]) -> None:
+    [llm] = fake_vllm.MADE
+    engine.load(save("adapters", served_model))
+    before = engine.generate(ASKED)
+    twin = copy.copy(engine)
+    assert twin.generate(ASKED) == before
+    assert [llm] == fake_vllm.MADE
+    twin.close()
+    assert llm.calls[-1] == "shutdown"
+    assert engine.generate(ASKED) == before
+    assert len(fake_vllm.MADE) == 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import isfinite
 from typing import Any
 
-from gpo.engines.endpoints import Unusable
+from gpo.engines.endpoints import Foreign, Unusable
 
 MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
+LEAST_NATS = -1e5  # vLLM writes -9999 for minus infinity; low temperatures go further down
 # What a server may have other defaults for: vLLM takes them from the model's generation_config.json.
 PLAIN = {
     "top_p": 1.0,
@@ -70,6 +70,7 @@ def read_sampled(
         seen: identifiers of answers so far; this one's is added.
 
     Raises:
+        Foreign: it is no answer of such a server.
         Unusable: it is not an answer to this.
     """
     choices = choices_of(answer, names, ask.n)
@@ -86,11 +87,12 @@ def choices_of(answer: Any, names: Collection[str], n: int) -> list[Mapping[str,
     """The choices in order.
 
     Raises:
+        Foreign: it is no answer of such a server.
         Unusable: the answer is of another model, or does not have n of them.
     """
     if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
-        raise Unusable("JSON without choices")
-    if answer.get("model") not in names:
+        raise Foreign("JSON without choices")
+    if not isinstance(answer.get("model"), str) or answer["model"] not in names:
         raise Unusable("an answer of another model", repr(answer.get("model")))
     choices = [choice for choice in answer["choices"] if isinstance(choice, Mapping)]
     if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(n))):
@@ -105,8 +107,8 @@ def _read_choice(
         raise Unusable("an answer to another prompt")
     ids, reason = token_ids(choice.get("token_ids"), vocabulary), choice.get("finish_reason")
     stopped = choice.get("matched_stop")
-    if reason == "stop" and stopped in stop_ids and ids[-1:] != (stopped,):
-        ids += (int(stopped),)  # SGLang may leave it out
+    if reason == "stop" and type(stopped) is int and stopped in stop_ids and ids[-1:] != (stopped,):
+        ids += (stopped,)  # SGLang may leave it out
     if reason not in ("stop", "length"):
         raise Unusable("an unknown finish reason", repr(reason))
     if not 1 <= len(ids) <= ask.max_tokens or stop_ids & set(ids[:-1]):
@@ -143,7 +145,7 @@ def nats_of(choice: Mapping[str, Any], tokens: int, begin: int = 0) -> tuple[flo
 
 def nat(value: Any) -> float:
     """Raises: Unusable if it is no log-probability."""
-    if not isinstance(value, int | float) or not isfinite(value) or value > MOST_NATS:
+    if type(value) not in (int, float) or not LEAST_NATS <= value <= MOST_NATS:
         raise Unusable("log-probabilities that are none", repr(value))
     return min(float(value), 0.0)
 

@@ -1,44 +1,50 @@
 """Servers that answer the same: requests spread over them, asked again where that helps, and what went wrong counted.
 
-A server that fails rests, longer each time; the others take its work meanwhile. Before it is asked the first time, and
-after it was away, it is *prepared*: it may have been started again with something else.
+A server that fails rests, longer each time; the others take its work meanwhile. So does one of several that refuses a
+request or answers what cannot be used: such a server is fast, and would get every request. Before a server is asked
+the first time, and after it was away, it is *prepared*: it may have been started again with something else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from gpo.engines.endpoints import Refused, Server, Unanswered, Unusable, retry_after
-from gpo.errors import EngineError, MissingDependency
+from gpo.engines.calls import Caller
+from gpo.engines.endpoints import Foreign, Refused, Server, Unanswered, Unusable
+from gpo.errors import EngineError, ServerAway
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
+Failure = Unanswered | Unusable | EngineError
 
 REST = (0.25, 60.0)  # seconds that a server rests after its first failure, and at most without being asked to
 ASKED_TO_REST = 600.0  # seconds of Retry-After that are granted at most
-TRIES = 4  # of a request whose answers cannot be used
+TRIES = 4  # of a request whose answers cannot be used, and to find a server where another program answers
+TOLD = 60.0  # seconds from one warning of a server that fails to the next
+SLOW = 5.0  # seconds of silence at the beginning that are told
+CLOSING = 10.0  # seconds to wait for connections that close
 RESTS = "it rests"  # in place of a failure: another request has met one
-SHOWN = 200  # characters of what a server says
 
 
-class Connection:
+class Connection(Caller):
     """Asks servers from a thread of its own, so that it may be used where an event loop runs already.
 
     Args:
-        urls: without /v1.
-        key: sent as a bearer token, and taken out of everything that is shown.
-        timeout: seconds that an answer may take.
-        patience: seconds after its first failure that a request is asked again.
-        in_flight: requests at a time, of each server.
+        urls, key, timeout, in_flight: see `Caller`.
+        patience: seconds after its first failure that a request is asked again, and to wait for the first server.
         prepare: raises EngineError for a server that must not be asked.
     """
 
@@ -52,20 +58,13 @@ class Connection:
         patience: float,
         in_flight: int,
     ) -> None:
-        httpx = _httpx()
+        super().__init__(urls, key=key, timeout=timeout, in_flight=in_flight)
         self.servers = [Server(url) for url in urls]
         self.trouble: Counter[str] = Counter()  # what went wrong and was asked again, by kind
-        self._prepare, self._key = prepare, key
-        self._timeout, self._patience, self._in_flight = timeout, patience, in_flight
+        self._prepare, self._patience = prepare, patience
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_run, args=(self._loop,), name="gpo servers", daemon=True)
         self._thread.start()
-        most = in_flight * len(urls)
-        self._client = httpx.AsyncClient(
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
-            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-        )
         self._stop = weakref.finalize(self, _stop, self._loop, self._client)  # also of one that nobody closes
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
@@ -105,117 +104,128 @@ class Connection:
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
 
-    async def begin(self, patience: float = 0.0) -> None:
-        """Prepare every server. One of several may be away.
+    async def begin(self, *, first: bool = False) -> None:
+        """Prepare every server. Some may be away; where all are, they are waited for.
 
         Args:
-            patience: seconds to wait for the first one.
+            first: nothing was asked before. Another program is taken for a wrong address then, and a refusal of one
+                server ends it; later they are failures of a server like others.
 
         Raises:
             EngineError: none answers, or one must not be asked.
         """
-        until = time.monotonic() + patience
-        while True:
-            away = []
-            for server in self.servers:
-                try:
-                    await self._make_ready(server)
-                except Unanswered as failure:
-                    self._rest(server, failure)
-                    away.append(f"{server.url} ({failure.kind})")
-            if len(away) < len(self.servers):
+        until = time.monotonic() + self._patience
+        places = ", ".join(server.place for server in self.servers)
+        slow = self._loop.call_later(SLOW if first else self._patience, log.warning, "Waiting for %s.", places)
+        for tries in count(1):
+            try:
+                away = await self._away(first)
+            finally:
+                slow.cancel()
+            several = len(away) < len(self.servers)
+            for server, failure in away.items():
+                if not (first and isinstance(failure, Foreign)) or several:
+                    self._warn(server, failure)
+            if several:
                 return
-            next_try = min(server.rests_until for server in self.servers)
-            if next_try > until:
-                raise EngineError(
-                    f"No server answers at {', '.join(away)}. Start it, or name another: --engine.base_url "
-                    "http://HOST:PORT."
+            for server, failure in away.items():
+                if first and tries >= TRIES and isinstance(failure, Foreign):
+                    raise EngineError(
+                        f"What answers at {server.place} is no server of /v1/completions ({failure}). Give "
+                        "--engine.base_url the address of one, such as http://127.0.0.1:8000."
+                    )
+            if time.monotonic() >= until:
+                failed = ", ".join(f"{server.place} ({server.failure})" for server in self.servers)
+                raise ServerAway(
+                    f"No server answers at {failed}. Start it, or name another: --engine.base_url http://HOST:PORT."
                 )
-            await asyncio.sleep(next_try - time.monotonic())
+            await self._awake(until)
+
+    async def _away(self, first: bool) -> dict[Server, Failure]:
+        """The servers that cannot be asked now, and why; the others are prepared.
+
+        Raises:
+            EngineError: the first refusal if `first`; else every server refuses.
+        """
+        away: dict[Server, Failure] = {}
+        for server in self.servers:
+            try:
+                await self._make_ready(server)
+            except Unanswered as unanswered:
+                away[server] = unanswered
+            except EngineError as refusal:
+                away[server] = refusal
+                if first or all(isinstance(away.get(each), EngineError) for each in self.servers):
+                    raise
+            if server in away:
+                self._rest(server, away[server])
+        return away
 
     async def ask(self, path: str, body: Callable[[Server], Any], read: Callable[[Any, Server], R]) -> R:
         """What `read` makes of the answer of one of the servers; `Unusable` from it has the request asked again.
 
         Raises:
-            EngineError: nobody answers in time, or not what was asked for, or the request is refused.
+            EngineError: nobody answers in time, or not what was asked for, or every server refuses the request.
         """
         first: float | None = None
-        attempts = unusable = 0
-        said = ""
+        attempts = 0
+        unusable: Counter[Server] = Counter()
+        refusals: set[Server] = set()
+        failure: Failure
         while True:
-            server = await self._awake(first)
-            attempts += 1
+            server = await self._awake(None if first is None else first + self._patience, refusals)
             server.asked += 1
             try:
-                await self._make_ready(server)
-                answer = read(await self.call(server, "POST", path, body(server)), server)
-            except Unanswered as failure:
-                if failure.kind == RESTS:
+                answer = await self._answer(server, path, body, read)
+            except Unanswered as unanswered:
+                if unanswered.kind == RESTS:
                     continue
-                kind = failure.kind
-                self._rest(server, failure)
-            except Unusable as failure:
-                kind, said, unusable = failure.kind, str(failure), unusable + 1
-            except Refused as refused:
-                if refused.status != 404:
-                    raise
-                # A server that was started again lacks what was loaded into it.
-                kind, unusable, server.ready = "HTTP 404", unusable + 1, False
-                if unusable == TRIES:
+                failure = unanswered
+            except Unusable as wrong:
+                failure = wrong
+                unusable[server] += 1
+            except EngineError as refusal:
+                failure = refusal
+                refusals.add(server)
+                if len(refusals) == len(self.servers):
                     raise
             else:
                 server.failures = 0
                 return answer
             finally:
                 server.asked -= 1
-            self.trouble[kind] += 1
-            first = first if first is not None else time.monotonic()
-            if unusable == TRIES:
+            attempts += 1
+            self.trouble[kind_of(failure)] += 1
+            if not isinstance(failure, Unusable) or len(self.servers) > 1:
+                self._rest(server, failure)
+                self._warn(server, failure)
+            now = time.monotonic()
+            first = now if first is None else first
+            failed = refusals | unusable.keys()
+            if isinstance(failure, Unusable) and unusable.total() >= TRIES and failed == set(self.servers):
                 raise EngineError(
-                    f"{server.url} has answered {TRIES} times what cannot be used, last: {self.shown(said)}. What is "
-                    "finished is kept. Look at the server, then give the same command again."
+                    f"{server.place} has answered {unusable[server]} times what cannot be used, last: "
+                    f"{self.shown(str(failure))}. What is finished is kept. Look at the server, then give the same "
+                    "command again."
                 )
-            if time.monotonic() - first > self._patience:
-                raise self._given_up(server, kind, attempts)
+            if now - first >= self._patience:
+                raise self._given_up(server, failure, now - first, attempts)
 
-    async def call(
-        self,
-        server: Server,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        timeout: float | None = None,
-        reads: bool = True,
-    ) -> Any:
-        """The JSON that one server answers; None if it is not to be read.
-
-        Raises:
-            Unanswered: it may answer another time.
-            Unusable: what it answers is no JSON.
-            Refused: it will not.
-        """
-        httpx = _httpx()
+    async def _answer(
+        self, server: Server, path: str, body: Callable[[Server], Any], read: Callable[[Any, Server], R]
+    ) -> R:
+        """Raises: Unanswered, Unusable, EngineError."""
+        await self._make_ready(server)
         try:
-            async with asyncio.timeout(timeout or self._timeout):
-                response = await self._client.request(
-                    method, server.url + path, json=body, **({} if timeout is None else {"timeout": timeout})
-                )
-        except (TimeoutError, httpx.TimeoutException):
-            raise Unanswered("time-out") from None
-        except httpx.ConnectError:
-            raise Unanswered("no connection") from None
-        except httpx.TransportError:
-            raise Unanswered("cut connection") from None
-        status = response.status_code
-        if status in (408, 425, 429) or status >= 500:
-            raise Unanswered(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
-        if status >= 300:
-            raise self._refusal(server, path, status, response.text)
+            answer = await self.call(server, "POST", path, body(server))
+        except Refused as refused:
+            raise _missing(refused) from None
         try:
-            return response.json() if reads and response.content else None
-        except ValueError:
-            raise Unusable("no JSON") from None
+            return read(answer, server)
+        except (Unanswered, Unusable, EngineError):
+            raise
+        except Exception as error:  # a stranger's JSON may hold anything anywhere
+            raise Unusable("an answer that cannot be read", f"{type(error).__name__}: {error}") from None
 
     async def _make_ready(self, server: Server) -> None:
         """One request at a time finds out what a server is; the others wait for it."""
@@ -226,73 +236,65 @@ class Connection:
                 return
             if server.rests_until > time.monotonic():
                 raise Unanswered(RESTS)
-            for attempt in range(TRIES):
-                try:
-                    await self._prepare(server)
-                except (Unanswered, Unusable) as failure:
-                    # Before the first answer nobody waits for a server that is not there.
-                    last = attempt == TRIES - 1 or failure.kind in ("no connection", "time-out")
-                    if last and isinstance(failure, Unusable):
-                        raise EngineError(
-                            f"What answers at {server.url} is no server of /v1/completions ({failure}). Give "
-                            "--engine.base_url the address of one, such as http://127.0.0.1:8000."
-                        ) from None
-                    if last:
-                        raise
-                    self.trouble[failure.kind] += 1
-                    await asyncio.sleep(getattr(failure, "wait", None) or REST[0] * 2**attempt)
-                else:
-                    server.ready = True
-                    return
+            try:
+                await self._prepare(server)
+            except Refused as refused:
+                raise _missing(refused) from None
+            except Unusable as failure:
+                raise Foreign(failure.kind, self.shown(str(failure))) from None
+            server.ready = True
 
-    async def _awake(self, first: float | None) -> Server:
-        """The least busy server that does not rest; waits for one."""
+    async def _awake(self, until: float | None, without: Collection[Server] = ()) -> Server:
+        """The least busy server that does not rest; waits for one.
+
+        Args:
+            until: when every rest ends, so that servers are asked once more before they are given up.
+            without: servers that are not waited for.
+        """
+        servers = [server for server in self.servers if server not in without]
         while True:
             now = time.monotonic()
-            awake = [server for server in self.servers if server.rests_until <= now]
+            if until is not None and now >= until:
+                for server in servers:
+                    server.rests_until = min(server.rests_until, now)
+            awake = [server for server in servers if server.rests_until <= now]
             if awake:
                 return min(awake, key=lambda server: server.asked)
-            server = min(self.servers, key=lambda server: server.rests_until)
-            if first is not None and server.rests_until - first > self._patience:
-                raise self._given_up(server, RESTS, server.failures)
             # A little apart, so that those who waited do not come all at once.
-            await asyncio.sleep((server.rests_until - now) * random.uniform(1.0, 1.25))
+            pause = (min(server.rests_until for server in servers) - now) * random.uniform(1.0, 1.25)
+            await asyncio.sleep(pause if until is None else min(pause, until - now))
 
-    def _rest(self, server: Server, failure: Unanswered) -> None:
+    def _rest(self, server: Server, failure: Failure) -> None:
+        kind, wait = kind_of(failure), getattr(failure, "wait", None)
+        if kind == RESTS:
+            return
         now = time.monotonic()
-        if failure.kind != "HTTP 429":
+        server.failure = self.shown(str(failure))
+        if kind != "HTTP 429":
             server.ready = False
-        if failure.wait is not None:
-            server.rests_until = max(server.rests_until, now + min(failure.wait, ASKED_TO_REST))
+        if wait is not None:
+            server.rests_until = max(server.rests_until, now + min(wait, ASKED_TO_REST))
         elif server.rests_until <= now:  # requests that fail together are one failure
-            server.rests_until = now + min(REST[1], REST[0] * 2**server.failures) * random.uniform(0.5, 1.0)
+            server.rests_until = now + min(REST[1], REST[0] * 2 ** min(server.failures, 30)) * random.uniform(0.5, 1.0)
             server.failures += 1
 
-    def _given_up(self, server: Server, kind: str, attempts: int) -> EngineError:
-        most = self.trouble.most_common(1)[0][0] if self.trouble else kind
-        busy = " Ask for less at a time: --engine.in_flight." if most == "HTTP 429" else ""
-        return EngineError(
-            f"{server.url} has not answered a request for {self._patience:g} s ({attempts} attempts, most often: "
-            f"{most}). What is finished is kept; once it answers, the same command goes on.{busy}"
+    def _warn(self, server: Server, failure: Failure) -> None:
+        """Say that a server fails, if that was not said a short while ago."""
+        now, kind = time.monotonic(), kind_of(failure)
+        if kind == RESTS or now - server.told < TOLD:
+            return
+        server.told = now
+        what = str(failure) if isinstance(failure, EngineError) else f"{server.place}: {server.failure}."
+        others = "; others have its work" if len(self.servers) > 1 else f", for {self._patience:g} s at most"
+        where = " Does it run, and is the address right (--engine.base_url)?" if kind == "no connection" else ""
+        log.warning("%s It is asked again%s.%s", what, others, where)
+
+    def _given_up(self, server: Server, failure: Failure, seconds: float, attempts: int) -> EngineError:
+        busy = " Ask for less at a time: --engine.in_flight." if kind_of(failure) == "HTTP 429" else ""
+        return ServerAway(
+            f"{server.place} has not answered a request for {round(seconds, 1):g} s ({attempts} attempts, last: "
+            f"{self.shown(str(failure))}). What is finished is kept; once it answers, the same command goes on.{busy}"
         )
-
-    def _refusal(self, server: Server, path: str, status: int, text: str) -> Refused:
-        where, said = f"{server.url}{path}", self.shown(text)
-        if status in (401, 403):
-            advice = "Put the key into the environment variable that --engine.key_variable names (OPENAI_API_KEY)."
-            said = "" if self._key is None else "it does not take this key"
-        elif status == 404:
-            advice = "Is it a server of /v1/completions, and does it have the model? --engine.base_url, .served_model"
-        else:
-            advice = "Change what it objects to."
-        return Refused(f"{where} refuses with HTTP {status}{': ' * bool(said)}{said}. {advice}", status)
-
-    def shown(self, text: str) -> str:
-        """What a server said, fit for a message: one short line without control characters, and without the key."""
-        text = text if self._key is None else text.replace(self._key, "***")
-        line = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
-        line = " ".join(line.split()).rstrip(".")
-        return line if len(line) <= SHOWN else line[:SHOWN] + "…"
 
     def again(self, prepare: Callable[[Server], Awaitable[None]]) -> Connection:
         """Another one to the same servers."""
@@ -304,7 +306,19 @@ class Connection:
     def close(self) -> None:
         """Nothing is asked any more; what is in flight is given up."""
         self._stop()
-        self._thread.join()
+        self._thread.join(CLOSING)
+
+
+def kind_of(failure: Failure) -> str:
+    """What it is counted as."""
+    if isinstance(failure, Refused):
+        return f"HTTP {failure.status}"
+    return "a server that cannot be used" if isinstance(failure, EngineError) else failure.kind
+
+
+def _missing(refused: Refused) -> Exception:
+    """404 is what a gateway says without its server, and a server that has lost what was loaded into it."""
+    return Foreign("HTTP 404", refused.said) if refused.status == 404 else refused
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -324,12 +338,3 @@ def _stop(loop: asyncio.AbstractEventLoop, client: Any) -> None:
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(finish(), loop)
-
-
-def _httpx() -> Any:
-    """Raises: MissingDependency if it is not installed."""
-    try:
-        import httpx2
-    except ImportError as error:
-        raise MissingDependency(f"{error}. The engine needs: pip install 'gpo[server]'") from error
-    return httpx2

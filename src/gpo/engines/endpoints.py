@@ -7,8 +7,10 @@ import os
 import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from gpo.errors import ConfigError, EngineError
 
@@ -16,11 +18,18 @@ KEY = "OPENAI_API_KEY"
 
 
 class Unanswered(Exception):
-    """A request that may be answered another time; `wait` is what the server asks for, in seconds."""
+    """A request that may be answered another time, by kind; details are for messages only.
 
-    def __init__(self, kind: str, wait: float | None = None) -> None:
-        super().__init__(kind)
+    `wait` is what the server asks for, in seconds.
+    """
+
+    def __init__(self, kind: str, detail: str = "", wait: float | None = None) -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
         self.kind, self.wait = kind, wait
+
+
+class Foreign(Unanswered):
+    """What another program answers, such as the page of a gateway while the server behind it starts."""
 
 
 class Unusable(Exception):
@@ -32,11 +41,11 @@ class Unusable(Exception):
 
 
 class Refused(EngineError):
-    """A request that the server will not answer another time either."""
+    """A request that the server will not answer another time either; `said` is its reason, fit for a message."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said
 
 
 @dataclass(eq=False)
@@ -46,10 +55,18 @@ class Server:
     url: str
     asked: int = 0  # requests in flight
     failures: int = 0  # in a row
+    failure: str = ""  # the last one
+    told: float = float("-inf")  # when it was said last that it fails, by the monotonic clock
     rests_until: float = 0.0  # by the monotonic clock
     ready: bool = False
     known: dict[str, Any] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def place(self) -> str:
+        """For messages: the address, and the proxy on the way to it."""
+        proxy = proxy_of(self.url)
+        return self.url if proxy is None else f"{self.url} through the proxy {proxy}"
 
 
 def addresses(text: str) -> list[str]:
@@ -71,6 +88,25 @@ def addresses(text: str) -> list[str]:
     if not urls:
         raise ConfigError("Where is the server? Give --engine.base_url such as http://127.0.0.1:8000.")
     return urls
+
+
+def is_here(url: str) -> bool:
+    """Whether it is the address of this machine, where no proxy leads."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address, without its password."""
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or is_here(url) or proxy_bypass(parts.netloc):
+        return None
+    return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
 
 
 def key_of(variable: str) -> str | None:

@@ -44,7 +44,7 @@ class OpenAIEngine:
     in_flight: int = 64  # requests at a time, of each server
     samples_per_request: int = 1  # more than one is for servers that give each a seed of its own, as vLLM does
     timeout: float = 600.0  # seconds that an answer may take
-    patience: float = 600.0  # seconds after its first failure that a request is asked again
+    patience: float = 600.0  # seconds after its first failure that a request is asked again; also to wait for a start
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)  # None: closed
     _facts: TokenFacts | None = field(default=None, init=False, repr=False, compare=False)
     _connection: Connection | None = field(default=None, init=False, repr=False, compare=False)
@@ -69,7 +69,7 @@ class OpenAIEngine:
         )
         self._ref = ref
         try:
-            self._connection.run(self._connection.begin())
+            self._connection.run(self._connection.begin(first=True))
         except BaseException:
             self.close()
             raise
@@ -92,7 +92,9 @@ class OpenAIEngine:
         # vLLM answers with the first of the names that it has for its model.
         server.known["names"] = {str(card["id"]), server.known["bases"][0]}
         room = card.get("max_model_len")
-        server.known["room"] = min(room, facts.context_length) if isinstance(room, int) else facts.context_length
+        if type(room) is not int or room < 1:  # not told
+            room = facts.context_length
+        server.known["room"] = min(room, facts.context_length)
         if "tempered" not in server.known:
             await check_server(
                 connection, server, str(card["id"]), self.tokenizer, facts.vocabulary, server.known["room"]
@@ -305,7 +307,7 @@ class OpenAIEngine:
         self._weights, self._ref = weights, model
         for server in connection.servers:
             server.ready = False
-        connection.run(connection.begin(self.patience))
+        connection.run(connection.begin())
         if old.adapter and old != weights:
             self._unload(connection, old)
 

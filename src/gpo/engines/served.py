@@ -20,7 +20,7 @@ from typing import Any
 
 from gpo.engines.completions import PLAIN, choices_of, token_ids, told_nats
 from gpo.engines.connection import Connection
-from gpo.engines.endpoints import Refused, Server, Unusable
+from gpo.engines.endpoints import Foreign, Refused, Server
 from gpo.errors import EngineError
 from gpo.types import ModelRef
 
@@ -70,14 +70,15 @@ async def find_model(connection: Connection, server: Server, wanted: str | None,
         wanted: its name there; None: the one whose name or directory is `source`, or the only one.
 
     Raises:
+        Foreign: it is no list of models.
         EngineError: there is none.
     """
     listed = await connection.call(server, "GET", "/v1/models")
     cards = listed.get("data") if isinstance(listed, Mapping) else None
     if not isinstance(cards, list) or not all(isinstance(card, Mapping) and card.get("id") for card in cards):
-        raise Unusable("/v1/models lists no models")
+        raise Foreign("/v1/models lists no models")
     server.known["loaded"] = {str(card["id"]) for card in cards}
-    bases = [dict(card) for card in cards if card.get("parent") is None]
+    bases = list({str(card["id"]): dict(card) for card in cards if card.get("parent") is None}.values())
     server.known["bases"] = [str(card["id"]) for card in bases]
     names = ", ".join(connection.shown(str(card["id"])) for card in bases) or "none"
     if wanted is not None:
@@ -88,7 +89,12 @@ async def find_model(connection: Connection, server: Server, wanted: str | None,
             )
         return found[0]
     places = {source, str(Path(source).absolute()), str(Path(source).resolve())}
-    found = [card for card in bases if places & {str(card["id"]), str(card.get("root"))}]
+    roots = [str(card.get("root")) for card in bases]
+    found = [
+        card
+        for card, root in zip(bases, roots, strict=True)
+        if places & {str(card["id"]), root, str(Path(root).resolve())}
+    ]
     if found:
         return found[0]
     if len(bases) != 1 or Path(str(bases[0].get("root"))).is_dir():
@@ -157,7 +163,7 @@ def _probe(tokenizer: Any, room: int) -> tuple[str, list[list[int]]]:
         known = [list(tokenizer.encode(text, add_special_tokens=special)) for special in (False, True)]
         if max(map(len, known)) < room or len(text) < 2:
             return text, known
-        text = text[len(text) // 3 :]
+        text = text[max(1, len(text) // 3) :]
 
 
 def _some(ids: Any) -> str:

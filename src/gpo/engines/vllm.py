@@ -56,6 +56,13 @@ class VLLMEngine:
             self.close()
             raise
 
+    def __copy__(self) -> Self:
+        """Another engine, which takes vLLM over: this one starts its own when it is asked again."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), _adapters=dict(self._adapters))
+        self._llm, self._asleep = None, False
+        return twin
+
     def _open(self) -> TokenFacts:
         """What a closed engine does not have."""
         if self._ref is None or self._facts is None:

@@ -1,0 +1,103 @@
+"""One request to one server, and what comes in place of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpo.engines.endpoints import Foreign, Refused, Server, Unanswered, is_here, retry_after
+from gpo.errors import MissingDependency
+
+SHOWN = 200  # characters of what a server says
+
+
+class Caller:
+    """Sends requests.
+
+    Args:
+        urls: without /v1.
+        key: sent as a bearer token, and taken out of everything that is shown.
+        timeout: seconds that an answer may take.
+        in_flight: requests at a time, of each server.
+    """
+
+    def __init__(self, urls: Sequence[str], *, key: str | None, timeout: float, in_flight: int) -> None:
+        httpx = _httpx()
+        self._key, self._timeout, self._in_flight = key, timeout, in_flight
+        most = in_flight * len(urls)
+        self._client = httpx.AsyncClient(
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
+            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
+            # Proxies of the environment do not lead to this machine.
+            mounts={f"all://{urlsplit(url).netloc}": None for url in urls if is_here(url)},
+        )
+
+    async def call(
+        self,
+        server: Server,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reads: bool = True,
+    ) -> Any:
+        """The JSON that one server answers; None if it is not to be read.
+
+        Raises:
+            Unanswered: it may answer another time.
+            Foreign: what it answers is no JSON.
+            Refused: it will not.
+        """
+        httpx = _httpx()
+        try:
+            async with asyncio.timeout(timeout or self._timeout):
+                response = await self._client.request(
+                    method, server.url + path, json=body, **({} if timeout is None else {"timeout": timeout})
+                )
+        except (TimeoutError, httpx.TimeoutException):
+            raise Unanswered("time-out") from None
+        except httpx.ConnectError:
+            raise Unanswered("no connection") from None
+        except httpx.DecodingError:
+            raise Foreign("no JSON") from None
+        except httpx.RequestError:
+            raise Unanswered("cut connection") from None
+        status = response.status_code
+        if status in (408, 425, 429) or status >= 500:
+            wait = retry_after(response.headers.get("retry-after"))
+            raise Unanswered(f"HTTP {status}", self.shown(response.text), wait)
+        if status >= 300:
+            raise self._refusal(server, path, status, response.text)
+        try:
+            return response.json() if reads and response.content else None
+        except (ValueError, RecursionError):
+            raise Foreign("no JSON", self.shown(response.text)) from None
+
+    def _refusal(self, server: Server, path: str, status: int, text: str) -> Refused:
+        where, said = f"{server.url}{path}", self.shown(text)
+        if status in (401, 403):
+            advice = "Put the key into the environment variable that --engine.key_variable names (OPENAI_API_KEY)."
+            said = "" if self._key is None else "it does not take this key"
+        else:
+            advice = "Change what it objects to."
+        return Refused(f"{where} refuses with HTTP {status}{': ' * bool(said)}{said}. {advice}", status, said)
+
+    def shown(self, text: str) -> str:
+        """What a server said, fit for a message: one short line without control characters, and without the key."""
+        text = text if self._key is None else text.replace(self._key, "***")
+        line = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
+        line = " ".join(line.split()).rstrip(".")
+        return line if len(line) <= SHOWN else line[:SHOWN] + "…"
+
+
+def _httpx() -> Any:
+    """Raises: MissingDependency if it is not installed."""
+    try:
+        import httpx2
+    except ImportError as error:
+        raise MissingDependency(f"{error}. The engine needs: pip install 'gpo[server]'") from error
+    return httpx2
