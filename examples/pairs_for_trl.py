@@ -16,6 +16,9 @@ if __name__ == "__main__":
     pairs = gpo.load_pairs(directory, "gpo")
     print(pairs)
     print(pairs[0]["prompt"], "\n+", pairs[0]["chosen"], "\n-", pairs[0]["rejected"])
+    # MODEL is the one that sampled: of other models the pairs say less.
+    # import torch
     # from trl import DPOConfig, DPOTrainer
-    # rows = pairs.select_columns(["prompt", "chosen", "rejected"])
-    # DPOTrainer("MODEL", args=DPOConfig("trained"), train_dataset=rows).train()
+    # rows, gpu = pairs.select_columns(["prompt", "chosen", "rejected"]), torch.cuda.is_available()
+    # settings = DPOConfig("trained", bf16=gpu, use_cpu=not gpu)  # TRL computes in bfloat16 unless told otherwise
+    # DPOTrainer("MODEL", args=settings, train_dataset=rows).train()

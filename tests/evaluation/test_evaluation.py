@@ -94,6 +94,17 @@ def test_engines_with_models_of_their_own_can_be_passed(tmp_path: Path) -> None:
     assert passed == saved
 
 
+def test_an_evaluation_from_before_tasks_had_a_turn_of_the_system_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"question": "{i}", "answer": "1"}}\n' for i in range(8)))
+    task = Spec("task", "file", {"test_path": str(tmp_path / "a.jsonl"), "instruction": ""})
+    both = config(tmp_path, task=task)
+    Evaluation(tmp_path / "out", both).all()
+    stored = read_json(tmp_path / "out/config.json")
+    assert stored["task"].pop("system") == ""
+    write_json(tmp_path / "out/config.json", stored)
+    assert len(Evaluation(tmp_path / "out", both).all().models) == 2
+
+
 def test_other_settings_in_the_same_place_are_refused(tmp_path: Path) -> None:
     Evaluation(tmp_path / "out", config(tmp_path)).all()
     with pytest.raises(ConfigError, match=r"other settings: seed was 0, now 1\."):

@@ -9,7 +9,7 @@ import pytest
 
 from gpo.cli import main
 from gpo.config.components import Spec
-from gpo.errors import ConfigError, DataError, MissingDependency
+from gpo.errors import ConfigError, DataError, EngineError, MissingDependency
 from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
 from gpo.evaluation.harness import TASKS, HarnessConfig, evaluate_with, run_harness, task_manager
 
@@ -93,6 +93,36 @@ def test_the_harness_and_our_own_grading_agree_on_real_questions(
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert main([*command, "--limit", "2"]) == 2
     assert "limit was null, now 2" in capsys.readouterr().err
+
+
+@needs_harness
+@ignored
+def test_adapters_are_measured_as_what_a_run_trains(tasks: Path, tmp_path: Path) -> None:
+    from gpo.config.presets import model_path
+    from gpo.methods.policy import load_policy, save_policy
+    from gpo.types import ModelRef
+
+    policy = load_policy(ModelRef(model_path("reasoner"), "reasoner"), lora=2)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(1.0)
+    save_policy(policy, tmp_path / "adapters")
+    models = {"base": "reasoner", "mine": str(tmp_path / "adapters")}
+    run_harness(tmp_path / "out", HarnessConfig(models=models, tasks=("bbh_local",), include=tasks))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    base, mine = (results[name]["bbh_local"]["metrics"]["exact_match,get-answer"] for name in models)
+    assert base > mine == 0  # such adapters break it
+
+
+@needs_harness
+@ignored
+def test_no_model_is_measured_before_all_are_found(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpo.evaluation.harness._load", lambda *_: pytest.fail("a model was loaded"))
+    models = {"mine": "reasoner", "lost": str(tmp_path / "nowhere")}
+    with pytest.raises(EngineError, match=r"No model in '.*nowhere'.*Expected a directory of a model or of LoRA"):
+        run_harness(tmp_path / "out", HarnessConfig(models=models, tasks=("bbh_local",), include=tasks))
 
 
 @needs_harness

@@ -69,6 +69,45 @@ def test_they_are_searched_whatever_it_takes(tmp_path: Path, file: Path) -> None
     assert all(score.tokens > 0 for score in scores)
 
 
+def test_a_response_is_cut_by_the_segmenter(tmp_path: Path) -> None:
+    file = tmp_path / "dyck_languages.jsonl"
+    row = {"input": "[ (", "target": "#### ) ]", "response": "\n".join(STEPS) + "\n"}
+    file.write_text("\n".join(map(json.dumps, [row, {**ROWS[1]}])))
+    options = {"segmenter": "newline", "segmenter.min_step_tokens": "6", "task": "file"}
+    first, second = take(tmp_path / "run", read_rows(file), "x", options)
+    [as_steps] = take(tmp_path / "other", read_rows(file)[1:], "x", options)
+    assert first.completion.text == "\n".join(STEPS)
+    assert 1 < len(first.step_ends) < 4
+    assert first.step_ends[-1] == len(first.response_ids)
+    assert second.step_ends == as_steps.step_ends
+    assert len(second.step_ends) == 2
+    assert Run(tmp_path / "run").problems("train")[0].answer == ") ]"
+    file.write_text(json.dumps({"input": "1", "target": "1"}))
+    with pytest.raises(DataError, match=r"expected a column steps or response, got input, target"):
+        take(tmp_path / "third", read_rows(file), "x")
+
+
+@pytest.mark.parametrize("task", ["file", "question", "gsm8k"])
+def test_questions_come_from_the_file_whatever_the_task(
+    tmp_path: Path, file: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPO_DATA", str(tmp_path / "nothing"))
+    take(tmp_path / "run", read_rows(file), "x", {"task": task, "estimator": "monte_carlo", "max_tokens": "60"})
+    run = Run(tmp_path / "run")
+    assert [problem.id for problem in run.problems("train")] == ["x/0", "x/1"]
+    assert run.problems("test") == []
+    assert len(run.locate("gpo")) == 2
+
+
+def test_another_model_is_given_an_instruction(tmp_path: Path, file: Path) -> None:
+    from gpo.config.presets import model_path
+
+    for model, task in (("reasoner", "reasoner"), (model_path("reasoner"), "question")):
+        directory = tmp_path / task
+        take(directory, read_rows(file), "x", {"model": model})
+        assert read_json(directory / "config.json")["task"]["name"] == task
+
+
 def test_what_cannot_be_taken_is_said(tmp_path: Path, file: Path) -> None:
     take(tmp_path / "run", read_rows(file), "x")
     with pytest.raises(ConfigError, match="has trajectories already"):

@@ -28,9 +28,10 @@ for first in (0, 3):  # a second process would go on like this
         row = {"update": 0, "step": step + 1, "loss": 1 / (step + 1)}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\\n")
-        trackers.log(row, path)
+        trackers.log(row, path, {"arm": "gpo", "method": {"name": "dpo", "trackers": ["wandb"], "lora": None}})
     trackers.close()
 """
+SETTINGS = {"arm": "gpo", "method.name": "dpo", "method.trackers": '["wandb"]', "method.lora": None}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,21 @@ def test_wandb_has_every_row_in_its_offline_files(tracked: Path) -> None:
                 rows.append((json.loads(items["_step"]), json.loads(items["loss"])))
     assert [step for step, _ in rows] == list(range(6))
     assert [loss for _, loss in rows] == pytest.approx(LOSSES)
+
+
+def test_wandb_has_the_settings(tracked: Path) -> None:
+    for file in (tracked / "wandb").glob("offline-run-*/*.wandb"):
+        found: dict[str, Any] = {}
+        for record in wandb_records(file.read_bytes()):
+            updates = record.config.update if record.WhichOneof("record_type") == "config" else record.run.config.update
+            found |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in updates}
+        assert found.items() >= SETTINGS.items()
+
+
+def test_trackio_has_the_settings(tracked: Path) -> None:
+    with sqlite3.connect(tracked / "trackio" / "gpo.db") as database:
+        [config] = database.execute("select config from configs").fetchall()
+    assert json.loads(config[0]).items() >= SETTINGS.items()
 
 
 def test_trackio_has_every_row_in_one_run(tracked: Path) -> None:

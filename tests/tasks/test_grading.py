@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gpo.tasks.grading import answer_text, candidates, parse_number, score_bbh
+from gpo.tasks.grading import answer_text, candidates, last_number, parse_number, score_bbh, solution_answer
 from gpo.types import Problem
 
 BOOKS = "At the end, Alice has\nOptions:\n(A) The Great Gatsby.\n(B) Ulysses.\n(C) A dog"
@@ -143,6 +143,75 @@ def test_numbers_have_one_form() -> None:
 def test_candidates_come_last_first_and_braces_are_balanced() -> None:
     text = r"\boxed{\frac{1}{2}} is wrong. The answer is 7." + "\n" + r"\boxed{\{3\}}"
     assert list(candidates(text)) == [r"\{3\}", "7.", r"\frac{1}{2}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<answer>7</answer>", ("right", "7")),
+        ("<answer>\n7\n</answer>\nThat is all.", ("right", "7")),
+        ("<think>8</think><ANSWER>7</ANSWER>", ("right", "7")),
+        ("The answer is 8. <answer>The answer is 7</answer>", ("right", "7")),
+        ("The answer is 7. <answer></answer>", ("right", "7")),
+        ("The answer is 7. <answer>72", ("right", "7")),
+        ("<answer>8</answer>", ("wrong", "8")),
+        ("<answer>7", ("ungradable", None)),
+    ],
+)
+def test_answers_in_tags(text: str, expected: tuple[str, str | None]) -> None:
+    assert verdict("7", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "expected"),
+    [
+        ("red", "The answer is red.\nSo the answer is ANSWER.", ("right", "red")),
+        ("red", "So the answer is ANSWER.", ("ungradable", None)),
+        ("red", "I add.\n#### NUMBER", ("ungradable", None)),
+        ("red", "Red.\nANSWER", ("ungradable", None)),
+        ("ANSWER", "So the answer is ANSWER.", ("right", "answer")),
+        ("red", "The answer is red.\nThe answer is \\boxed{ANSWER}", ("right", "red")),
+        ("red", "The answer is", ("ungradable", None)),
+        ("7", "The answer is $\\boxed{7", ("ungradable", None)),
+        ("7", "The answer is \\boxed{}.", ("ungradable", None)),
+        ("7", "The answer is 7.\nThe answer is \\boxed{72", ("right", "7")),
+    ],
+)
+def test_what_says_no_answer_is_passed_over(reference: str, text: str, expected: tuple[str, str | None]) -> None:
+    assert verdict(reference, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("3 + 4 is 7", "7"),
+        ("She pays $1,234.50.", "2469/2"),
+        ("It is \\boxed{-7}", "-7"),
+        ("9-7", "7"),
+        ("- 7 apples", "7"),
+        ("of them \\frac{1}{2} or 3/4", "3/4"),
+        ("7. Step 2 says so", "2"),
+        ("<think>7</think>none", None),
+        ("seven", None),
+    ],
+)
+def test_the_last_number_of_a_response(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("We work it out.\n#### 7", "7"),
+        ("So it is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("#### 8\nNo: <answer> 7 </answer>", "7"),
+        ("3 + 4 = 7.\nThe answer is 7.", "7."),
+        ("The answer is 7.", "The answer is 7."),
+        ("7", "7"),
+    ],
+)
+def test_the_answer_of_a_worked_solution(solution: str, answer: str) -> None:
+    assert solution_answer(solution) == answer
 
 
 def test_thinking_that_never_ends_has_no_answer() -> None:

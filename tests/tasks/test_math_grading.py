@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gpo.tasks import math_grading
-from gpo.tasks.math_grading import Workers, compare_math, math_answer, score_math
+from gpo.tasks.math_grading import Comparison, Workers, compare_math, math_answer, score_math
 
 BOMB = "9^{9^{9^9}}"
 
@@ -98,6 +98,13 @@ def test_different_answers(reference: str, answer: str) -> None:
         ("Therefore\n**12**", "12"),
         ("I give up", None),
         (r"\boxed{}", None),
+        (r"The answer is $\boxed{7", None),
+        (r"The answer is \boxed{}.", None),
+        (r"$\boxed{}$", None),
+        ("#### 5\nThe answer is \\boxed{7", "5"),
+        (r"\boxed{ANSWER}", None),
+        ("So the answer is NUMBER.", None),
+        ("<answer> $7$ </answer>", "7"),
         (r"<think>\boxed{1}", None),
         (r"\boxed{" + "{" * 50 + "}" * 50 + "}", None),
         ("\\boxed{" + "1+" * 5_000 + "1}", None),
@@ -125,6 +132,12 @@ def test_right_wrong_ungradable_and_failed_are_four_verdicts() -> None:
     assert [score.reason for score in scores] == [None, None, None, "TimeoutError: no verdict within 1 s"]
 
 
+def test_without_a_reference_answers_are_read_and_none_is_right() -> None:
+    scores = [score_math("", text) for text in (r"\boxed{1/2}", r"\boxed{0.5}", "I give up")]
+    assert [score.verdict for score in scores] == ["wrong", "wrong", "ungradable"]
+    assert [score.answer for score in scores] == ["1/2", "1/2", None]
+
+
 def test_a_failure_says_what_has_failed(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.compare("", "$x$").reason == "DataError: no expression in the reference ''"
     monkeypatch.setattr(math_grading.sys, "executable", "/bin/false")
@@ -138,6 +151,14 @@ def test_an_answer_over_its_time_fails_and_the_next_is_graded(workers: Workers) 
     assert time.perf_counter() - began < 0.5 + math_grading.GRACE_SECONDS + 2
     assert workers.restarts == 1
     assert workers.compare("x", "$y$").verdict == "wrong"
+
+
+def test_what_failed_once_is_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may have been the reason."""
+    found = iter([Comparison("failed", "TimeoutError: no verdict within 5 s"), Comparison("right")])
+    monkeypatch.setattr(Workers, "compare", lambda self, reference, answer: next(found))
+    pair = (r"\int_0^1 x^7 dx", r"\frac{1}{8} + 0")
+    assert [compare_math(*pair).verdict for _ in range(3)] == ["failed", "right", "right"]
 
 
 def test_a_worker_that_ignores_its_own_limit_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from typing import Any, get_type_hints
 
 from gpo import __version__
 from gpo.config.components import Spec, describe_component, made, setting_types
-from gpo.config.options import parse, spec_from_options
+from gpo.config.options import spec_from_options, with_system
+from gpo.config.parse import parse
 from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
 from gpo.config.trust import refuse_strangers, remember
@@ -213,7 +214,8 @@ class Evaluation:
             return config
         described = describe_evaluation(config)
         known = {name: described["models"].get(name, model) for name, model in sampled.items()}
-        if changed := differences(stored | {"models": sampled}, described | {"models": known}):
+        before = {**stored, "models": sampled, "task": with_system(stored["task"])}
+        if changed := differences(before, described | {"models": known}):
             raise ConfigError(
                 f"{directory} was made with other settings: {'; '.join(changed[:3])}. "
                 "Leave these as they were, or choose another directory."

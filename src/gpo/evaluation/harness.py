@@ -12,14 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from gpo.config.options import parse
+from gpo.config.parse import parse
 from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
-from gpo.errors import ConfigError, DataError, MissingDependency, unknown
+from gpo.errors import ConfigError, DataError, EngineError, MissingDependency, unknown
 from gpo.evaluation.evaluation import model_names
 from gpo.report.results import markdown_table
 from gpo.storage.files import read_json, write_json, write_text
+from gpo.storage.hub import hub_options
 from gpo.storage.lock import locked
+from gpo.storage.weights import adapters_at, check_files, first_line
 
 TASKS = ("bbh", "gsm8k", "hendrycks_math", "mmlu", "mmlu_pro", "aime24", "aime25")
 HARNESSES = ("lm-eval",)
@@ -64,11 +66,13 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
         MissingDependency: lm-evaluation-harness is not installed.
         ConfigError: an unknown task, or results with other settings are there.
         DataError: a task's data cannot be loaded.
+        EngineError: there is no such model; none is measured then.
     """
     manager = task_manager(config.include)
     for task in config.tasks:
         if task not in manager.all_tasks:
             raise ConfigError(f"lm-evaluation-harness has no task {task!r}. Its tasks for GPO: {', '.join(TASKS)}.")
+    parts = {name: _parts(model_path(model)) for name, model in config.models.items()}
     asked = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("models", "tasks")}
     asked["include"] = None if config.include is None else str(config.include)
     found: dict[str, dict[str, Any]] = {name: {} for name in config.models}
@@ -79,7 +83,7 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
                 file = directory / "harness" / name / f"{task}.json"
                 settings = {"model": model, **asked}
                 if not file.exists():
-                    loaded = loaded or _load(model_path(model), config.batch_size)
+                    loaded = loaded or _load(parts[name], config.batch_size)
                     write_json(file, {"settings": settings, **_evaluate(loaded, task, manager, config)})
                 found[name][task] = read_json(file)
                 if changed := differences(found[name][task]["settings"], settings):
@@ -106,12 +110,33 @@ def task_manager(include: Path | None = None) -> Any:
     return TaskManager(include_path=None if include is None else str(include))
 
 
-def _load(model: str, batch_size: int) -> Any:
+def _parts(source: str) -> dict[str, str]:
+    """Where the harness finds a model, and, for adapters, what they are put into.
+
+    Raises:
+        EngineError: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    check_files(Path(source))
+    try:
+        adapters = adapters_at(source, hub_options(source))
+        base = source if adapters is None else str(adapters.base_model_name_or_path)
+        AutoConfig.from_pretrained(base, trust_remote_code=False, **hub_options(base))
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"No model in {source!r} ({first_line(error)}). Expected a directory of a model or of LoRA adapters, or a "
+            "hub id that can be reached."
+        ) from error
+    return {"pretrained": base} if adapters is None else {"pretrained": base, "peft": source, "tokenizer": source}
+
+
+def _load(parts: Mapping[str, str], batch_size: int) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HFLM(pretrained=model, device=device, batch_size=batch_size, dtype="auto")
+    return HFLM(**parts, device=device, batch_size=batch_size, dtype="auto")
 
 
 def _evaluate(model: Any, task: str, manager: Any, config: HarnessConfig) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """`gpo traces RUN --file FILE`: solutions that somebody else wrote, as the trajectories of a run, ready to be searched.
 
 A row is JSON with the question (`question` or `input`), the reference answer (`target` or `answer`), and the solution
-as `steps`, a list of texts. That is the form of BIG-Bench-Mistake (arXiv 2311.08516), whose steps are lines. The run's
-model estimates what each step is worth: how often the model itself would get from there to the right answer. Such a run
-has no budget to keep: it is searched, not sampled or trained further, and `traces.json` in it says so.
+as `steps`, a list of texts, or as `response`, a text that the run's segmenter cuts. The first is the form of
+BIG-Bench-Mistake (arXiv 2311.08516), whose steps are lines. The run's model estimates what each step is worth: how
+often the model itself would get from there to the right answer. Such a run has no budget to keep: it is searched, not
+sampled or trained further, and `traces.json` in it says so.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpo.config.components import made
 from gpo.config.help import entries
-from gpo.config.options import parse, resolve, split, take_data_folder
-from gpo.config.presets import BEFORE_QUESTIONS, READER
+from gpo.config.options import resolve, split, take_data_folder
+from gpo.config.parse import parse
+from gpo.config.presets import BEFORE_QUESTIONS, READER, with_task
 from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import checked_score
+from gpo.rollout.segmenters import Newline, Segmenter
 from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
+from gpo.tasks.grading import solution_answer
 from gpo.types import Completion, Group, Problem, Trajectory
 
 UNLIMITED = 1e9  # times the tokens of the traces: the search of a run of traces has no budget to keep
@@ -35,7 +40,7 @@ gpo locate RUN. Other options are those of gpo run, such as --model and
 --estimator.
 """
 OPTIONS = {
-    "--file FILE": "JSON lines with a question, steps and an answer",
+    "--file FILE": "JSON lines with a question, steps or response, and answer",
     "--limit N": "only the first so many rows",
     "--before TEXT": "stands in front of every question",
 }
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"gpo traces takes one directory, got {len(names)}: {' '.join(names)}.")
     take_data_folder(options)
     if (source := options.pop("file", None)) is None:
-        raise ConfigError("gpo traces needs --file FILE: JSON lines with a question, steps and an answer.")
+        raise ConfigError("gpo traces needs --file FILE: JSON lines with a question, steps or response, and answer.")
     limit = parse(int | None, options.pop("limit", "none"), "--limit")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}, expected at least 1.")
@@ -76,7 +81,7 @@ def take(
     """Make a run whose rollouts are the traces.
 
     Args:
-        rows: with columns question or input, steps, and target or answer.
+        rows: with columns question or input, steps or response, and target or answer.
         name: of the file; ids are such as `NAME/17`, with the number of the row.
         options: of the run, as texts.
         before: stands in front of every question.
@@ -85,31 +90,33 @@ def take(
         ConfigError: the directory is that of another run.
         DataError: a row is of another form, or the model's context holds none of the traces.
     """
-    given = {"arms": "gpo", "rollouts": "1", "model": READER} | (options or {})
+    given = with_task({"arms": "gpo", "rollouts": "1", "model": READER} | (options or {}))
     config = resolve(given)
-    run = Run(directory, replace(config, problems=len(rows), budget=UNLIMITED, locate_share=0.999))
+    config = replace(config, problems=len(rows), test_problems=0, budget=UNLIMITED, locate_share=0.999)
+    run = Run(directory, config)
     if run.files.rollouts.path.exists():
         raise ConfigError(f"{directory} has trajectories already. Choose another directory.")
     problems = [
         Problem(
             f"{name}/{number}",
             before + column(row, "question", "input"),
-            column(row, "target", "answer"),
+            solution_answer(column(row, "target", "answer")),
             {"subtask": name},
         )
         for number, row in enumerate(rows)
     ]
+    solutions = [row.texts("steps") if "steps" in row.fields else column(row, "steps", "response") for row in rows]
+    segmenter: Segmenter = made("segmenter", config.segmenter)
     engine = run.engine()
-    steps = [row.texts("steps") for row in rows]
-    made = as_trajectories(problems, steps, run.task, engine, temperature=config.temperature)
-    trajectories = [trajectory for trajectory in made if trajectory is not None]
+    found = as_trajectories(problems, solutions, run.task, engine, temperature=config.temperature, segmenter=segmenter)
+    trajectories = [trajectory for trajectory in found if trajectory is not None]
     if not trajectories:
         raise DataError(f"The model's context of {engine.context_length} tokens holds none of the {len(rows)} traces.")
     # Before the rollouts: nobody else shall take them for those of a run with a budget.
     kept = {trajectory.id for trajectory in trajectories}
+    run.given = {"train": [problem for problem in problems if problem.id in kept], "test": []}
     with run.held():
         write_json(run.files.traces, {"source": name, "rows": len(rows), "traces": len(trajectories)})
-        run.files.write_problems({"train": [problem for problem in problems if problem.id in kept], "test": []})
         run.files.rollouts.append([Group(t.start, (t,)) for t in trajectories])
     return trajectories
 
@@ -136,26 +143,30 @@ def as_trajectory(
 
 def as_trajectories(
     problems: Sequence[Problem],
-    steps_P_K: Sequence[Sequence[str]],
+    solutions_P: Sequence[Sequence[str] | str],
     task: Task,
     engine: Engine,
     *,
     temperature: float = 1.0,
     room: int = 0,
+    segmenter: Segmenter | None = None,
 ) -> list[Trajectory | None]:
     """Written solutions as if the model had sampled them: steps are lines, and a solution ends where they end.
 
     The log-probabilities are those that the model gives to them.
 
     Args:
+        solutions_P: the steps of each, or its text, which the segmenter cuts (by default into lines).
         room: tokens of the context that must be left beside each, for other solutions.
 
     Returns:
         None for each that the context does not hold.
     """
+    cut: Segmenter = segmenter or Newline()
     made: list[Trajectory | None] = []
-    for problem, steps in zip(problems, steps_P_K, strict=True):
+    for problem, solution in zip(problems, solutions_P, strict=True):
         start = question_start(problem, task, engine.tokenizer)
+        steps = [solution.strip()] if isinstance(solution, str) else solution
         ids, ends = encode(steps, engine)
         text = "\n".join(steps)
         fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length
@@ -169,7 +180,13 @@ def as_trajectories(
             [t.start.prompt_ids for t in kept], [t.completion.token_ids for t in kept], temperature=temperature
         )
     )
-    return [t and replace(t, completion=replace(t.completion, logprobs=next(nats))) for t in made]
+    told = [t and replace(t, completion=replace(t.completion, logprobs=next(nats))) for t in made]
+    return [
+        replace(t, step_ends=cut(t.response_ids, engine.tokenizer, t.completion.logprobs))
+        if t is not None and isinstance(solution, str)
+        else t
+        for t, solution in zip(told, solutions_P, strict=True)
+    ]
 
 
 def encode(steps: Sequence[str], engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ class Trackers:
 
     A row's step is its line in the metrics file, so that training that goes on after a kill, or in another round,
     goes on with the same curves. TensorBoard writes to `tensorboard` beside that file, Weights & Biases to `wandb`
-    beside it (offline unless WANDB_MODE says otherwise), and trackio to its own place (TRACKIO_DIR).
+    beside it (offline unless WANDB_MODE says otherwise), and trackio to its own place (TRACKIO_DIR). The last two get
+    the settings too, when they are opened.
 
     Raises:
         ConfigError: an unknown name.
@@ -38,8 +40,13 @@ class Trackers:
     def __post_init__(self) -> None:
         check_trackers(self.names)
 
-    def log(self, row: Mapping[str, float], metrics_path: Path | None) -> None:
+    def log(
+        self, row: Mapping[str, float], metrics_path: Path | None, settings: Mapping[str, Any] | None = None
+    ) -> None:
         """Hand over the row that was written to the metrics file last.
+
+        Args:
+            settings: of the run, JSON.
 
         Raises:
             ConfigError: there is no such file.
@@ -56,8 +63,10 @@ class Trackers:
                 with metrics_path.open("rb") as lines:
                     self._step = sum(1 for _ in lines) - 1
                 self._opened = [KNOWN[name](metrics_path, self._step) for name in self.names]
-                for tracker in self._opened:
+                for name, tracker in zip(self.names, self._opened, strict=True):
                     tracker.start()
+                    if settings and name != "tensorboard":  # which would show them as one more training
+                        tracker.store_init_configuration(flat(settings))
             for tracker in self._opened:
                 tracker.log(dict(row), step=self._step)
         self._step += 1
@@ -77,6 +86,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise unknown("tracker", name, KNOWN)
         if find_spec(name) is None:
             raise MissingDependency(f"The tracker {name!r} is not installed: pip install 'gpo[{name}]'")
+
+
+def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, as options have them; lists as texts."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{path}{key}.")
+        else:
+            found[f"{path}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return found
 
 
 def _identity(metrics_path: Path) -> str:

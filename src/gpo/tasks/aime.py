@@ -31,6 +31,7 @@ class AIME:
     year: int = 2025
     path: str | None = None  # folder with aime24.jsonl and aime25.jsonl, or one such file
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
     examples: str | None = None  # file of worked examples, columns question and response
     allow_test_training: bool = False
 
@@ -51,7 +52,7 @@ class AIME:
         return problems
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         """Grade by value, so that 025 and 25.0 are 25; no other number is near enough."""

@@ -61,6 +61,7 @@ class BBH:
     subtasks: str | Sequence[str] = SUBTASKS  # names, or one string of names separated by commas
     path: str | None = None  # folder with SUBTASK.json, or with bbh/SUBTASK.json
     instruction: str = INSTRUCTION  # stands below each question; empty for models trained on bare questions
+    system: str = ""  # stands before all else, as the turn of the system
     examples: str | None = None  # file of worked examples, columns question and response
     allow_test_training: bool = False
 
@@ -75,7 +76,7 @@ class BBH:
         return [problem for name in names(self.subtasks) for problem in self._subtask(name)]
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)

@@ -243,16 +243,27 @@ def names(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def conversation(
-    question: str, instruction: str = "", examples: Sequence[tuple[str, str]] = (), images: Sequence[object] = ()
+    question: str,
+    instruction: str = "",
+    examples: Sequence[tuple[str, str]] = (),
+    images: Sequence[object] = (),
+    *,
+    system: str = "",
+    earlier: Sequence[Message] = (),
 ) -> list[Message]:
     """A question as chat turns, worked examples (question, response) first, the instruction with every question.
 
-    The images of the question, paths or images of Pillow, come before its text.
+    Args:
+        images: of the question, paths or images of Pillow; they come before its text.
+        system: the turn of the system, before all others, unless the earlier turns begin with another one.
+        earlier: turns of the conversation that the question goes on with, behind the examples.
     """
-    turns: list[Message] = []
+    own = [turn for turn in earlier[:1] if turn["role"] == "system"]
+    turns: list[Message] = own or ([{"role": "system", "content": system}] if system else [])
     for asked, response in examples:
         turns.append({"role": "user", "content": _instructed(asked, instruction)})
         turns.append({"role": "assistant", "content": response})
+    turns += earlier[len(own) :]
     text = _instructed(question, instruction)
     shown = [{"type": "image", "image": image} for image in images]
     turns.append({"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text})

@@ -1,15 +1,16 @@
 r"""Answers: taken out of a response, and compared with a reference.
 
 Rules shared by all tasks. An answer stands after the last of these marks: `\boxed{...}`, `####`, "answer is",
-"Answer:", "option is", "A:" at the beginning of a line; where there is none, the last line must be nothing but the
-answer. A mark with nothing after it that has the expected form is passed over for the one before. What is thought
-(`<think>`) is no answer. Two answers at once, "(A) or (B)", are one wrong answer.
+"Answer:", "option is", "A:" at the beginning of a line, or in `<answer>...</answer>`; where there is none, the last
+line must be nothing but the answer. A mark with nothing after it that has the expected form is passed over for the one
+before; so is a box or tag that is empty or never closed, and what an instruction says in place of an answer (ANSWER).
+What is thought (`<think>`) is no answer. Two answers at once, "(A) or (B)", are one wrong answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from gpo.tasks.latex import spell, spell_numbers
 from gpo.tasks.quantities import SCALE, exact_number
@@ -23,11 +24,14 @@ _MARKS_TRIED = 16  # so that a text made of marks costs linear time
 
 _MARK = re.compile(
     r"(?P<boxed>\\(?:boxed|fbox)\s*(?=\{))"
-    r"|####"
-    r"|\b(?:answer|option|choice)\b[\s*_]*(?:is\b|are\b|:|=)[\s*_:]*"
-    r"|^A:",
+    r"|(?P<hashes>####)"
+    r"|(?P<tag><answer>)"
+    r"|(?P<said>\b(?:answer|option|choice)\b[\s*_]*(?:is\b|are\b|:|=)[\s*_:]*|^A:)",
     re.IGNORECASE | re.MULTILINE,
 )
+MARKS = ("boxed", "hashes", "tag", "said")
+_CLOSED = re.compile("</answer>", re.IGNORECASE)
+_ECHO = re.compile(r"[\s*_`\"'$(<\[{]*(?:ANSWER|NUMBER|LETTER)[\s*_`\"'$)>\]}.]*")  # of an instruction
 _NEXT_QUESTION = re.compile(r"^(?:Q|Question|Problem):", re.MULTILINE)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
 _OPTION_LINE = re.compile(r"^\(([A-Z])\) (.*)$", re.MULTILINE)
@@ -43,6 +47,10 @@ _NUMBER = re.compile(
     r"(?<![\w.{^])[-+]?\s?\$?\s?"
     r"(?:\d+\s+\d+\s?/\s?\d+|(?:\d+\s*)?\\frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d+|\s*(?:[*x]|\\times|\\cdot)\s*10(?:\^|\*\*)\{?[-+]?\d+\}?)?(?:\s?/\s?\d+)?"
+)
+_ANY_NUMBER = re.compile(  # wherever it stands, as the flexible-extract of lm-evaluation-harness finds it
+    r"(?:(?<![\w)\]}])[-−])?\$?"
+    r"(?:\\[dt]?frac\{\d+\}\{\d+\}|(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)(?:/\d+)?)"
 )
 _NO_NUMBER = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\[,!;: ]|~|\\q?quad\b")  # degrees and spacing
 _EXPRESSION_BEFORE = re.compile(r"(?:[/*^]|\\[a-z]+)\s*$")
@@ -65,21 +73,50 @@ def answer_text(text: str) -> str | None:
     return rest[: following.start()] if following else rest
 
 
-def candidates(text: str, *, whole_line: bool = False, boxed_only: bool = False) -> Iterator[str]:
+def candidates(
+    text: str, *, whole_line: bool = False, marks: Container[str] = MARKS, reference: str = ""
+) -> Iterator[str]:
     r"""What follows each mark, the last mark first, at most `LONGEST_ANSWER` characters each.
 
-    `whole_line` lets a `\boxed{` end at the last brace of its line: for answers that are made of brackets.
+    Args:
+        whole_line: a `\boxed{` ends at the last brace of its line: for answers that are made of brackets.
+        marks: the kinds of marks that count.
+        reference: may be what else would be the echo of an instruction.
     """
-    marks = [mark for mark in _MARK.finditer(text) if mark["boxed"] or not boxed_only]
-    for mark in marks[: -_MARKS_TRIED - 1 : -1]:
+    found = [mark for mark in _MARK.finditer(text) if mark.lastgroup in marks]
+    for mark in found[: -_MARKS_TRIED - 1 : -1]:
         span = text[mark.end() : mark.end() + LONGEST_ANSWER + 1]
-        if mark["boxed"]:
-            line = span.partition("\n")[0]
-            found = line[1 : max(1, line.rfind("}"))] if whole_line else braced(span)
-        else:
-            found = span.lstrip().partition("\n")[0]
-        if found is not None and found.strip() and len(found) <= LONGEST_ANSWER:
-            yield found
+        said = _behind(mark, span, whole_line)
+        if said is not None and len(said) <= LONGEST_ANSWER and not _says_nothing(said, reference):
+            yield said
+
+
+def _behind(mark: re.Match[str], span: str, whole_line: bool) -> str | None:
+    """What the text behind a mark gives as its answer."""
+    if mark["boxed"]:
+        line = span.partition("\n")[0]
+        return line[1 : max(1, line.rfind("}"))] if whole_line else braced(span)
+    closed = _CLOSED.search(span)
+    if mark["tag"]:
+        return span[: closed.start()] if closed else None
+    return (span[: closed.start()] if closed else span).lstrip().partition("\n")[0]
+
+
+def _says_nothing(span: str, reference: str) -> bool:
+    """Whether what stands after a mark is blank, an echo, or ends with a box of which this is true."""
+    boxes = [mark.end() for mark in _MARK.finditer(span) if mark["boxed"]]
+    said = (braced(span[boxes[-1] :]) or "") if boxes else span
+    return not said.strip() or (_ECHO.fullmatch(said) is not None and said.strip(" .") != reference.strip(" ."))
+
+
+def solution_answer(text: str) -> str:
+    r"""The answer of a worked solution: behind its last `####`, in its last box or tag; the text itself without one.
+
+    A solution of several lines may say it in words too ("The answer is 7.").
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = next(candidates(text, marks=MARKS[:3]), None) or (next(candidates(text), None) if len(lines) > 1 else None)
+    return text.strip() if said is None else said.strip()
 
 
 def braced(text: str) -> str | None:
@@ -99,10 +136,12 @@ def braced(text: str) -> str | None:
     return None
 
 
-def last_line(text: str) -> str:
-    """The last line that is not blank, empty if there is none or if it is too long for an answer."""
+def last_line(text: str, reference: str = "") -> str:
+    """The last line that is not blank, empty if there is none or if it is too long for an answer, or says none."""
     line = text.rstrip().rpartition("\n")[2].strip()
-    return line if len(line) <= LONGEST_ANSWER else ""
+    marks = list(_MARK.finditer(line))
+    said = (_behind(marks[-1], line[marks[-1].end() :], False) or "") if marks else line
+    return "" if len(line) > LONGEST_ANSWER or _says_nothing(said, reference) else line
 
 
 def undecorated(span: str) -> str:
@@ -111,16 +150,16 @@ def undecorated(span: str) -> str:
     return span.strip(" \t*_`$\"'“”‘’:")
 
 
-def extract(text: str, parse: Parser, *, whole_line: bool = False) -> str | None:
+def extract(text: str, parse: Parser, *, whole_line: bool = False, reference: str = "") -> str | None:
     """The answer of a response in the form of `parse`, None if there is none."""
     rest = answer_text(text)
     if rest is None:
         return None
-    for span in candidates(rest, whole_line=whole_line):
+    for span in candidates(rest, whole_line=whole_line, reference=reference):
         found = parse(span, False)
         if found is not None:
             return found
-    return parse(last_line(rest), True)
+    return parse(last_line(rest, reference), True)
 
 
 def options(question: str) -> dict[str, str]:
@@ -195,6 +234,12 @@ def parse_number(span: str, alone: bool = False) -> str | None:
     return None if value is None else str(value)
 
 
+def last_number(text: str) -> str | None:
+    """The last number of a response, wherever it stands, as an integer or a reduced fraction; None without one."""
+    found = _ANY_NUMBER.findall(answer_text(text) or "")
+    return parse_number(found[-1], True) if found else None
+
+
 def parse_words(span: str, alone: bool = False) -> str | None:
     """A list of words, separated by blanks or commas."""
     sentence = re.split(r"[.!?](?:\s|$)", undecorated(span), maxsplit=1)[0]
@@ -247,4 +292,5 @@ def compare(reference: str | None, answer: str | None) -> Score:
 def score_bbh(problem: Problem, text: str) -> Score:
     """Grade a response to a BBH question, or to any question whose reference has one of the forms of BBH."""
     parse, brackets = parser_for(problem.answer, problem.question)
-    return compare(parse(problem.answer.strip(), True), extract(text, parse, whole_line=brackets))
+    found = extract(text, parse, whole_line=brackets, reference=problem.answer)
+    return compare(parse(problem.answer.strip(), True), found)

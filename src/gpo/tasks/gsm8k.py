@@ -36,6 +36,7 @@ class GSM8K:
 
     path: str | None = None  # folder with train.jsonl and test.jsonl, or the file of the split that is asked for
     instruction: str | None = None  # None: to reason step by step and box the answer; as they do, where there are shots
+    system: str = ""  # stands before all else, as the turn of the system
     shots: int = 0  # solutions of the first `dev` questions as earlier turns
     examples: str | None = None  # file of worked examples instead, columns question and response
     dev_size: int = 500
@@ -61,7 +62,9 @@ class GSM8K:
     def prompt(self, problem: Problem) -> list[Message]:
         examples = self._examples(problem)
         usual = WITH_EXAMPLES if examples else ALONE
-        return conversation(problem.question, usual if self.instruction is None else self.instruction, examples)
+        return conversation(
+            problem.question, usual if self.instruction is None else self.instruction, examples, system=self.system
+        )
 
     def score(self, problem: Problem, text: str) -> Score:
         return compare(parse_number(problem.answer, True), extract(text, parse_number))

@@ -46,6 +46,7 @@ class MATH:
 
     path: str | None = None  # folder with math/train.jsonl and math500.jsonl, or the file of the split asked for
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
     shots: int = 0  # solutions of the first `dev` questions as earlier turns
     examples: str | None = None  # file of worked examples instead, columns question and response
     dev_size: int = 500
@@ -69,7 +70,9 @@ class MATH:
 
     def prompt(self, problem: Problem) -> list[Message]:
         given = worked_examples(self.examples) or tuple(shot for shot in self._shots if shot[0] != problem.question)
-        return conversation(problem.question, self.instruction, given if self.examples else given[: self.shots])
+        return conversation(
+            problem.question, self.instruction, given if self.examples else given[: self.shots], system=self.system
+        )
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_math(problem.answer, text, self.workers, self.seconds)

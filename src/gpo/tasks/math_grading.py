@@ -19,7 +19,7 @@ from queue import LifoQueue
 from threading import Timer
 from typing import IO, NamedTuple, cast, get_args
 
-from gpo.tasks.grading import answer_text, candidates, last_line, undecorated
+from gpo.tasks.grading import answer_text, candidates, last_line, parse_number, parse_text, undecorated
 from gpo.tasks.latex import normal_form, spell
 from gpo.tasks.quantities import differs_at_sight, exact_number, quantity, same_quantity, spelled
 from gpo.types import Score, Verdict
@@ -27,6 +27,7 @@ from gpo.types import Score, Verdict
 START_SECONDS = 120.0  # for the imports of a worker on a busy machine
 GRACE_SECONDS = 2.0  # after its own time limit a worker is killed from here
 JOBS_PER_WORKER = 2_000
+MATHEMATICS = re.compile(r"[\d\\^=+*/]")
 DEEPEST = 30  # braces within braces; no answer needs them, and parsers crash on them
 
 _PLAIN_WORD = re.compile(r"\(?\\text(?:bf|it|rm)?\{\s*(\(?[A-Za-z][A-Za-z .'-]*\)?)\s*\}\)?")
@@ -165,9 +166,24 @@ def shared_workers(size: int, seconds: float, process: int) -> Workers:
     return workers
 
 
-@lru_cache(maxsize=10_000)
+class _NoVerdict(Exception):
+    """A comparison that failed, which no cache keeps: a busy machine may have been the reason."""
+
+    def __init__(self, found: Comparison) -> None:
+        self.found = found
+
+
 def compare_math(reference: str, answer: str, size: int = 2, seconds: float = 5.0) -> Comparison:
-    """Whether a span of an answer equals the LaTeX reference; the same pair is compared once."""
+    """Whether a span of an answer equals the LaTeX reference; the same pair is compared once, if that did not fail."""
+    try:
+        return _compared(reference, answer, size, seconds)
+    except _NoVerdict as error:
+        return error.found
+
+
+@lru_cache(maxsize=10_000)
+def _compared(reference: str, answer: str, size: int, seconds: float) -> Comparison:
+    """Raises: _NoVerdict if it failed."""
     reference, answer = _without_name(reference, answer)
     exact = quantity(reference), quantity(answer)
     if exact[0] and exact[1]:
@@ -182,7 +198,10 @@ def compare_math(reference: str, answer: str, size: int = 2, seconds: float = 5.
         return _verdict(plain == word[1].strip("()").strip().casefold())
     reference, answer = (spelled(q) if q else spell(text) for q, text in zip(exact, (reference, answer), strict=True))
     text = answer if _MATH_SPAN.search(answer) else f"${answer}$"
-    return shared_workers(size, seconds, os.getpid()).compare(reference, text)
+    found = shared_workers(size, seconds, os.getpid()).compare(reference, text)
+    if found.verdict == "failed":
+        raise _NoVerdict(found)
+    return found
 
 
 def _verdict(right: bool) -> Comparison:
@@ -196,7 +215,7 @@ def _without_name(reference: str, answer: str) -> tuple[str, str]:
     return _NAMED.sub(r"\1", reference), _NAMED.sub(r"\1", answer)
 
 
-def math_answer(text: str) -> str | None:
+def math_answer(text: str, reference: str = "") -> str | None:
     """The answer of a response: what stands in the last box, after the last mark, or is its last line of mathematics.
 
     None if there is none, or if it is nested so deep that it is no answer.
@@ -204,9 +223,10 @@ def math_answer(text: str) -> str | None:
     rest = answer_text(text)
     if rest is None:
         return None
-    span = next(candidates(rest, boxed_only=True), None) or next(candidates(rest), None)
+    boxed = next(candidates(rest, marks=("boxed",), reference=reference), None)
+    span = boxed or next(candidates(rest, reference=reference), None)
     if span is None:
-        line = _undecorated(last_line(rest))
+        line = _undecorated(last_line(rest, reference))
         math = _MATH_SPAN.fullmatch(line)
         span = line if math or exact_number(line) is not None else None
     else:
@@ -225,12 +245,26 @@ def _undecorated(span: str) -> str:
 
 
 def score_math(reference: str, text: str, workers: int = 2, seconds: float = 5.0) -> Score:
-    """Grade a response against a LaTeX reference. An answer that the grader cannot handle in time is `failed`."""
-    answer = math_answer(text)
+    """Grade a response against a LaTeX reference. An answer that the grader cannot handle in time is `failed`.
+
+    Without a reference no response is right, and the answers have one form for each value, so that they can be counted.
+    """
+    answer = math_answer(text, reference)
     if answer is None:
         return Score(0.0, "ungradable")
+    if not reference.strip():
+        return Score(0.0, "wrong", form_of(answer))
     verdict, reason = compare_math(reference, answer, workers, seconds)
     return Score(None if verdict == "failed" else float(verdict == "right"), verdict, answer, reason)
+
+
+def form_of(answer: str) -> str:
+    """A number as an integer or a reduced fraction, other mathematics without blanks, words without case."""
+    number = parse_number(answer, True)
+    if number is not None:
+        return number
+    plain = undecorated(answer)
+    return "".join(plain.split()) if MATHEMATICS.search(plain) else parse_text(plain) or answer.strip()
 
 
 def _of_other_base(reference: str, answer: str) -> bool:

@@ -31,6 +31,7 @@ class MMLU:
     path: str | None = None  # file of the split that is asked for, or folder with mmlu/SPLIT.jsonl or mmlu_stem.jsonl
     subjects: str | Sequence[str] = ()  # only these; empty for all
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
     examples: str | None = None  # file of worked examples, columns question and response
 
     def problems(self, split: Split) -> list[Problem]:
@@ -42,7 +43,7 @@ class MMLU:
         return _problems(f"mmlu/{split}", rows, "choices", ("subject", "type"), names(self.subjects))
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)
@@ -55,6 +56,7 @@ class MMLUPro:
     path: str | None = None  # file of the split that is asked for, or folder with mmlu_pro/SPLIT.jsonl
     subjects: str | Sequence[str] = ()  # only these categories; empty for all
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
     examples: str | None = None  # file of worked examples, columns question and response
     allow_test_training: bool = False
 
@@ -69,7 +71,7 @@ class MMLUPro:
         return _problems(f"mmlu_pro/{name}", rows, "options", ("category",), names(self.subjects))
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)

@@ -10,18 +10,14 @@ A question, and a response that is read:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpo.errors import DataError
 from gpo.tasks.data import conversation
-from gpo.tasks.grading import parse_number, parse_text, undecorated
 from gpo.tasks.math import INSTRUCTION
-from gpo.tasks.math_grading import math_answer, score_math
+from gpo.tasks.math_grading import MATHEMATICS, form_of, math_answer, score_math
 from gpo.types import Message, Problem, Score, Split
-
-_MATHEMATICS = re.compile(r"[\d\\^=+*/]")
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,7 @@ class Question:
     question: str | None = None
     answer: str = ""  # empty: not known
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """Raises: DataError if there is no question."""
@@ -47,24 +44,15 @@ class Question:
         return [Problem("question", self.question, self.answer)]
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction)
+        return conversation(problem.question, self.instruction, system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
-        answer = math_answer(text)
+        answer = math_answer(text, problem.answer)
         if answer is None:
             return Score(0.0, "ungradable")
         if not problem.answer.strip():
-            return Score(0.0, "wrong", _form(answer))
-        if _form(answer) == _form(problem.answer):
+            return score_math("", text)
+        if form_of(answer) == form_of(problem.answer):
             return Score(1.0, "right", answer)
-        mathematical = _MATHEMATICS.search(problem.answer)
+        mathematical = MATHEMATICS.search(problem.answer)
         return score_math(problem.answer, text) if mathematical else Score(0.0, "wrong", answer)
-
-
-def _form(answer: str) -> str:
-    """A number as an integer or a reduced fraction, other mathematics without blanks, words without case."""
-    number = parse_number(answer, True)
-    if number is not None:
-        return number
-    plain = undecorated(answer)
-    return "".join(plain.split()) if _MATHEMATICS.search(plain) else parse_text(plain) or answer.strip()

@@ -31,6 +31,7 @@ class ReasoningGym:
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)  # settings of the generator
     instruction: str = INSTRUCTION
+    system: str = ""  # stands before all else, as the turn of the system
     examples: str | None = None  # file of worked examples, columns question and response
 
     def problems(self, split: Split) -> list[Problem]:
@@ -42,7 +43,7 @@ class ReasoningGym:
         ]
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples))
+        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         """The generator's own score, which may give part of the reward; `right` is the full reward only."""

@@ -39,6 +39,7 @@ class Squares:
     dev_problems: int = 100
     test_problems: int = 200
     instruction: str = 'Count row by row, one row on each line. End with the line "So the answer is NUMBER."'
+    system: str = ""  # stands before all else, as the turn of the system
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +65,12 @@ class Squares:
         return problems
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, images=[draw(problem.metadata["cells"], self.pixels)])
+        return conversation(
+            problem.question,
+            self.instruction,
+            images=[draw(problem.metadata["cells"], self.pixels)],
+            system=self.system,
+        )
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)
