@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, isnan, nan
+from typing import Any
 
 from scipy import stats
 
+from gpo.config.check import check_component
+from gpo.config.components import Spec
 from gpo.contracts import Engine, Estimator, Sample, Task
 from gpo.errors import DataError
 from gpo.estimators.adaptive import Adaptive
@@ -104,10 +107,10 @@ def diagnose(
     problem: Problem,
     task: Task,
     engine: Engine,
-    estimator: Estimator | None = None,
+    estimator: Estimator | Spec | str | None = None,
     *,
     seed: int = 0,
-    segmenter: Segmenter | None = None,
+    segmenter: Segmenter | Spec | str | None = None,
     temperature: float = 1.0,
     max_tokens: int = 512,
     fresh: int = 16,
@@ -116,16 +119,19 @@ def diagnose(
     """Sample one trajectory of a problem and find its critical step.
 
     Args:
-        estimator: None takes `default_estimator`.
-        segmenter: None takes lines as steps.
+        estimator: an instance or a name; None takes `default_estimator`.
+        segmenter: likewise; None takes lines as steps.
         max_tokens: of a response.
         fresh: rollouts from each side of the critical step once it is chosen, because the largest of several noisy
             advantages is too large; 0 samples none, and then nothing is confirmed.
         on_sample: called for "solution", "search" and "check".
 
     Raises:
+        ConfigError: there is no such estimator or segmenter.
         DataError: the prompt leaves no room for a response.
     """
+    search: Estimator | None = _made("estimator", estimator, model=engine.model_ref.source)
+    cut: Segmenter | None = _made("segmenter", segmenter)
     part = ""
 
     def tell(rollouts: int, tokens: int) -> None:
@@ -136,7 +142,7 @@ def diagnose(
         engine,
         task,
         {problem.id: problem},
-        segmenter=segmenter or Newline(),
+        segmenter=cut or Newline(),
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
@@ -151,7 +157,7 @@ def diagnose(
     [trajectory] = group.trajectories
     part = "search"
     tell(0, 0)
-    [scores] = (estimator or default_estimator(trajectory.score))([trajectory], sample)
+    [scores] = (search or default_estimator(trajectory.score))([trajectory], sample)
     texts = pieces(trajectory.response_ids, engine.tokenizer)
     steps = tuple("".join(texts[begin:end]) for begin, end in pairwise(trajectory.boundaries))
     if scores.critical_step is None or not fresh:
@@ -159,6 +165,11 @@ def diagnose(
     part = "check"
     tell(0, 0)
     return Diagnosis(trajectory, scores, steps, _fresh(trajectory, scores.critical_step, sample, fresh))
+
+
+def _made(kind: str, given: Any, **more: Any) -> Any:
+    """What was given by its name; an instance is not copied."""
+    return check_component(kind, given, **more) if isinstance(given, str | Spec | type) else given
 
 
 def _fresh(trajectory: Trajectory, step: int, sample: Sample, n: int) -> tuple[Interval, Interval]:

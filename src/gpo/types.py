@@ -7,9 +7,10 @@ of the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -84,6 +85,7 @@ class Score:
         return self.verdict == "right"
 
 
+_ROUNDING = 1e-6  # by which numbers of `StepScores` may differ that belong together
 StartKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
@@ -182,17 +184,33 @@ class StepScores:
 
     def misfit(self, steps: int) -> str | None:
         """What does not fit a trajectory of so many steps; None if all does."""
+        return next(self._misfits(steps), None)
+
+    def _misfits(self, steps: int) -> Iterator[str]:
         for name in ("values", "counts", "lower", "upper", "advantages"):
-            length, expected = len(getattr(self, name)), steps + (name != "advantages")
-            if length != expected:
-                return f"{length} {name} for {steps} steps; expected {expected}"
-        wrong = next((value for value in self.values if not (isnan(value) or 0 <= value <= 1)), None)
-        if wrong is not None:
-            return f"the value {wrong}; expected a probability, or NaN where none is known"
-        for name, most in (("critical_step", steps - 1), ("reset_boundary", steps)):
-            if (place := getattr(self, name)) is not None and not 0 <= place <= most:
-                return f"{name} {place} for {steps} steps; expected 0 to {most}, or None"
-        return None
+            found, expected = getattr(self, name), steps + (name != "advantages")
+            if not isinstance(found, tuple):
+                yield f"{name} as a {type(found).__name__}; expected a tuple"
+            if len(found) != expected:
+                yield f"{len(found)} {name} for {steps} steps; expected {expected}"
+            kinds = (int,) if name == "counts" else (float, int)
+            if odd := [type(number).__name__ for number in found if not isinstance(number, kinds)]:
+                yield f"{name} with a {odd[0]}; expected plain {kinds[0].__name__}"
+        for value, low, high in zip(self.values, self.lower, self.upper, strict=True):
+            if not (isnan(value) or 0 <= value <= 1):
+                yield f"the value {value}; expected a probability, or NaN where none is known"
+            if low > value + _ROUNDING or high < value - _ROUNDING:
+                yield f"an interval from {low:g} to {high:g} for the value {value:g}; expected one that holds it"
+        for k, (advantage, (before, after)) in enumerate(zip(self.advantages, pairwise(self.values), strict=True)):
+            change = after - before
+            if isnan(advantage) != isnan(change) or abs(advantage - change) > _ROUNDING:
+                yield f"the advantage {advantage:g} of step {k}; expected {change:g}, the difference of its values"
+        # Behind the last step nothing is left to sample; without steps boundary 0 is the question.
+        for name, most in (("critical_step", steps - 1), ("reset_boundary", max(steps - 1, 0))):
+            if (place := getattr(self, name)) is not None and not (type(place) is int and 0 <= place <= most):
+                yield f"{name} {place!r} for {steps} steps; expected an int from 0 to {most}, or None"
+        if type(self.tokens) is not int or self.tokens < 0 or min(self.counts) < 0:
+            yield f"tokens {self.tokens!r} and counts from {min(self.counts)} on; expected int from 0 on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +288,9 @@ class RoundContext:
     meaning: Callable[[str], Hashable] | None = None  # of a step's text; steps that mean the same share their credit
     sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
     images: Path | None = None  # directory of the images whose tokens are in prompts
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the run, with its `arm`: for trackers and model cards
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all

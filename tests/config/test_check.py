@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpo.config.check import check, check_class, check_component
+from gpo.config.check import check, check_class, check_component, check_launch
 from gpo.config.components import Spec
 from gpo.config.options import resolve
 from gpo.config.registry import REGISTRIES, lookup
@@ -133,3 +133,8 @@ def test_every_registered_component_fulfils_its_contract(kind: str, name: str) -
 def test_a_run_of_instances_passes(tmp_path: Path) -> None:
     check(toy_config(engine=ChainEngine(), task=ToyTask(), method=ToyMethod()))
     check(toy_config(model=str(tmp_path)))
+
+
+def test_a_launch_of_no_words_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--launch is empty\. Expected such as"):
+        check_launch(" ")

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import pytest
 
 from gpo.config.components import Spec, made
-from gpo.config.options import parse, resolve, with_defaults
+from gpo.config.options import resolve, with_defaults
+from gpo.config.parse import parse
 from gpo.config.run import RunConfig, describe, differences
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive
@@ -125,6 +126,14 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
             r"'--learning_rate'\. It is called --method\.learning_rate here",
         ),
         ({"num_generations": "8"}, r"'--num_generations'\. It is called --rollouts here"),
+        ({"method": "dpo", "lr": "1e-4"}, r"'--lr'\. It is called --method\.learning_rate here"),
+        (
+            {"method": "dpo", "method.report_to": "wandb"},
+            r"'report_to' of method 'dpo'\. It is called --method\.trackers here",
+        ),
+        ({"method": "dpo", "method.num_train_epochs": "2"}, r"It is called --method\.epochs here"),
+        ({"method": "dpo", "method.lora_alpha": "32"}, r"It is called --method\.lora here"),
+        ({"method": "dpo", "method.lora_r": "8"}, r"It is called --method\.lora here"),
         (
             {"method": "dpo", "per_device_train_batch_size": "8"},
             r"'--per_device_train_batch_size'\. It is called --method\.batch_size here",
@@ -135,7 +144,7 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
         ({"estimator": "monte"}, r"Unknown estimator 'monte'\..* Known: .*monte_carlo"),
         ({"task": "nowhere:Task"}, r"There is no task 'nowhere:Task': No module named 'nowhere'"),
         ({"budget": "0.5"}, r"budget is 0\.5, expected a number above 1"),
-        ({"budget": "inf"}, r"budget is inf, expected a number above 1"),
+        ({"budget": "inf"}, r"--budget is 'inf', expected a number"),
         ({"temperature": "0"}, r"temperature is 0\.0, expected a number above 0"),
         ({"rollouts": "0"}, r"rollouts is 0, expected at least 1"),
         ({"locate_share": "1"}, r"locate_share is 1\.0, expected a share"),
@@ -250,6 +259,11 @@ def test_a_configuration_of_an_earlier_version_is_read() -> None:
         "random": {"name": "random_unsearched", "seed": 1},
         "gpo": {"name": "adaptive", "critic": "none"},
     }
+    # Tasks that give an instruction had no turn of the system; one's own may have a setting that is called so or not.
+    task = {"name": "file", "instruction": "Think."}
+    assert with_defaults(old | {"task": task})["task"] == {**task, "system": ""}
+    own = {"name": "mine:Task", "instruction": "Think."}
+    assert with_defaults(old | {"task": own})["task"] == own
     # Plain sampling took questions with mixed outcomes first before it had an order.
     plain = {"arms": {"plain": {"name": "none"}, "even": {"name": "none", "order": "even"}}}
     assert with_defaults(old | plain)["arms"] == {
@@ -295,8 +309,9 @@ def test_an_option_of_an_arm_that_does_not_run_is_refused_by_the_name_it_was_giv
 
 
 def test_not_a_number_is_not_a_number() -> None:
-    with pytest.raises(ConfigError, match=r"--estimator\.rollouts is 'nan', expected a number"):
-        parse(float, "nan", "--estimator.rollouts")
+    for text in ("nan", "inf", "-inf", "1e999"):
+        with pytest.raises(ConfigError, match=rf"--estimator\.rollouts is '{text}', expected a number"):
+            parse(float, text, "--estimator.rollouts")
 
 
 @dataclass

@@ -1,12 +1,13 @@
 """Which model is meant."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpo.config.components import Spec, made, make
+from gpo.config.components import Spec, made
 from gpo.config.models import resolve_model
 from gpo.config.options import resolve, with_defaults
 from gpo.config.presets import model_path
@@ -88,8 +89,40 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_model_of_its_engine() -> N
 def test_a_shipped_model_may_be_named_in_a_setting(kind: str) -> None:
     spec = Spec(kind, "test_models:Reads", {"model": "reader"})
     assert made(kind, spec, model="another").model == model_path("reader")
-    assert make(kind, "test_models:Reads", model="reader").model == model_path("reader")
     assert describe(RunConfig(engine=Spec("engine", "test_models:Reads", {"model": "reader"})))["engine"] == {
         "name": "test_models:Reads",
         "model": "reader",
     }
+
+
+def test_a_directory_is_the_same_one_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place / "models/a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    given = {"model": "models/a", "method.model": "models/a", "engine.tokenizer": "models/a", "method": "dpo"}
+    whole = str(tmp_path / "here/models/a")
+    described = describe(resolve(given))
+    assert (described["model"], described["method"]["model"], described["engine"]["tokenizer"]) == (whole,) * 3
+    assert describe(resolve({"engine.model": "models/a"}))["engine"]["model"] == whole
+    assert resolve_model(RunConfig(model="models/a")) == ModelRef(whole, whole)
+    monkeypatch.chdir(tmp_path / "there")
+    assert describe(resolve({}, described)) == described
+    assert differences(described, describe(resolve({"model": "models/a"}, described)))
+
+
+def test_a_run_that_has_a_directory_as_it_was_given_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models/a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for given in ({"model": "models/a", "method.model": "models/a"}, {"engine.model": "models/a"}):
+        stored = json.loads(json.dumps(describe(resolve(given))).replace(str(tmp_path) + "/", ""))
+        assert stored["model"] == "models/a"
+        for settings in ({}, given):
+            assert not differences(with_defaults(stored), describe(resolve(settings, stored)))
+
+
+def test_a_model_that_ships_with_the_package_goes_before_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reader").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert describe(RunConfig(model="reader"))["model"] == "reader"

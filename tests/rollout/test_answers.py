@@ -45,14 +45,22 @@ class Damaged(ChainEngine):
         ),
         (lambda c: replace(c, token_ids=(3, -1)), "token id -1; expected ids from 0 to 1064"),
         (lambda c: replace(c, finish_reason="eos"), "finish reason 'eos'; expected stop or length"),
+        (
+            lambda c: replace(c, token_ids=(*c.token_ids[:-1], 3)),
+            "stops with token 3; expected one of its stop_ids, 0,",
+        ),
+        (lambda c: replace(c, token_ids=(), logprobs=()), "a completion of no tokens; expected at least"),
+        (lambda c: replace(c, token_ids=list(c.token_ids)), "whose token_ids are a list; expected a tuple of int"),
+        (lambda c: replace(c, token_ids=(3.0,)), "whose token_ids are a tuple of float; expected a tuple of int"),
         (lambda c: replace(c, logprobs=c.logprobs[1:]), "13 log-probabilities; expected one for each of 14 tokens"),
         (lambda c: replace(c, logprobs=(nan,) * 14), "log-probability nan; expected nats of at most 0"),
         (lambda c: replace(c, logprobs=(0.5,) * 14), "log-probability 0.5; expected nats of at most 0"),
     ],
 )
 def test_a_completion_that_cannot_be_is_an_error(change, message: str) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EngineError, match=message) as told:
         Sampler(Damaged(change=change), TASK, PROBLEMS, logprobs=True)(STARTS[:1], 1)
+    assert str(told.value).startswith("The engine Damaged")
 
 
 def test_a_little_above_zero_is_rounding() -> None:

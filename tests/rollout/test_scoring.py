@@ -66,6 +66,8 @@ def test_what_a_task_says_itself_of_a_failure_is_kept() -> None:
         (Score(-0.1, "wrong"), "ValueError: the value of a Score must be a number from 0 to 1, got -0.1"),
         (Score(None, "right"), "ValueError: the value of a Score must be a number from 0 to 1, got None"),
         (Score("1", "right"), "ValueError: the value of a Score must be a number from 0 to 1, got '1'"),
+        (Score(0, "right"), "ValueError: a Score that is right cannot have the value 0: 1 is right, 0 wrong"),
+        (Score(1.0, "wrong"), "ValueError: a Score that is wrong cannot have the value 1.0: 1 is right, 0 wrong"),
         (Score(0.0, "failed"), "ValueError: the value of a failed Score must be None, got 0.0"),
         (Score(1.0, "correct"), "ValueError: a verdict is one of right, wrong, ungradable, failed, got 'correct'"),
         (Score(1.0, "right", 7), "TypeError: the answer of a Score must be text or None, got int"),

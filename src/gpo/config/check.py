@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpo.config.components import Spec, made
+from gpo.config.components import Spec, made, refuse_class
 from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
 from gpo.contracts import Engine, Estimator, OfflineMethod, OnlineMethod, Task
@@ -53,12 +53,15 @@ def check_launch(command: str | None) -> None:
     if command is None:
         return
     try:
-        program = shlex.split(command)[0]
-    except (ValueError, IndexError) as error:
+        words = shlex.split(command)
+    except ValueError as error:
         raise ConfigError(f"--launch {command!r}: {error}. Expected such as: accelerate launch -m") from error
-    if shutil.which(program) is None:
+    if not words:
+        raise ConfigError("--launch is empty. Expected such as: accelerate launch -m; or --launch none.")
+    if shutil.which(words[0]) is None:
         raise ConfigError(
-            f"--launch: there is no program {program!r} here. Expected such as: accelerate launch -m; or --launch none."
+            f"--launch: there is no program {words[0]!r} here. Expected such as: accelerate launch -m; "
+            "or --launch none."
         )
 
 
@@ -78,6 +81,7 @@ def check_component(kind: str, given: Any, **more: Any) -> Any:
     Raises:
         ConfigError: it does not exist, refuses its settings, or is no such component.
     """
+    refuse_class(kind, given)
     spec = Spec(kind, given) if isinstance(given, str) else given
     name = spec.name if isinstance(spec, Spec) else type(spec).__name__
     # Before it is made: what is no such component is not called either.
@@ -87,8 +91,10 @@ def check_component(kind: str, given: Any, **more: Any) -> Any:
     return component
 
 
-def check_class(kind: str, component: type, name: str) -> None:
-    """Raises: ConfigError if a class lacks a method of its contract."""
+def check_class(kind: str, component: Any, name: str) -> None:
+    """Raises: ConfigError if a class lacks a method of its contract; a segmenter's function lacks none."""
+    if not isinstance(component, type):
+        return
     for method, wanted in calls(kind, component, name):
         if not any(method in vars(parent) or "__getattr__" in vars(parent) for parent in component.__mro__):
             raise _misfit(kind, name, f"it has no {_shown(method, wanted)}")

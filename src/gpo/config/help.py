@@ -73,8 +73,8 @@ def component_lines(kind: str, name: str, path: str | None = None) -> list[str]:
     if known := presets_of(component):
         lines += entry(f"--{path}.preset", f"all of them at once: {', '.join(known)}")
     for model, presets in (("a model that ships with GPO", REASONER), ("another model", {**OTHERS, **SEGMENTS})):
-        if kind in ("method", "segmenter") and name in presets:
-            tuned = ", ".join(f"{key} {value}" for key, value in presets[name].items())
+        if kind in ("method", "segmenter") and (suited := Spec(kind, name).suited(presets)):
+            tuned = ", ".join(f"{key} {value}" for key, value in suited.items())
             lines += textwrap.wrap(f"With {model}, unless told otherwise: {tuned}.", WIDTH)
     return lines
 
@@ -94,7 +94,7 @@ def settings(component: Any, prefix: str, only: str | None = None, skip: Sequenc
 def comments(component: type) -> dict[str, str]:
     """The comment that stands beside each annotated field of a class and of its parents."""
     found: dict[str, str] = {}
-    for parent in reversed(component.__mro__):
+    for parent in reversed(getattr(component, "__mro__", ())):
         try:
             source = textwrap.dedent(inspect.getsource(parent))
         except (OSError, TypeError):  # built in, or typed where there is no file

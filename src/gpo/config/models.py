@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpo.config.components import Spec, made
-from gpo.config.presets import model_path
+from gpo.config.presets import located, model_path
 from gpo.errors import ConfigError
 from gpo.types import ModelRef
 
@@ -52,5 +52,6 @@ def reference(model: object) -> ModelRef:
     if isinstance(model, ModelRef):
         return model
     if isinstance(model, str | Path):
-        return ModelRef(model_path(str(model)), str(model))
+        name = located(str(model))
+        return ModelRef(model_path(name), name)
     return ModelRef(model, f"{type(model).__name__} in memory")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from gpo.config.components import Spec, is_component, setting_types
-from gpo.config.presets import OTHERS, REASONER, SEGMENTS
+from gpo.config.components import Spec, is_component, setting_types, unknown_setting, words
+from gpo.config.parse import Bare, parse
+from gpo.config.presets import OTHERS, REASONER, SEGMENTS, located
 from gpo.config.registry import REGISTRIES, lookup
-from gpo.config.run import ARMS, COMPONENTS, RunConfig
-from gpo.errors import ConfigError, unknown
+from gpo.config.run import ARMS, COMPONENTS, RunConfig, with_whole_paths
+from gpo.errors import ConfigError, DataError, unknown
 from gpo.storage.codec import from_json, to_json
 from gpo.types import PairSettings
 
@@ -41,6 +40,9 @@ ELSEWHERE = {  # what TRL, transformers and peft call an option
     "max_new_tokens": "max_tokens",
     "dataset_name": "task",
     "lora_r": "lora",
+    "lora_alpha": "lora",  # which is twice the rank
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
     "epsilon": "clip",
@@ -54,10 +56,6 @@ MOVED = {  # settings that belonged to methods, and what they are called in `pai
     "truncated": "truncated",
     "prefix_in": "prefix_in",
 }
-
-
-class Bare(str):
-    """The value of an option that was given without one, which only a setting that is true or false takes."""
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -155,7 +153,7 @@ def _resolve(options: Mapping[str, str], stored: Mapping[str, Any] | None) -> Ru
             chosen_now = {kind: left.get(kind, base[kind]["name"]) for kind in COMPONENTS}
             raise _unknown_option(name, (*hints, *COMPONENTS, *SHORT, "arms", "data"), chosen_now)
     values: dict[str, Any] = {
-        name: parse(kind, left.pop(name), f"--{name}") if name in left else from_json(kind, base[name])
+        name: parse(kind, left.pop(name), f"--{name}") if name in left else _stored(kind, base[name], name)
         for name, kind in hints.items()
     }
     values["pairs"] = from_options(PairSettings, "pairs", base["pairs"], left)
@@ -193,13 +191,39 @@ def _unknown_option(name: str, known: Sequence[str], chosen: Mapping[str, str]) 
 def from_options(kind: type[T], path: str, stored: Mapping[str, Any], left: dict[str, str]) -> T:
     """A dataclass of the stored settings and of the options below `path`, which are taken out of `left`."""
     known = get_type_hints(kind)
-    values = {key: from_json(known[key], value) for key, value in stored.items()}
+    values = {key: _stored(known[key], value, f"{path}.{key}") for key, value in stored.items()}
     for option in [option for option in left if option.startswith(f"{path}.")]:
         key = option.removeprefix(f"{path}.")
         if key not in known:
             raise unknown(f"setting of {path}", key, known)
         values[key] = parse(known[key], left.pop(option), f"--{option}")
     return kind(**values)
+
+
+def _stored(kind: Any, value: Any, where: str) -> Any:
+    """A setting of a stored configuration.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
+    try:
+        return from_json(kind, value)
+    except DataError:
+        raise ConfigError(
+            f"The stored {where} is {json.dumps(value)}, expected {words(kind)}. Put config.json back as it was."
+        ) from None
+
+
+def _stands_in(key: str, kind: Any, value: Any) -> bool:
+    """Whether a stored setting is not the value but stands for it: "<Characters>" for an object, null for infinity.
+
+    What stands for a model or a tokenizer in memory is left to those who read it.
+    """
+    if kind is float and value is None:
+        return True
+    marked = isinstance(value, str) and value.startswith("<") and value.endswith(">")
+    text = str in (kind, *get_args(kind)) or (kind in (Any, object) and key in ("model", "tokenizer"))
+    return marked and not text
 
 
 def _defaults() -> dict[str, Any]:
@@ -219,26 +243,34 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
         | ({"reuse": True, "reset_turns": 0, "locate_share": 0.4} if "arms" in stored else {})
         | dict(stored)
     )
-    method = dict(known["method"])
+    method, known["engine"] = map(with_whole_paths, (known["method"], known["engine"]))
     # A method of one's own may have a setting that is called so.
     moved = {} if "pairs" in stored else {new: method.pop(old) for old, new in MOVED.items() if old in method}
     arms = {
         arm: (GAINED.get(each["name"], {}) if "arms" in stored else {})
-        | each
+        | with_whole_paths(each)
         | next((now for was, now in RENAMED if was.items() <= each.items()), {})
         for arm, each in known["arms"].items()
     }
     own = known["engine"].get("model")
     if isinstance(own, str) and not own.startswith("<"):  # as a model in memory is stored
         known["model"] = own
+    known["model"] = located(known["model"])
+    known["task"] = with_system(known["task"])
     return known | {"method": method, "pairs": {**to_json(PairSettings()), **known["pairs"], **moved}, "arms": arms}
+
+
+def with_system(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored task as this version writes it: those of GPO that give an instruction have a turn of the system too."""
+    gained = {"system": ""} if "instruction" in task and ":" not in task["name"] else {}
+    return {**gained, **task}
 
 
 def without_presets(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings for another model: what a preset has set for the one before is open again."""
     left = {}
     for kind, presets in (("method", (REASONER, OTHERS)), ("segmenter", (SEGMENTS,))):
-        known = [preset.get(stored[kind]["name"], {}) for preset in presets]
+        known = [Spec(kind, stored[kind]["name"]).suited(preset) for preset in presets]
         tuned = [(key, value) for preset in known for key, value in preset.items()]
         left[kind] = {key: value for key, value in stored[kind].items() if (key, value) not in tuned}
     return {**stored, **left, "piece_seconds": None}
@@ -261,9 +293,14 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
     known = setting_types(component)
     same = name == stored.get("name")
     parts = [key for key in known if is_component(known[key])]
-    values = {key: from_json(known[key], stored[key]) for key in known if same and key in stored and key not in parts}
+    kept = {key: stored[key] for key in known if same and key in stored and key not in parts}
+    lost = {key: value for key, value in kept.items() if _stands_in(key, known[key], value)}
+    values = {key: _stored(known[key], kept[key], f"{path}.{key}") for key in kept if key not in lost}
+    if lost:
+        usual = Spec(kind, name).describe()
+        lost = {key: value for key, value in lost.items() if value != usual[key]}
     if (preset := left.pop(f"{path}.preset", None)) is not None:
-        values = _preset(Spec(kind, name), preset)
+        values, lost = _preset(Spec(kind, name), preset), {}
     for key in parts:
         inner = stored[key] if same and key in stored else {"name": getattr(component, key, None)}
         values[key] = spec_from_options(kind, f"{path}.{key}", inner, left)
@@ -271,9 +308,16 @@ def spec_from_options(kind: str, path: str, stored: Mapping[str, Any], left: dic
         key = option.removeprefix(f"{path}.")
         if kind == "method" and key in MOVED and key not in known:
             raise ConfigError(f"--{option} is now --pairs.{MOVED[key]}: pairs are made alike for all offline methods.")
+        if key not in known and (own := ELSEWHERE.get(key)) in known:
+            raise ConfigError(f"Unknown setting {key!r} of {kind} {name!r}. It is called --{path}.{own} here.")
         if key not in known:
-            raise unknown(f"setting of {kind} {name!r}", key, known)
+            raise unknown_setting(kind, name, key, component)
         values[key] = parse(known[key], left.pop(option), f"--{option}")
+    for key in lost.keys() - values.keys():
+        raise ConfigError(
+            f"{path}.{key} is {json.dumps(lost[key])} in config.json, which stands for what JSON does not hold, "
+            f"such as an object made in Python. Go on from Python, or give --{path}.{key}."
+        )
     return Spec(kind, name, values)
 
 
@@ -294,61 +338,3 @@ def _preset(spec: Spec, name: str) -> dict[str, Any]:
 def presets_of(component: Any) -> list[str]:
     """The names of its class methods, each of which makes it with other settings."""
     return [key for key, value in vars(component).items() if isinstance(value, classmethod)]
-
-
-def parse(kind: Any, text: str, where: str) -> Any:
-    """The value of type `kind` that a text stands for: a number, true or false, none, a,b,c, or JSON.
-
-    Raises:
-        ConfigError: it stands for none.
-    """
-    if isinstance(text, Bare) and bool not in (kind, *get_args(kind)):
-        raise ConfigError(f"{where} needs a value: {where} VALUE.")
-    try:
-        return _parse(kind, text)
-    except (ValueError, KeyError):
-        raise ConfigError(f"{where} is {text!r}, expected {_words(kind)}.") from None
-
-
-def _parse(kind: Any, text: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _parse_union(arguments, text)
-    if kind in (Any, str):
-        return text
-    if kind is bool:
-        arguments, text = (True, False), text.capitalize()
-    if kind is bool or origin is Literal:
-        return {str(value): value for value in arguments}[text]
-    if kind is float and math.isnan(float(text)):
-        raise ValueError(text)
-    if kind in (int, float, Path):
-        return kind(text)
-    if origin is tuple and not text.startswith("["):
-        return tuple(_parse(arguments[0], item.strip()) for item in text.split(",") if item.strip())
-    return from_json(kind, json.loads(text))
-
-
-def _parse_union(members: tuple[Any, ...], text: str) -> Any:
-    if types.NoneType in members and text.lower() == "none":
-        return None
-    # str takes every text, so it comes last.
-    for member in sorted(members, key=lambda member: member in (str, Path)):
-        try:
-            if member is not types.NoneType:
-                return _parse(member, text)
-        except (ValueError, KeyError):
-            continue
-    raise ValueError(text)
-
-
-def _words(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_words(member) for member in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is tuple:
-        return f"a comma-separated list of {_words(arguments[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "none", str: "a text"}
-    return names.get(kind, f"JSON of {getattr(kind, '__name__', kind)}")

@@ -42,6 +42,23 @@ BEFORE_QUESTIONS = {
 }
 
 
+def located(model: str) -> str:
+    """A directory that is named from here by its whole path, so that it is the same one from anywhere; else the name.
+
+    That of a model which ships with the package comes before a directory.
+    """
+    return str(Path(model).resolve()) if model not in SHIPPED and Path(model).is_dir() else model
+
+
 def model_path(model: str) -> str:
     """Where a model is: the directory of one that ships with the package for its name, else what was given."""
     return str(Path(__file__).parents[1] / "reasoner" / SHIPPED[model]) if model in SHIPPED else model
+
+
+def with_task(options: Mapping[str, str]) -> dict[str, str]:
+    """The options with the task of single questions, if none is named and the model is not one that ships with GPO.
+
+    Those that do know their own questions only, and no instruction.
+    """
+    model = options.get("engine.model", options.get("model", EMBEDDED))
+    return dict(options) if "task" in options or model in SHIPPED else {**options, "task": "question"}

@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
-from gpo.config.components import Spec, describe_component
+from gpo.config.components import Spec, describe_component, refuse_class, words
 from gpo.config.models import resolve_model
-from gpo.config.presets import EMBEDDED, OTHERS, PIECE_SECONDS, REASONER, SEGMENTS, SHIPPED
+from gpo.config.presets import EMBEDDED, OTHERS, PIECE_SECONDS, REASONER, SEGMENTS, SHIPPED, located
 from gpo.contracts import Engine, Estimator, Method, Task
-from gpo.errors import ConfigError, unknown
+from gpo.errors import ConfigError, DataError, unknown
 from gpo.rollout.segmenters import Segmenter
-from gpo.storage.codec import to_json
+from gpo.storage.codec import from_json, to_json
 from gpo.types import Credit, PairSettings
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
@@ -80,6 +81,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PairSettings):
             raise ConfigError(f"pairs is {self.pairs!r}, expected such as gpo.PairSettings(per_start=8).")
+        _check_types(self, "")
+        _check_types(self.pairs, "pairs.")
         self._name_components()
         for name in AT_LEAST_ONE:
             owner, _, key = name.rpartition(".")
@@ -117,7 +120,7 @@ class RunConfig:
     @property
     def suits_workers(self) -> bool:
         """Whether a second process costs little beside what it does: the model ships with the package, on `hf`."""
-        engine = self.engine.name if isinstance(self.engine, Spec) else self.engine
+        engine = self.engine.ancestor if isinstance(self.engine, Spec) else None
         return engine == "hf" and resolve_model(self).name in SHIPPED
 
     def _check_ranges(self) -> None:
@@ -144,20 +147,39 @@ class RunConfig:
 
     def _name_components(self) -> None:
         """A name becomes a `Spec`; method and segmenter have what suits the model where nothing else is said."""
+        if not isinstance(self.arms, Mapping) or not all(isinstance(name, str) for name in self.arms):
+            raise ConfigError(f"arms is {self.arms!r}, expected estimators by names, such as {{'gpo': 'adaptive'}}.")
         for kind in COMPONENTS:
+            refuse_class(kind, getattr(self, kind))
             if isinstance(getattr(self, kind), str):
                 object.__setattr__(self, kind, Spec(kind, getattr(self, kind)))
+        for arm, estimator in self.arms.items():
+            refuse_class(f"estimator of arm {arm!r}", estimator)
         arms = {name: Spec("estimator", arm) if isinstance(arm, str) else arm for name, arm in self.arms.items()}
         object.__setattr__(self, "arms", arms)
-        engine = self.engine.name if isinstance(self.engine, Spec) else None  # None: made in Python, with its model
-        shipped = engine in SAMPLE_SHIPPED and resolve_model(self).name in SHIPPED
+        engine = self.engine if isinstance(self.engine, Spec) else None  # None: made in Python, with its model
+        shipped = engine and engine.ancestor in SAMPLE_SHIPPED and resolve_model(self).name in SHIPPED
         tuned, cut = (REASONER, {}) if shipped else ({}, {}) if engine is None else (OTHERS, SEGMENTS)
         for kind, presets in (("method", tuned), ("segmenter", cut)):
             if isinstance(spec := getattr(self, kind), Spec):
-                object.__setattr__(self, kind, replace(spec, preset=presets.get(spec.name, {})))
+                object.__setattr__(self, kind, replace(spec, preset=spec.suited(presets)))
         if self.piece_seconds is None:
             whole = self.suits_workers or (self.workers or 1) > 1
             object.__setattr__(self, "piece_seconds", 0.0 if whole else PIECE_SECONDS)
+
+
+def _check_types(settings: Any, prefix: str) -> None:
+    """Raises: ConfigError if a setting that is a plain value is of another type."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if name in (*COMPONENTS, "model", "arms", "pairs"):
+            continue
+        value = getattr(settings, name)
+        try:
+            if value is None and NoneType not in get_args(kind):
+                raise DataError(name)
+            from_json(kind, value)
+        except DataError:
+            raise ConfigError(f"{prefix}{name} is {value!r}, expected {words(kind)}.") from None
 
 
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
@@ -186,11 +208,21 @@ def _first(*values: Any) -> Any:
 def describe(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as JSON: what `resolve` takes as `stored`."""
     described = {item.name: getattr(config, item.name) for item in fields(config)}
-    described |= {kind: describe_component(kind, described[kind]) for kind in COMPONENTS}
+    described |= {kind: with_whole_paths(describe_component(kind, described[kind])) for kind in COMPONENTS}
     described["model"] = resolve_model(config).name
     described["pairs"] = to_json(config.pairs)
-    described["arms"] = {name: describe_component("estimator", estimator) for name, estimator in config.arms.items()}
+    described["arms"] = {
+        name: with_whole_paths(describe_component("estimator", arm)) for name, arm in config.arms.items()
+    }
     return described
+
+
+def with_whole_paths(component: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a component, directories of models by their whole paths."""
+    return {
+        key: located(value) if key in ("model", "tokenizer") and isinstance(value, str) else value
+        for key, value in component.items()
+    }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

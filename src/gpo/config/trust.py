@@ -60,7 +60,7 @@ def remember(directory: Path) -> None:
 def _mark(directory: Path) -> str:
     """Tells this place and what its configuration is."""
     path = (directory / "config.json").resolve()
-    return blake2b(str(path).encode() + b"\n" + path.read_bytes(), digest_size=16).hexdigest()
+    return blake2b(os.fsencode(path) + b"\n" + path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _known() -> set[str]:

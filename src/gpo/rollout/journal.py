@@ -88,7 +88,7 @@ class Journal(Engine):
         if isinstance(self.engine, RemoteEngine):
             coming = self.engine.stream([requests[i] for i in todo], temperature=temperature, logprobs=logprobs)
             for found, took in together((todo[position], answer) for position, answer in coming):
-                check_answers([requests[i] for i in found], list(found.values()), self.engine.tokenizer)
+                check_answers([requests[i] for i in found], list(found.values()), self.engine)
                 yield found, took
             return
         while todo:
@@ -99,7 +99,7 @@ class Journal(Engine):
             asked = [requests[i] for i in piece]
             with naming(f"The engine {type(self.engine).__name__}"):
                 answers = self.engine.generate(asked, temperature=temperature, logprobs=logprobs)
-                check_answers(asked, answers, self.engine.tokenizer)  # what cannot be is not kept
+                check_answers(asked, answers, self.engine)  # what cannot be is not kept
             took = max(time.monotonic() - began, 1e-6)
             if not probe:
                 self._write_size(self.seconds / took * sum(request.n for request in asked), keys[piece[0]])

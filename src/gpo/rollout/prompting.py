@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpo.contracts import Task
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, naming
 from gpo.images.tokenizer import ImageTokenizer, shows_images
 from gpo.rollout.scoring import LIMIT, within
 from gpo.types import Message, Problem, Start
@@ -79,8 +79,13 @@ def text_of(message: Message) -> str:
 
 
 def question_start(problem: Problem, task: Task, tokenizer: Any) -> Start:
-    """The start of a rollout from the question."""
-    return Start(problem.id, render(task.prompt(problem), tokenizer))
+    """The start of a rollout from the question.
+
+    Raises:
+        EngineError: the task gives no messages.
+    """
+    with naming(f"The prompt of the task {type(task).__name__} for problem {problem.id}"):
+        return Start(problem.id, render(task.prompt(problem), tokenizer))
 
 
 MARKS = {  # what a prompt asks an answer to be marked with: what is said before the answer, and behind it

@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, EngineError, naming
-from gpo.rollout.answers import check_answers, check_logprobs
+from gpo.rollout.answers import check_answers, check_ends, check_logprobs
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import Scorer, failure_kind
 from gpo.rollout.segmenters import Newline, Segmenter
@@ -28,8 +28,8 @@ def request_seed(seed: int, stream: str, token_ids: Sequence[int], draws: int) -
 class Sampler:
     """Samples from starts (the `Sample` protocol).
 
-    Two samplers with the same seed, stream and starts draw the same trajectories, however the starts are split over
-    calls. Samplers of one run differ in `stream`; it also makes trajectory ids unique: `stream:problem:serial`.
+    Two samplers with the same seed, stream, starts and limit draw the same trajectories, however the starts are split
+    over calls. Samplers of one run differ in `stream`; it also makes trajectory ids unique: `stream:problem:serial`.
 
     A start with no room left (the context or `max_tokens` is full, or its prefix has ended) gives a group without
     trajectories and counts as skipped. With a `limit`, no more than that many tokens are sampled, whatever the rollouts
@@ -58,6 +58,11 @@ class Sampler:
     withheld: int = field(default=0, init=False)  # rollouts that the limit left no tokens for
     _draws: Counter[tuple[int, ...]] = field(default_factory=Counter, init=False, repr=False)
     _serials: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+
+    @property
+    def sampled(self) -> int:
+        """Trajectories so far."""
+        return self._serials.total()
 
     @property
     def left(self) -> int | None:
@@ -142,7 +147,7 @@ class Sampler:
         wanted = self.logprobs or getattr(self.segmenter, "needs_logprobs", False)
         with naming(f"The engine {type(self.engine).__name__}"):
             answers = self.engine.generate(requests, temperature=self.temperature, logprobs=wanted)
-            check_answers(requests, answers, self.engine.tokenizer)
+            check_answers(requests, answers, self.engine)
         self.tokens += sum(len(completion.token_ids) for answer in answers for completion in answer)
         return self._with_logprobs(requests, answers) if getattr(self.segmenter, "needs_logprobs", False) else answers
 
@@ -180,6 +185,13 @@ class Sampler:
         text: str = self.engine.tokenizer.decode(start.prefix_ids + completion.token_ids, skip_special_tokens=True)
         return text
 
+    def _cut(self, response: tuple[int, ...], logprobs: tuple[float, ...] | None) -> tuple[int, ...]:
+        """The ends of a response's steps."""
+        who = f"The segmenter {getattr(self.segmenter, '__name__', type(self.segmenter).__name__)}"
+        with naming(who):
+            ends = self.segmenter(response, self.engine.tokenizer, logprobs)
+            return check_ends(who, ends, len(response))
+
     def _trajectory(self, start: Start, completion: Completion, score: Score) -> Trajectory:
         logprobs = None
         if completion.logprobs is not None:
@@ -196,6 +208,6 @@ class Sampler:
             start=start,
             completion=completion,
             score=score,
-            step_ends=self.segmenter(start.prefix_ids + completion.token_ids, self.engine.tokenizer, logprobs),
+            step_ends=self._cut(start.prefix_ids + completion.token_ids, logprobs),
             policy_version=self.policy_version,
         )

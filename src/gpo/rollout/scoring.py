@@ -75,6 +75,8 @@ def _checked(given: object) -> Score:
         return given
     if not isinstance(given.value, Real) or not isfinite(given.value) or not 0 <= given.value <= 1:
         raise ValueError(f"the value of a Score must be a number from 0 to 1, got {given.value!r}")
+    if given.value == {"right": 0, "wrong": 1, "ungradable": 1}.get(given.verdict):
+        raise ValueError(f"a Score that is {given.verdict} cannot have the value {given.value!r}: 1 is right, 0 wrong")
     return Score(float(given.value), given.verdict, given.answer, given.reason)
 
 
