@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import gpo
 from gpo import cli
 from gpo.cli import main, take_flag
 from gpo.config.options import flag, split
-from gpo.errors import ConfigError, EngineError
+from gpo.errors import ConfigError, DataError, DiskFull, EngineError, GPOError, Refusal, ServerAway
 from gpo.experiment.run import Run
+from gpo.storage.lock import Held
 from toy import ToyMethod
 
 TOY = (
@@ -296,3 +298,84 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "141"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Held("Another process works there."), 75),
+        (DiskFull("No room."), 75),
+        (ServerAway("Nobody answers."), 75),
+        (Refusal.of(DiskFull("No room in a worker.")).error(), 75),
+        (DataError("A damaged file."), 2),
+        (EngineError("It fails."), 1),
+    ],
+)
+def test_what_may_succeed_at_another_time_has_a_code_of_its_own(
+    error: GPOError, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "command", fail)
+    assert fails(["run", "r"], capsys) == (code, f"gpo: {error}\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_scheduler_stops_a_command_as_ctrl_c_does(
+    number: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared = []
+
+    def stopped(*_: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)  # said twice, as of a terminal that closes
+            cleared.append(number)
+
+    monkeypatch.setattr(Run, "all", stopped)
+    assert main(["run", str(tmp_path / "run"), *TOY]) == code
+    assert cleared == [number]
+    assert "Stopped. What is finished is kept; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(_: Any) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    monkeypatch.setattr(cli, "command", command)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["run"]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_name_that_no_folder_can_have_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = fails(["run", str(tmp_path / ("a" * 256)), *TOY], capsys)
+    assert code == 2
+    assert "cannot be written: File name too long. Choose a shorter name." in err
+
+
+def test_results_of_a_run_that_cannot_be_written_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert main(["rollout", str(run), *TOY]) == 0
+    (run / ".lock").unlink()
+    capsys.readouterr()
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == run and mode == os.W_OK))
+    assert main(["results", str(run)]) == 0
+    assert f"Everything is in {run}" in capsys.readouterr().out
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_may_be_in_a_folder_whose_name_is_no_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    for _ in range(2):
+        assert main(["rollout", place, *TOY]) == 0, capfd.readouterr().err

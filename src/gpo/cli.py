@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from gpo.engines.allocation import keep_freed_memory
-from gpo.errors import ConfigError, DataError, GPOError, unknown
+from gpo.errors import ConfigError, DataError, GPOError, TryLater, unknown
 from gpo.report.clean import visible
 from gpo.types import DEFAULT_RUN
 
@@ -84,18 +87,53 @@ OPTIONS = {
 }
 
 
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # of schedulers, and of a terminal that closes
+
+
+class Stopped(KeyboardInterrupt):
+    """One of `STOPS` came; its number is the argument."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Raise `Stopped` for those of `STOPS` that would end the process, once: a terminal that closes says so twice."""
+    ours: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        for each in ours:
+            signal.signal(each, lambda *_: None)
+        raise Stopped(number)
+
+    if current_thread() is main_thread():
+        ours += [each for each in STOPS if signal.getsignal(each) == signal.SIG_DFL]  # under nohup not SIGHUP
+    try:
+        for each in ours:
+            signal.signal(each, stop)
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0, 1 (failed), 2 (wrongly asked), 130 (interrupted), 141 (no reader left)."""
+    """Run a command line; the exit code.
+
+    0, 1 (failed), 2 (wrongly asked), 75 (may succeed at another time: another process works there, no server answers,
+    no room), 129 (SIGHUP), 130 (Ctrl-C), 141 (no reader left) or 143 (SIGTERM).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = bool(os.environ.get("GPO_DEBUG"))
     if not debug:
         quiet()
     try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; the same command goes on from there:", file=sys.stderr)
-        print(f"  gpo {shlex.join(arguments)}", file=sys.stderr)
-        return 130
+        # What a command has started has nothing to say, and ends at once.
+        with nullcontext() if HIDDEN.keys() & set(arguments[:1]) else stopping():
+            return command(arguments)
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):  # the terminal may be gone
+            print("\nStopped. What is finished is kept; the same command goes on from there:", file=sys.stderr)
+            print(f"  gpo {shlex.join(arguments)}", file=sys.stderr)
+        return 128 + int(stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -106,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = visible(" ".join(str(error).split())) or type(error).__name__
         advice = "" if known else f" ({type(error).__name__}; GPO_DEBUG=1 shows where)"
         print(f"gpo: {text}{advice}", file=sys.stderr)
+        if isinstance(error, TryLater):
+            return os.EX_TEMPFAIL
         return 2 if isinstance(error, ConfigError | DataError) else 1
 
 

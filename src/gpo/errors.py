@@ -28,6 +28,18 @@ class MissingDependency(GPOError, ImportError):
     """An optional package that is not installed."""
 
 
+class TryLater(GPOError):
+    """Nothing is wrong with what was asked: the same command may succeed at another time."""
+
+
+class DiskFull(DataError, TryLater):
+    """There is no room where something is to be written."""
+
+
+class ServerAway(EngineError, TryLater):
+    """No server answers."""
+
+
 class Refusal(NamedTuple):
     """An error of ours as another process tells it: some of them do not survive being pickled."""
 

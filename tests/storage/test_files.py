@@ -1,12 +1,13 @@
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 
 import pytest
 
-from gpo.errors import DataError
+from gpo.errors import DataError, DiskFull
 from gpo.storage.files import (
     append,
     append_row,
@@ -162,3 +163,72 @@ def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
         write_text(tmp_path / "data", "page")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert (tmp_path / "data/kept.txt").read_text() == "kept"
+
+
+def test_a_kill_while_a_folder_makes_way_leaves_the_old_one_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "model", tmp_path / "model.old.partial"
+
+    def write(name: str) -> None:
+        with replacing(path) as partial:
+            partial.mkdir()
+            (partial / name).write_text(name)
+
+    def names(folder: Path) -> list[str]:
+        return sorted(file.name for file in folder.iterdir())
+
+    def refused(*_: object) -> None:
+        raise OSError("not now")
+
+    write("first")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refused)
+        with pytest.raises(OSError, match="not now"):
+            write("second")
+    assert names(path) == ["first"]
+    path.rename(old)  # as a kill between the two renames leaves it
+    with pytest.raises(OSError, match="disk full"):
+        fail_half_way(path)
+    assert names(path) == ["first"]
+    path.rename(old)
+    write("second")
+    old.mkdir()  # as a kill before it is removed leaves it
+    write("third")
+    assert (names(path), names(tmp_path)) == (["third"], ["model"])
+
+
+def fail_as(text: str) -> Callable[[Path], None]:
+    def fail(path: Path) -> None:
+        with replacing(path):
+            raise RuntimeError(text)
+
+    return fail
+
+
+def fail_as_torch(path: Path) -> None:
+    with replacing(path):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            raise RuntimeError("unexpected pos 8 vs 4")
+
+
+def test_a_full_disk_is_told_as_such_by_libraries_too(tmp_path: Path) -> None:
+    room = r"model cannot be written: No space left on device\. .*Make room"
+    of_rust = "Error while serializing: I/O error: No space left on device (os error 28)"
+    for fail in (fail_as(of_rust), fail_as_torch):
+        with pytest.raises(DiskFull, match=room):
+            fail(tmp_path / "model")
+    with pytest.raises(RuntimeError, match="of another kind"):
+        fail_as("of another kind")(tmp_path / "model")
+
+
+def test_others_may_read_what_a_library_has_made_for_this_user_alone(tmp_path: Path) -> None:
+    write_text(tmp_path / "usual", "")
+    with replacing(tmp_path / "model") as partial:
+        partial.mkdir()
+        (partial / "model.safetensors").touch(mode=0o600)
+        (partial / "script").touch(mode=0o750)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {"model.safetensors": (tmp_path / "usual").stat().st_mode & 0o777, "script": 0o750}

@@ -13,7 +13,7 @@ from gpo.errors import ConfigError, DataError
 from gpo.storage.chunks import REMAKE, Chunks
 from gpo.storage.codec import T, from_json, plain, to_json
 from gpo.storage.events import Events
-from gpo.storage.files import lines_of, read_json, write_rows
+from gpo.storage.files import lines_of, read_json, told, write_rows
 from gpo.types import Group, Problem, Split, StepScores, Trajectory
 
 SETTINGS: dict[str, tuple[type, ...]] = {  # that readers use, beside components
@@ -141,21 +141,27 @@ class RunDirectory:
 
     def config_or_none(self) -> dict[str, Any] | None:
         file = self.path / "config.json"
-        if not file.exists():
-            return None
+        with told(file):  # of a name that no file can have
+            if not file.exists():
+                return None
         try:
             config = read_json(file)
         except DataError as error:
             raise DataError(f"{error}. Put it back as it was, or choose another directory.") from None
         if not isinstance(config, dict):
             raise DataError(f"{file} is no JSON object. Put it back as it was, or choose another directory.")
-        config.pop("gpo", None)  # the version that made it, which may differ
+        config.pop("gpo", None)  # `version`
         if isinstance(config.get("arms"), Mapping):
             try:
                 _check_settings(config)
             except DataError as error:
                 raise DataError(f"{file}: {error} Put it back as it was.") from None
         return config
+
+    @property
+    def version(self) -> str:
+        """Of GPO, that wrote the configuration."""
+        return str(read_json(self.path / "config.json").get("gpo", "of an unknown version"))
 
     def searched_earlier(self, arm: str, number: int, most: int) -> list[StepScores]:
         """What the searches of so many rounds before have found: of each trajectory the last one."""

@@ -66,6 +66,10 @@ class Events:
         more |= {"worker": worker} if worker else {}
         append_row(self.path, {"time": round(time.time(), 3), **asdict(progress)} | more)
 
+    def version(self, version: str) -> None:
+        """Note that a run goes on with another version of GPO than the one that began it."""
+        append_row(self.path, {"time": round(time.time(), 3), "gpo": version})
+
     def trouble(self) -> dict[str, int]:
         """What went wrong with engines elsewhere and was done again, by kind, over all processes; most first."""
         counts: Counter[str] = Counter()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, DiskFull, GPOError
 from gpo.storage.codec import to_json
 
 # Below a run or evaluation directory.
@@ -24,10 +26,9 @@ FOLDERS = (
 )
 FULL = "Nothing that was finished is lost. Make room, then give the same command again."
 BROKEN = "The disk or the way to it fails. Once it works, give the same command again: what was finished is kept."
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: FULL,
-    errno.EFBIG: FULL,
+    **dict.fromkeys((*NO_ROOM, errno.EFBIG), FULL),
     errno.EROFS: "The file system is read-only. Choose another directory.",
     errno.EACCES: "Make it writable for this user, or choose another directory.",
     errno.EPERM: "Make it writable for this user, or choose another directory.",
@@ -38,6 +39,10 @@ ADVICE = {
     errno.ENOENT: "Its folder was removed while it was written. Put it back, or start anew.",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), BROKEN),
 }
+
+# Of files that others may read. It can be asked for only by changing it, which is not for several threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 _held: dict[Path, Callable[[], None]] = {}  # directories of this process, each with what complains once it is gone
 
@@ -155,6 +160,8 @@ def refuse_folder(path: Path, option: str) -> None:
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to make a file or a directory at; it takes the place of `path` when the block ends well.
 
+    A directory that is there makes way as a whole first: a kill leaves it, or the new one, and no half.
+
     Args:
         shared: other processes may write the same just now.
 
@@ -163,25 +170,31 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
             names it.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
+    old = path.with_name(f"{path.name}.old.partial")
     _ask_holder(path)
     with told(path):
         refuse_link(path)
         make_folder(path.parent)
         _remove(partial)
+        _put_back(old, path)
         try:
             yield partial
             _ask_holder(path)
+            _let_others_read(partial)
             _sync_all(partial)
             if path.is_dir():
                 if not partial.is_dir():  # a name that was given by mistake is no reason to remove a folder
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-                _remove(path)
+                path.rename(old)
             partial.replace(path)
         except BaseException:
             with suppress(OSError):
                 _remove(partial)
+                _put_back(old, path)
             raise
         _sync(path.parent)
+        if old.is_dir():
+            _remove(old)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -231,14 +244,28 @@ def told(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as raised:
+        error = _of_system(raised)
+        if error is None:
+            raise
         place = str(path if error.filename is None else error.filename)
         named = place.startswith(str(path))
         # What is missing somewhere else is missed by whoever makes the content.
         if error.errno not in ADVICE or (error.errno == errno.ENOENT and not (named or path.is_relative_to(place))):
             raise
         other = "" if named else f" ({error.filename})"
-        raise DataError(f"{path} cannot be written: {error.strerror}{other}. {ADVICE[error.errno]}") from error
+        kind = DiskFull if error.errno in NO_ROOM else DataError
+        raise kind(f"{path} cannot be written: {error.strerror}{other}. {ADVICE[error.errno]}") from raised
+
+
+def _of_system(error: Exception) -> OSError | None:
+    """What the system has said, which libraries in Rust, such as safetensors, have in a text; None where it has not."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error.__context__, OSError) and error.__context__.errno in NO_ROOM:  # below one of torch.save
+        return error.__context__
+    told = None if isinstance(error, GPOError) else re.search(r"\(os error (\d+)\)", str(error))
+    return None if told is None else OSError(int(told[1]), os.strerror(int(told[1])))
 
 
 def make_folder(folder: Path) -> None:
@@ -290,6 +317,23 @@ def sync(path: Path) -> None:
 def _sync_all(path: Path) -> None:
     for each in [path, *path.rglob("*")]:
         _sync(each)
+
+
+def _let_others_read(path: Path) -> None:
+    """Give files that a library has made for this user alone, such as safetensors, the mode that any other one has."""
+    for each in [path, *path.rglob("*")]:
+        mode = each.lstat().st_mode
+        if stat.S_ISREG(mode) and not mode & 0o077:
+            with suppress(PermissionError):  # on a file system that has no modes
+                each.chmod(stat.S_IMODE(mode) | 0o666 & ~_UMASK)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Undo what was left half way of a directory that was to make way."""
+    if old.is_dir() and not old.is_symlink() and not os.path.lexists(path):
+        old.rename(path)
+    elif os.path.lexists(old):
+        _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import ConfigError, DataError, TryLater
 from gpo.storage.files import holding, make_folder, refuse_link, refuse_linked_folders, told
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -21,7 +21,7 @@ MOMENT = 0.05  # seconds for which one who only asks whether a directory is held
 SETTLED = 0.2  # seconds in which two that take over the same name see each other
 
 
-class Held(ConfigError):
+class Held(ConfigError, TryLater):
     """A directory that another process works in."""
 
 

@@ -35,7 +35,7 @@ def load_checked(source: str, *, revision: str | None = None, trainable: bool = 
     check_files(Path(source))
     try:
         hub = {"revision": revision, **hub_options(source)}
-        adapters = _adapters_at(source, hub)
+        adapters = adapters_at(source, hub)
         base = source
         if adapters is not None:
             base = adapters.base_model_name_or_path
@@ -109,7 +109,7 @@ def first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
-def _adapters_at(source: str, hub: Mapping[str, Any]) -> Any:
+def adapters_at(source: str, hub: Mapping[str, Any]) -> Any:
     """The configuration of the adapters in a directory or of a hub id; None if there are none."""
     from transformers.utils import find_adapter_config_file
 
