@@ -3,12 +3,14 @@ from dataclasses import replace
 import pytest
 
 from gpo import Diagnosis, diagnose
+from gpo.config.components import Spec
 from gpo.diagnosis import default_estimator, outcome
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
+from gpo.rollout.segmenters import FixedTokens
 from gpo.statistics import Interval, exact
 from gpo.toy import ChainEngine, ChainTask, Process
 from gpo.types import Completion, Score, Start, StepScores, Trajectory
@@ -163,6 +165,18 @@ def test_the_default_asks_which_step_won_a_right_trajectory_and_which_lost_anoth
         found = diagnose(problem, task, engine, seed=seed)
         assert found == diagnose(problem, task, engine, default_estimator(found.trajectory.score), seed=seed)
         assert (found.scores.critical_step, found.confirmed) == (0, True)
+
+
+def test_a_search_and_a_segmenter_may_be_given_by_their_names() -> None:
+    task, engine = ChainTask(size=1), ChainEngine((PROCESS,))
+    [problem] = task.problems("dev")
+    found = diagnose(problem, task, engine, "monte_carlo", segmenter="fixed_tokens")
+    assert found == diagnose(problem, task, engine, MonteCarlo(), segmenter=FixedTokens())
+    assert found != diagnose(problem, task, engine, Spec("estimator", "monte_carlo", {"rollouts": 2}))
+    with pytest.raises(ConfigError, match="Unknown estimator 'monte'"):
+        diagnose(problem, task, engine, "monte")
+    with pytest.raises(ConfigError, match=r"The estimator is the class MonteCarlo, .*Give MonteCarlo\(\)\."):
+        diagnose(problem, task, engine, MonteCarlo)  # type: ignore[arg-type]
 
 
 def test_each_piece_that_is_sampled_is_told() -> None:

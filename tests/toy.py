@@ -20,7 +20,13 @@ class ToyTask(ChainTask):
 
     def problems(self, split: Split) -> Sequence[Problem]:
         subtasks = ("even", "odd")
-        return [replace(p, metadata={"subtask": subtasks[int(p.id) % 2]}) for p in super().problems(split)]
+        return [
+            replace(p, question=f"{split} {p.id}", metadata={"subtask": subtasks[int(p.id) % 2]})
+            for p in super().problems(split)
+        ]
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return [{"role": "user", "content": problem.question.rpartition(" ")[2]}]
 
 
 @dataclass

@@ -143,6 +143,26 @@ def test_all_arms_sample_what_the_budget_says_and_the_search_its_share() -> None
     assert work_of(half, "gpo", 100, seen, training).sampled["more"] > 0
 
 
+def test_tokens_by_stratum_leave_as_many_to_the_questions_as_is_stated() -> None:
+    seen, training = pilot(asked(4, 4), searched=(SEARCHED,)), Training(pairs=True, epochs=2)
+    options = {"problems": "100", "budget": "2.5", "allocation": "stratum"}
+    for least in (0.6, 0.9):
+        work = work_of(resolve({**options, "fresh_least": str(least)}), "gpo", 100, seen, training)
+        fresh = work.sampled["rollout"] + work.sampled["more"]
+        assert fresh >= least * work.tokens - 1
+        assert work.sampled["locate"] > 0
+    even = work_of(resolve({**options, "fresh_least": "0.6"}), "plain", 100, seen, training)
+    assert even.sampled["locate"] == 0
+
+
+def test_prompts_are_read_once_for_each_turn_of_a_reset_start() -> None:
+    seen, training = pilot(asked(4, 4), searched=(SEARCHED,)), Training(pairs=True, epochs=2)
+    few, many = (
+        work_of(resolve({"problems": "100", "reset_rollouts": n}), "random", 100, seen, training) for n in ("16", "2")
+    )
+    assert few.prompts < many.prompts
+
+
 def test_an_online_method_trains_on_every_trajectory() -> None:
     config = resolve({"problems": "100", "budget": "2.0", "method": "grpo"})
     work = work_of(config, "plain", 100, pilot(asked(4, 4)), Training.of(config))

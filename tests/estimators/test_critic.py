@@ -1,7 +1,9 @@
 """The value head on states whose values are known, cross-fitting, and the critic as a prior of the adaptive search."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,7 @@ from gpo.errors import ConfigError
 from gpo.estimators import states
 from gpo.estimators.adaptive import Adaptive
 from gpo.estimators.branches import Branches
-from gpo.estimators.critic import Critic, Head
+from gpo.estimators.critic import Critic, Head, trained_head
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.estimators.tally import Tally
 from gpo.toy import ChainEngine
@@ -217,3 +219,20 @@ def test_adaptive_with_a_critic_needs_a_model() -> None:
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="Critic"):
         Critic(**({"model": Oracle()} | settings))
+
+
+def test_a_trained_head_is_read_once_and_anew_where_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read = tmp_path / "training.pt", torch.load
+    loads: list[Any] = []
+    monkeypatch.setattr(torch, "load", lambda *given, **options: loads.append(options) or read(*given, **options))
+    for number, bias in enumerate((1.0, 2.0)):
+        torch.save({"head": {"weight": torch.ones(1, 3), "bias": torch.tensor([bias])}, "optimizer": {}}, file)
+        os.utime(file, ns=(number, number))
+        for _ in range(2):
+            found = trained_head(str(tmp_path))
+            assert found is not None
+            assert (found[0].tolist(), found[1]) == ([1.0] * 3, bias)
+    assert [each["mmap"] for each in loads] == [True, True]
+    assert trained_head(tmp_path / "none") is None

@@ -3,15 +3,16 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpo import __version__
 from gpo.cli import main
 from gpo.config.components import Spec
-from gpo.errors import ConfigError, DataError, GPOError
+from gpo.errors import ConfigError, DataError, EngineError, GPOError
 from gpo.experiment.command import work
 from gpo.experiment.run import Run
 from gpo.storage.directory import RunDirectory
@@ -159,7 +160,12 @@ def test_problems_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
             return list(self.given)
 
     problem = ToyTask().problems("train")[0]
-    for given, said in (([1, 2], "gave a int among its train"), ([problem, problem], "several train problems with")):
+    for given, said in (
+        ([1, 2], "gave a int among its train"),
+        ([problem, problem], "several train problems with"),
+        ([replace(problem, answer=5)], "gave a problem whose answer is 5. Expected a text"),
+        ([replace(problem, metadata={"seen": {1}})], "metadata that are no JSON"),
+    ):
         Odd.given = given
         with pytest.raises(DataError, match=said):
             Run(tmp_path / "run", toy_config(task=Odd())).rollout()
@@ -172,6 +178,31 @@ def test_a_run_that_is_not_there_is_not_begun_by_a_stage(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="--test_samples 2"):
         work("evaluate", tmp_path / "mistyped", {"samples": "2"})
     assert not (tmp_path / "mistyped").exists()
+
+
+def test_test_questions_that_are_trained_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Same(ToyTask):
+        def problems(self, split: Split) -> list[Problem]:
+            return ToyTask().problems("train")[:4]
+
+    Run(tmp_path, toy_config(task=Same(), problems=4, test_problems=4)).rollout()
+    assert "4 of 4 test questions are training questions too" in caplog.text
+
+
+def test_questions_may_be_mended_until_one_was_asked(tmp_path: Path) -> None:
+    class Mended(ToyTask):
+        broken = True
+
+        def problems(self, split: Split) -> list[Problem]:
+            return [replace(each, answer="") if self.broken else each for each in ToyTask().problems(split)]
+
+        def score(self, problem: Problem, text: str) -> Score:
+            return Score(float(bool(1 / len(problem.answer))), "right", text[-1:])
+
+    with pytest.raises(DataError, match="None of the first 16 answers could be graded: ZeroDivisionError"):
+        Run(tmp_path, toy_config(task=Mended())).rollout()
+    Mended.broken = False
+    assert len(Run(tmp_path, toy_config(task=Mended())).rollout()) == 8
 
 
 @dataclass(frozen=True)
@@ -199,6 +230,12 @@ def test_questions_that_are_never_solved_are_told_after_the_first_rollouts(
     with caplog.at_level(logging.WARNING):
         Run(tmp_path, toy_config(task=AlwaysWrong())).rollout()
     assert "All 32 first rollouts are wrong: nothing can be learned from them. Take easier questions." in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        Run(tmp_path / "short", toy_config(task=AlwaysWrong(), max_tokens=3)).rollout()
+    assert "32 of 32 first rollouts were cut off at 3 tokens" in caplog.text
+    assert "Raise --max_tokens" in caplog.text
+    assert "Take easier" not in caplog.text
 
 
 def test_traces_are_searched_and_not_trained_on(tmp_path: Path) -> None:
@@ -216,3 +253,31 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.Cap
     assert main(["run", str(tmp_path / "run"), *options, "--method.learning_rate", "-1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_another_version_that_goes_on_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Run(tmp_path, toy_config()).rollout()
+    file = tmp_path / "config.json"
+    Run(tmp_path).rollout()
+    assert "was begun by GPO" not in caplog.text
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gpo": "0.0.1"}))
+    before = file.read_bytes()
+    run = Run(tmp_path, toy_config())
+    run.rollout()
+    assert f"{tmp_path} was begun by GPO 0.0.1 and goes on with {__version__}." in caplog.text
+    assert f'"gpo": "{__version__}"' in run.files.events.path.read_text()
+    assert file.read_bytes() == before
+    assert run.files.events.seconds().keys() == {"rollout"}
+
+
+def test_a_damaged_checkpoint_of_the_run_itself_may_be_trained_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(arms={"plain": "none"}))
+    model = run.train("plain")
+    whole = (model / "chain.json").read_bytes()
+    (model / "chain.json").unlink()
+    with pytest.raises(EngineError, match=f"If {model} is damaged, delete it to have it trained again"):
+        Run(tmp_path).evaluate("plain")
+    model.rmdir()
+    again = Run(tmp_path)
+    again.evaluate("plain")
+    assert (model / "chain.json").read_bytes() == whole

@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -176,3 +178,37 @@ Root Cause (first observed failure):
 )
 def test_one_cause_is_told_of_all_that_several_processes_say(said: str, why: str) -> None:
     assert _why(said) == why
+
+
+LAUNCHER = """
+import os, subprocess, sys
+subprocess.Popen(["sleep", "600"], stdin=open(sys.argv[1], "w"))
+print("step 1 of 3", flush=True)
+"""
+
+
+def test_no_process_of_a_training_outlives_the_command(tmp_path: Path) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER + "import time; time.sleep(600)")
+    run = Run(tmp_path / "run", toy_config())
+    run.reset("gpo")
+    os.mkfifo(tmp_path / "open")  # for as long as the process that the launcher has started is there
+    ours = os.open(tmp_path / "open", os.O_RDONLY | os.O_NONBLOCK)
+
+    def stop(done: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    words = f"{sys.executable} {tmp_path / 'launcher.py'} {tmp_path / 'open'}"
+    with pytest.raises(KeyboardInterrupt):
+        launch(run, RoundState.of(run.files, "gpo"), words, stop)
+    assert select.select([ours], [], [], 10)[0]
+    assert os.read(ours, 1) == b""
+    os.close(ours)
+
+
+def test_a_training_goes_on_where_nobody_reads_its_steps() -> None:
+    script = "from gpo.experiment.training import _say; [_say(each, 3) for each in range(3)]; print(1)"
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")

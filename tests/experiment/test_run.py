@@ -199,9 +199,10 @@ def test_plain_sampling_takes_the_questions_in_their_order_or_mixed_ones_first(t
     assert set(mixed[: len(open_ones)]) == open_ones
 
 
-def test_starts_that_give_no_tokens_are_given_up(tmp_path: Path) -> None:
+def test_a_reset_behind_the_last_step_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, toy_config(arms={"end": AtTheEnd()}))
-    assert tokens_of(run.reset("end")) == 0
+    with pytest.raises(EngineError, match=r"AtTheEnd gave reset_boundary 7 for 7 steps; expected an int from 0 to 6"):
+        run.locate("end")
 
 
 def test_an_estimator_must_say_what_it_sampled(tmp_path: Path) -> None:

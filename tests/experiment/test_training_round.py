@@ -2,11 +2,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 from test_rounds import LETTER_OPTIONS, contents
 
 from gpo.config.components import Spec
@@ -14,8 +17,8 @@ from gpo.errors import EngineError
 from gpo.experiment.resources import Resources
 from gpo.experiment.run import Run
 from gpo.experiment.training import method_of
-from gpo.types import Problem, Score
-from toy import LetterTask, toy_config
+from gpo.types import Group, Problem, RoundContext, Score
+from toy import LetterTask, ToyMethod, toy_config
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class OneIsOpen(LetterTask):
 
     def score(self, problem: Problem, text: str) -> Score:
         return Score(1.0, "right", text[:1])
+
+
+class Told(ToyMethod):
+    """Writes down the settings that it is told of."""
+
+    def update(self, groups: Sequence[Group], context: RoundContext = RoundContext()) -> dict[str, float]:
+        self.settings = context.settings
+        return super().update(groups, context)
+
+    def save(self, path: Path) -> None:
+        super().save(path)
+        (path / "settings.json").write_text(json.dumps(self.settings))
+
+
+def test_a_method_is_told_the_settings_of_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(method=Spec("method", "test_training_round:Told"), arms={"plain": "none"}))
+    told = json.loads((run.train("plain") / "settings.json").read_text())
+    assert told.items() >= {"arm": "plain", **run.described}.items()
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
@@ -91,3 +112,71 @@ def test_the_seed_of_a_run_reaches_its_method(tmp_path: Path) -> None:
         for method.updates in (0, 1):
             orders.add(method._order_seed)
     assert len(orders) == 4
+
+
+@dataclass
+class Half(ToyMethod):
+    """Dies half way through its first checkpoint; its metrics are of torch and numpy."""
+
+    metric: Any = None
+    calls: ClassVar[list[Path]] = []
+
+    def update(self, groups: Sequence[Group], context: RoundContext = RoundContext()) -> dict[str, Any]:
+        more = {"entropy": torch.tensor(0.5), "loss": np.array([0.25]), "more": self.metric}
+        return super().update(groups, context) | more
+
+    def save(self, path: Path) -> None:
+        self.calls.append(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "begun").touch()
+        if len(self.calls) == 1:
+            raise KeyboardInterrupt
+        (path / "chain.json").write_text("{}")
+
+
+def test_half_of_a_checkpoint_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Half, "calls", [])
+    config = toy_config(method=Half(), arms={"plain": "none"})
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, config).train("plain")
+    run = Run(tmp_path, config)
+    assert not run.files.model("plain").exists()
+    assert (run.train("plain") / "chain.json").exists()
+    assert not list(run.files.arm("plain").glob("*partial*"))
+
+
+def test_metrics_may_be_tensors_of_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Half, "calls", [tmp_path])
+    run = Run(tmp_path / "run", toy_config(method=Half(), arms={"plain": "none"}))
+    run.train("plain")
+    written = json.loads((run.files.arm("plain") / "training.json").read_text())
+    assert (written["entropy"], written["loss"]) == (0.5, 0.25)
+    for name, metric in (("Tensor", torch.zeros(2)), ("object", object())):
+        work = Run(tmp_path / name, toy_config(method=Half(metric=metric), arms={"plain": "none"}))
+        with pytest.raises(EngineError, match=f"The method Half gave a {name} as its metric 'more'. Expected a number"):
+            work.train("plain")
+        assert not work.files.model("plain").exists()
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_weights_that_are_not_finite_are_not_kept(
+    tmp_path: Path, letters: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpo.config.options import resolve
+    from gpo.methods.dpo import DPO
+    from gpo.methods.grpo import GRPO
+
+    for kind in (DPO, GRPO):
+        save = kind.save
+
+        def broken(self: Any, path: Path, save: Any = save) -> None:
+            next(self.policy.model.parameters()).data[0] = float("nan")
+            save(self, path)
+
+        monkeypatch.setattr(kind, "save", broken)
+    options = {key: text for key, text in LETTER_OPTIONS.items() if "minibatches" not in key or method == "grpo"}
+    options |= {"model": str(letters), "method": method, "rounds": "1", "arms": "plain"}
+    run = Run(tmp_path, resolve({**options, "problems": "2", "rollouts": "2"}))
+    with pytest.raises(EngineError, match=r"weights that are NaN or infinite.*Lower the learning rate"):
+        run.train("plain")
+    assert not run.files.model("plain").exists()

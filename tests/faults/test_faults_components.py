@@ -137,6 +137,8 @@ ENGINES: dict[str, Any] = {
     "log-probabilities of NaN": each(lambda c: replace(c, logprobs=(nan,) * len(c.token_ids))),
     "log-probabilities above 0": each(lambda c: replace(c, logprobs=(1.0,) * len(c.token_ids))),
     "an unknown reason to end": each(lambda c: replace(c, finish_reason="tired")),
+    "no tokens": each(lambda c: Completion((), "", "stop", () if c.logprobs is not None else None)),
+    "an end without a stop token": each(lambda c: replace(c, token_ids=(*c.token_ids[:-1], 3), finish_reason="stop")),
 }
 ESTIMATORS: dict[str, Any] = {
     "raises": raising,
@@ -149,6 +151,12 @@ ESTIMATORS: dict[str, Any] = {
     "too few values": lambda scores: [replace(score, values=score.values[1:]) for score in scores],
     "too few advantages": lambda scores: [replace(score, advantages=()) for score in scores],
     "a step that is not there": lambda scores: [replace(score, critical_step=99) for score in scores],
+    "an advantage of its own": lambda scores: [
+        replace(score, advantages=(5.0, *score.advantages[1:])) for score in scores
+    ],
+    "a reset behind the last step": lambda scores: [
+        replace(score, reset_boundary=len(score.advantages)) for score in scores
+    ],
     "a boundary that is not there": lambda scores: [replace(score, reset_boundary=-1) for score in scores],
 }
 
@@ -184,14 +192,6 @@ def test_a_component_that_breaks_is_named_and_nothing_is_lost(
     assert kept
     Run(tmp_path, mine()).all()
     assert not differing(results_of(tmp_path), expected)
-    survived("component of others that breaks", 1)
-
-
-def test_an_engine_that_says_nothing_ends_the_run_and_not_the_patience(tmp_path: Path, survived: Survived) -> None:
-    Fault.engine = staticmethod(each(lambda c: Completion((), "", "stop", () if c.logprobs is not None else None)))
-    Fault.calls["engine"] = 10
-    results = Run(tmp_path, mine()).all()
-    assert all(model.verdicts["ungradable"] for model in results.models)
     survived("component of others that breaks", 1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_online import mixed_groups
 from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from gpo.methods.dpo import DPO
 from gpo.methods.grpo import GRPO
-from gpo.methods.policy import save_policy
+from gpo.methods.policy import save_policy, saved_state
+from gpo.methods.update_checkpoint import UpdateCheckpoint
 from gpo.types import ModelRef, RoundContext
 
 
@@ -95,9 +97,25 @@ def test_merged_adapters_have_the_type_of_their_base(tmp_path: Path) -> None:
     assert dtypes(tmp_path / "merged") == {torch.bfloat16}
     method.merge = False
     method.save(tmp_path / "adapters")
+    card = (tmp_path / "adapters/README.md").read_text()
+    assert "# LoRA adapters" in card
+    assert f"- Base model: `{tmp_path / 'start'}`" in card
     further = DPO(tmp_path / "adapters", merge=True)
     further.save(tmp_path / "further")
     assert dtypes(tmp_path / "further") == {torch.bfloat16}
+
+
+def test_the_card_of_adapters_says_how_they_were_made(tmp_path: Path) -> None:
+    settings = {"arm": "random", "task": {"name": "gsm8k", "shots": 4}}
+    method = GRPO(lora=2)
+    method.update(data(GRPO), RoundContext(ModelRef(start(tmp_path / "start", torch.float32), "s"), settings=settings))
+    method.save(tmp_path / "adapters")
+    card = (tmp_path / "adapters/README.md").read_text()
+    assert "Method: GRPO\n- Arm: random\n- Task: `gsm8k`\n- Made by: gpo " in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == str(tmp_path / "start")
+    method = GRPO(start(tmp_path / "whole", torch.float32))
+    method.save(tmp_path / "model")
+    assert not (tmp_path / "model/README.md").exists()
 
 
 def test_a_checkpoint_is_there_in_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +130,23 @@ def test_a_checkpoint_is_there_in_whole_or_not_at_all(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         save_policy(policy, tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
+def test_what_a_gpu_has_saved_is_read_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = GRPO(start(tmp_path / "start", torch.float32), learning_rate=1e-2)
+    method.update(mixed_groups(), RoundContext(work_dir=tmp_path / "unfinished"))
+    checkpoint = UpdateCheckpoint(tmp_path / "unfinished", "one")
+    checkpoint.save(method._parameters(), method.optimizer, [{"loss": 1.0}])
+    method.save(tmp_path / "saved")
+    checkpoint.save(method._parameters(), method.optimizer, [{"loss": 1.0}])
+    places: list[Any] = []
+    load = torch.load
+
+    def noted(*given: Any, **options: Any) -> Any:
+        places.append(options.get("map_location"))
+        return load(*given, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    assert saved_state(tmp_path / "saved")["updates"] == 1
+    assert checkpoint.load(method._parameters(), method.optimizer) == [{"loss": 1.0}]
+    assert places == ["cpu", "cpu"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,11 @@ def test_trl_takes_every_loss_that_is_listed(loss_type: str) -> None:
 def test_an_unknown_choice_is_an_error(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"Unknown {next(iter(settings))}"):
         kind(**settings)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "weight_decay", "beta"])
+@pytest.mark.parametrize("kind", [DPO, GRPO])
+def test_settings_that_are_not_finite_are_refused(kind: Any, name: str) -> None:
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ConfigError, match=f"{name} must be a finite number, got {value}"):
+            kind(**{name: value})

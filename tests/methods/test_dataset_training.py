@@ -1,6 +1,7 @@
 """The data set in trainers that are not ours: TRL's own, on the text columns."""
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from datasets import load_dataset
 from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from gpo.preferences.dataset import write_dataset
+import gpo
+from gpo.preferences.dataset import to_dataset, write_dataset
 from gpo.types import PrefixIn
 
 SETTINGS = {
@@ -52,6 +54,21 @@ def test_a_stock_trainer_takes_the_text_columns(
         stock.train()
     assert not same(before, state(model))
     assert all(torch.isfinite(weights).all() for weights in state(model))
+
+
+@pytest.mark.parametrize("trainer", ["DPOTrainer", "KTOTrainer"])
+def test_the_trainers_of_the_page_train(tmp_path: Path, trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if trainer in block]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpo, "load_pairs", lambda run, arm, form="pairs": to_dataset(make_pairs(8), form=form))
+    for part in (make_model(), make_tokenizer()):
+        part.save_pretrained("MODEL")
+    code = code.replace('Config("trained"', 'Config("trained", max_steps=1, report_to="none", disable_tqdm=True')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TRL and accelerate, whatever they deprecate
+        exec(code, {"gpo": gpo})
+    assert (tmp_path / "trained/checkpoint-1/model.safetensors").exists()
 
 
 def test_ids_come_back_as_they_were_sampled(tmp_path: Path) -> None:

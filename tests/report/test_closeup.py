@@ -188,6 +188,7 @@ def test_a_question_without_room_for_a_response_is_refused() -> None:
 def test_a_response_that_is_cut_off_is_not_called_wrong() -> None:
     text = scripted("cut", answer="42", max_tokens="30")
     assert "Answer: none, ? cut off after 30 tokens" in text
+    assert "cut off at 30 tokens: raise --max_tokens" in text
     assert "wrong" not in text
 
 

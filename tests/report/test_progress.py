@@ -70,6 +70,16 @@ def test_a_stage_that_begins_within_a_piece_counts_its_time() -> None:
     assert text.getvalue() == "rollout: 0/400 questions + 1000 tokens 100 tok/s 26:30 left\n"
 
 
+def test_training_is_timed_from_where_it_begins_and_not_from_its_first_step() -> None:
+    hands, text = Hands(), StringIO()
+    display = ProgressDisplay(Console(file=text, width=80), hands)
+    display(Progress("train", "gpo", 0, 0, "steps", 0, 0.0))
+    assert text.getvalue() == ""
+    hands.seconds += 72.0
+    display(Progress("train", "gpo", 1, 1, "steps", 0, 0.0))
+    assert text.getvalue() == "train gpo: 1/1 steps  1:12\n"
+
+
 def test_a_piece_whose_length_cannot_be_told_has_a_speed() -> None:
     hands, text = Hands(), StringIO()
     ProgressDisplay(Console(file=text, width=80), hands)(piece(1000, 10.0, expected=0))

@@ -85,14 +85,14 @@ def test_every_sampled_token_is_counted_once_for_each_arm(files: RunDirectory) -
     plain, searched = summarize(files).arms
     assert plain.tokens == {"rollout": 4, "locate": 0, "reset": 0}
     assert searched.tokens == {"rollout": 4, "locate": 2, "reset": 8}
-    assert (searched.located, searched.critical, searched.reset_starts, searched.pairs) == (1, 1, 1, 2)
+    assert (searched.located, searched.critical, searched.reset_starts, searched.pairs) == (1, 1, 0, 2)
     assert plain.pairs is None
     assert searched.budget == 16
     header, rows = token_rows(summarize(files))
     assert dict(zip(header, rows[1], strict=True)) == {
         "sampled tokens": "gpo (monte_carlo)",
         **{"rollout": "4", "locate": "2", "reset": "8", "all": "14", "of budget": "87.5%", "evaluation": "8"},
-        **{"searched": "1", "critical": "1", "reset starts": "1", "pairs": "2"},
+        **{"searched": "1", "critical": "1", "reset starts": "0", "pairs": "2"},
     }
 
 

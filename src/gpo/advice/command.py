@@ -13,7 +13,8 @@ from rich.table import Table
 from gpo.advice.advise import QUESTIONS, Advice, advise, sample_pilot
 from gpo.advice.cost import GPUS, gpu_named
 from gpo.config.help import entries, options_text
-from gpo.config.options import parse, resolve, split, take_data_folder
+from gpo.config.options import resolve, split, take_data_folder
+from gpo.config.parse import parse
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.run import Run

@@ -10,6 +10,7 @@ from math import exp, isnan, nan
 from statistics import fmean, median
 
 from gpo.contracts import Tokenizer
+from gpo.experiment.budget import search_weight
 from gpo.preferences.pairs import build_pairs
 from gpo.statistics import STRATA
 from gpo.types import Group, PairSettings, StepScores, Trajectory
@@ -169,7 +170,7 @@ def pilot_of(
         searched=tuple(_searched(score, trajectories[score.trajectory_id]) for score in scores),
         repeats=tuple(chance for each in chances for chance in each),
         reached=fmean(map(_reach, chances)) if chances else nan,
-        weight=fmean(_one_from_each(each) for each in with_steps) if with_steps else nan,
+        weight=fmean(search_weight(each) for each in with_steps) if with_steps else nan,
         search=search,
     )
 
@@ -189,11 +190,6 @@ def _reach(chances: Sequence[float]) -> float:
         passed += here
         here *= chance
     return passed / len(chances)
-
-
-def _one_from_each(trajectory: Trajectory) -> int:
-    length = len(trajectory.response_ids)
-    return sum(length - boundary for boundary in trajectory.boundaries[:-1])
 
 
 def _asked(group: Group, searched_pairs: int | None) -> Asked | None:

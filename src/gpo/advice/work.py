@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 from scipy.stats import betabinom
@@ -93,11 +93,14 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     budget = (first + planned[arm]) / config.rounds
     looks = not issubclass(kind, NoReset | RandomStep)
     resets = not issubclass(kind, NoReset)
+    stratum = resets and config.by_stratum(arm)
     each = pilot.search_tokens
     candidates = asked * min(config.locate_per_problem, config.rollouts)
     located = 0.0
     if looks and not isnan(each):
-        located = min(search_limit(budget, first, config.locate_share or 0.0), candidates * each)
+        share = config.locate_share or 0.0
+        share = min(share, 1 - config.fresh_least) if stratum else share
+        located = min(search_limit(budget, first, share), candidates * each)
     left = budget - first - located
     searched = located / each if located else 0.0
 
@@ -106,7 +109,9 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
         anywhere = issubclass(kind, MatchedRandom | RandomStep) or isnan(pilot.tail)
         tail = pilot.weight / max(pilot.steps, 1.0) if anywhere else pilot.tail
     behind = min(left, config.reset_fraction * budget) if resets else left
-    if resets and (turns := config.reset_turns):
+    if stratum:
+        behind = max(0.0, min(behind, (1 - config.fresh_least) * budget - located))
+    elif resets and (turns := config.reset_turns):
         behind = min(behind, turns * config.reset_rollouts * tail * (searched if looks and located else candidates))
     more = left - behind
     rollout = [one.rollout_tokens for one in pilot.searched if not isnan(one.rollout_tokens)]
@@ -114,7 +119,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     from_questions = asked * config.rollouts + (more if resets else left) / length
     from_resets = behind / max(tail, 1.0) if resets else 0.0
     from_search = located / of_search if located else 0.0
-    starts = min(searched, from_resets / config.reset_rollouts) if resets and searched else from_resets / 8
+    starts = min(from_resets / config.reset_rollouts, searched if resets and searched else inf)
     prompts = asked * prompt + (searched * (prompt + length) + starts * (prompt + length - tail) if resets else 0.0)
 
     details = {"searched": searched, "trajectories": from_questions + from_resets + from_search}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from math import nan
@@ -155,11 +156,15 @@ class Critic:
 def trained_head(model: Any) -> tuple[Array, float] | None:
     """Weights (H,) and bias of the critic in a directory that PPO has written; None if there is none."""
     path = Path(model) / "training.pt" if isinstance(model, str | Path) else None
-    if path is None or not path.is_file():
-        return None
+    return None if path is None or not path.is_file() else _head_in(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _head_in(path: Path, version: int) -> tuple[Array, float] | None:
+    """Of the file as it is at that time; what else is in it, several times the model, is not read."""
     import torch
 
-    head = torch.load(path, weights_only=True, map_location="cpu").get("head")
+    head = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("head")
     return None if head is None else (head["weight"][0].double().numpy(), head["bias"].item())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from gpo.experiment.run import Run, report
 from gpo.report.console import Console
 from gpo.report.forecast import Forecast, dry_run
 from gpo.report.progress import ProgressDisplay, print_results
-from gpo.report.results import Results
+from gpo.report.results import Results, summarize
 from gpo.storage.directory import FOLDERS, RunDirectory, runs_in
 from gpo.storage.lock import locked
 from gpo.types import Stage
@@ -59,6 +60,8 @@ def work(name: str, directory: Path, options: dict[str, str]) -> None:
 def show_results(console: Console, directory: Path, options: dict[str, str]) -> None:
     """Tables and plots of what a run directory holds. No component is made, so that no code of the run is run.
 
+    Of one that cannot be written to the tables are shown, and nothing is written.
+
     Raises:
         ConfigError: it is no run directory, or an option is given.
     """
@@ -66,8 +69,11 @@ def show_results(console: Console, directory: Path, options: dict[str, str]) -> 
         raise ConfigError(f"gpo results says what is in {directory} and has no options, got --{next(iter(options))}.")
     files = RunDirectory(directory)
     files.config()
-    with locked(directory):
-        results = report(files)
+    if os.access(directory, os.W_OK):
+        with locked(directory):
+            results = report(files)
+    else:
+        results = summarize(files)
     print_results(console, results)
     print_places(console, files)
 

@@ -10,6 +10,7 @@ from gpo.config.run import RunConfig
 from gpo.contracts import Task
 from gpo.errors import DataError, naming
 from gpo.rollout.turns import evenly
+from gpo.storage.codec import to_json
 from gpo.types import Problem, Split
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,14 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
                 "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count
             )
         chosen[name] = found
+    asked = {problem.question for problem in chosen.get("train", ())}
+    if asked and (known := sum(problem.question in asked for problem in chosen.get("test", ()))):
+        log.warning(
+            "%d of %d test questions are training questions too: accuracy is no measure of what was learned. Let the "
+            "task's `problems` give other ones for each split.",
+            known,
+            len(chosen["test"]),
+        )
     return chosen
 
 
@@ -52,6 +61,14 @@ def _problems(task: Task, split: Split) -> Sequence[Problem]:
         raise DataError(
             f"{name} gave a {type(odd[0]).__name__} among its {split} problems. Expected gpo.types.Problem."
         )
+    for each in found:
+        texts = {"id": each.id, "question": each.question, "answer": each.answer}
+        if wrong := [key for key, value in texts.items() if not isinstance(value, str)]:
+            raise DataError(f"{name} gave a problem whose {wrong[0]} is {texts[wrong[0]]!r}. Expected a text.")
+        try:
+            to_json(dict(each.metadata))
+        except TypeError as error:
+            raise DataError(f"{name} gave problem {each.id} metadata that are no JSON: {error}.") from error
     counts = Counter(each.id for each in found)
     if twice := [each for each, count in counts.items() if count > 1]:
         raise DataError(f"{name} has several {split} problems with the id {twice[0]!r}. Ids must differ.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from gpo.config.options import resolve, with_defaults
 from gpo.config.run import RunConfig, describe, differences, settled
 from gpo.config.trust import refuse_strangers, remember
 from gpo.contracts import Engine, Estimator, MergingTask, Method, RemoteEngine, RestingEngine, Task
-from gpo.errors import ConfigError, EngineError
+from gpo.errors import ConfigError, EngineError, TryLater
 from gpo.experiment.budget import allowance
 from gpo.experiment.changes import FREE, OF_QUESTIONS, too_late
 from gpo.experiment.questions import choose_problems
@@ -37,6 +37,17 @@ from gpo.storage.rounds import RoundState
 from gpo.types import Group, ModelRef, Problem, Split, Stage, Start, tokens_of
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _own_checkpoint(checkpoint: Path | None) -> Iterator[None]:
+    """Say what to do where a checkpoint of the run itself cannot be loaded."""
+    try:
+        yield
+    except EngineError as error:
+        if checkpoint is None or isinstance(error, TryLater):
+            raise
+        raise EngineError(f"{error} If {checkpoint} is damaged, delete it to have it trained again.") from error
 
 
 class Resources:
@@ -64,6 +75,7 @@ class Resources:
         self.files = RunDirectory(Path(directory))
         self.teller = Teller(self.files.events.log, on_progress)
         self._problems: dict[Split, list[Problem]] = {}
+        self.given: dict[Split, list[Problem]] = {}  # the problems of a run that has them from elsewhere than its task
         self._engine: tuple[Path | None, Engine] | None = None
         self._conclusions: Conclusions | None = None
         self._journal: Journal | None = None
@@ -117,8 +129,13 @@ class Resources:
         """Write the problems and the configuration, once everything that they name has been found to work."""
         stored = self._stored()  # somebody else may have begun since
         changed = self._changes(stored)
-        known = self.files.problems("train") is not None
-        if stored is not None and known and not changed:
+        if stored is not None and (version := self.files.version) != __version__:
+            log.warning("%s was begun by GPO %s and goes on with %s.", self.files.path, version, __version__)
+            self.files.events.version(__version__)
+        asked = [group.start.problem_id for group in self.files.rollouts.read()]
+        # A task may be mended until it was asked.
+        chosen = {} if asked else self.given or choose_problems(self.task, self.config)
+        if stored is not None and not changed and all(self._has(split, found) for split, found in chosen.items()):
             return
         # What was begun with other settings is not gone on with.
         for name in ("journal.jsonl", "pieces.json"):
@@ -127,14 +144,12 @@ class Resources:
             for arm in self.config.arms:
                 remove(self.files.dataset(arm))
                 remove(self.files.pairs(arm))
-        asked = [group.start.problem_id for group in self.files.rollouts.read()]
         if asked and stored is None:
             raise ConfigError(
                 f"{self.files.path} has samples and no config.json, which says what they are. Put it back, or choose "
                 "another run directory."
             )
         if not asked:
-            chosen = choose_problems(self.task, self.config)
             engine = self.engine()
             every = (problem for problems in chosen.values() for problem in problems)
             if shown := next((each for each in every if shows_images(self.task.prompt(each))), None):
@@ -156,6 +171,9 @@ class Resources:
             self.files.write_problems(chosen)
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
+
+    def _has(self, split: Split, found: Sequence[Problem]) -> bool:
+        return bool(to_json(found) == to_json(self.files.problems(split)))
 
     def problems(self, split: Split) -> list[Problem]:
         """The training or test problems; chosen once, and read from the directory from then on."""
@@ -226,7 +244,8 @@ class Resources:
             self._trouble = Counter()
         loaded, engine = self._engine
         if loaded != checkpoint:
-            engine.load(self.model_of(checkpoint))
+            with _own_checkpoint(checkpoint):
+                engine.load(self.model_of(checkpoint))
             self._engine = (checkpoint, engine)
         if checkpoint is not None and engine.model_ref != self.model_of(checkpoint):
             raise EngineError(

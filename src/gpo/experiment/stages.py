@@ -43,6 +43,7 @@ from gpo.storage.directory import answers_of
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Pair, Problem, Split, Stage, Start, StartKey, Trajectory, tokens_of
 
+MANY = 0.2  # of rollouts that were cut off, for a warning
 # Starts and their rollouts in the order in which they are due, by the expected lengths of rollouts from them and the
 # groups that there are from these starts.
 Turns = Callable[[Sequence[Start], Mapping[StartKey, float], Sequence[Group]], Iterator[tuple[Start, int]]]
@@ -58,7 +59,7 @@ def rollout(work: Resources, state: RoundState) -> None:
     began = bool(state.rollouts.read())
     ask(work, Stage.ROLLOUT, state.rollouts, problems, work.config.rollouts, None if shared else state)
     if shared and not began:
-        _warn_of_one_outcome(state.rollouts.read())
+        _warn_of_outcomes(state.rollouts.read(), work.config.max_tokens)
 
 
 def evaluate(work: Resources, name: str, checkpoint: Path | None) -> None:
@@ -130,7 +131,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     allowed = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)
     limit = max(1, allowed)  # so that an estimator asks, and what it asks is withheld
     first = max(2, work.config.chunk // SEARCH_FIRST)
-    began, withheld = len(state.scores.read()), 0
+    began, withheld, sampled, cut = len(state.scores.read()), 0, 0, 0
     while True:
         found = state.scores.read()
         spent = sum(score.tokens for score in found)
@@ -160,6 +161,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             with naming(name):
                 new = estimator(batch, sampler, replace(state.evidence(), earlier=earlier))
                 check_scores(name, new, batch, sampler.tokens)
+            sampled, cut = sampled + sampler.sampled, cut + sampler.truncated
             if withheld := sampler.withheld:  # what the limit left without a rollout is not searched
                 new = [score for score in new if score.tokens]
             if new:
@@ -168,11 +170,23 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
             # In trajectories, of as many as the budget is expected to pay for.
             paid = round(limit * done / spent) if spent else len(candidates)
             report(done, min(max(done + 1, paid), len(candidates)), "trajectories", sampler.tokens)
-    if withheld and not spent and share > 0:
-        message = "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. Raise --budget."
-        log.warning(message, state.label, allowed, work.config.max_tokens)
+    _warn_of_search(work, state.label, sampled, cut, allowed if withheld and not spent and share > 0 else None)
     if len(found) > began and searches is None:
         work.teller.step(Stage.LOCATE, state.label, len(found), len(found), "trajectories")
+
+
+def _warn_of_search(work: Resources, label: str, sampled: int, cut: int, allowed: int | None) -> None:
+    """Of values that are too low, and of a search that its limit (None: there was enough) does not let begin."""
+    most = work.config.max_tokens
+    if cut and cut >= MANY * sampled:
+        message = (
+            "%d of %d rollouts of the search of %s were cut off: a response has %d tokens at most, prefix included, so "
+            "that values behind long prefixes are too low. Raise --max_tokens."
+        )
+        log.warning(message, cut, sampled, label, most)
+    if allowed is not None:
+        message = "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. Raise --budget."
+        log.warning(message, label, allowed, most)
 
 
 def reset(work: Resources, state: RoundState) -> None:
@@ -187,6 +201,9 @@ def reset(work: Resources, state: RoundState) -> None:
     questions = [group.start for group in first]
     starts = reset_starts([score for _, score in found], [trajectory for trajectory, _ in found]) or questions
     estimator = work.estimator(state.arm, state.checkpoint)
+    if found and not isinstance(estimator, NoReset) and not any(start.prefix_ids for start in starts):
+        message = "Every step that %s found is the first one: its resets are the questions again, as in plain sampling."
+        log.warning(message, state.label)
     even = isinstance(estimator, NoReset) and estimator.order == "even"
     if even and {start.key for start in starts} <= {start.key for start in questions}:
         starts = questions  # as they come, and not with mixed outcomes first, as they are looked at
@@ -340,11 +357,20 @@ def _copy_search(work: Resources, state: RoundState, control: MatchedRandom) -> 
         state.scores.append([control.choose(score, trajectories[score.trajectory_id]) for score in scores])
 
 
-def _warn_of_one_outcome(groups: Sequence[Group]) -> None:
-    rewards = {t.score.value for group in groups for t in group.trajectories if t.score.value is not None}
+def _warn_of_outcomes(groups: Sequence[Group], max_tokens: int) -> None:
+    """Of first rollouts that teach little: many are cut off or have no answer, or all came out alike."""
+    rollouts = [trajectory for group in groups for trajectory in group.trajectories]
+    cut = sum(t.completion.finish_reason == "length" for t in rollouts)
+    unread = sum(t.score.verdict == "ungradable" for t in rollouts)
+    if rollouts and cut >= MANY * len(rollouts):
+        message = "%d of %d first rollouts were cut off at %d tokens. Raise --max_tokens."
+        log.warning(message, cut, len(rollouts), max_tokens)
+    elif rollouts and unread >= len(rollouts) / 2:
+        message = "%d of %d first rollouts have no answer that can be read. Ask in another form: docs/models.md."
+        log.warning(message, unread, len(rollouts))
+    rewards = {t.score.value for t in rollouts if t.score.value is not None}
     if rewards in ({0.0}, {1.0}):
-        count = sum(len(group.trajectories) for group in groups)
         kind, change = ("wrong", "easier") if rewards == {0.0} else ("right", "harder")
-        log.warning(
-            "All %d first rollouts are %s: nothing can be learned from them. Take %s questions.", count, kind, change
-        )
+        message = "All %d first rollouts are %s: nothing can be learned from them.%s"
+        why = "" if 2 * max(cut, unread) >= len(rollouts) and kind == "wrong" else f" Take {change} questions."
+        log.warning(message, len(rollouts), kind, why)

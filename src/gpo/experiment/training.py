@@ -10,11 +10,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from math import isfinite, isnan
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -24,14 +26,16 @@ from gpo.engines.allocation import give_back_freed_memory
 from gpo.errors import ConfigError, DataError, EngineError, naming
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
+from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
-from gpo.storage.files import read_json, remove, write_json, write_rows
+from gpo.storage.files import read_json, remove, replacing, write_json, write_rows
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState, sampled_by
 from gpo.types import Group, RoundContext, Stage, StepScores, Trajectory
 
 STEP = "step {} of {}"  # which a training that was launched says on its output
 METHODS_LOG = logging.getLogger("gpo.methods.training")  # by its name: no method is imported for it
+GRACE = 35.0  # seconds that a launched training has to end in; torchrun gives its processes 30 of them
 LAUNCHED = "GPO_LAUNCHED_BY"  # in the environment of a training that a run has launched: its directory
 
 
@@ -51,6 +55,7 @@ def train(work: Resources, state: RoundState) -> None:
         work.teller.step(Stage.TRAIN, state.label, done, steps, "steps")
 
     with work.piece(Stage.TRAIN, state.label) as report:
+        on_step(0, 0)  # it may be long until the first step
         work.make_room()
         if work.config.launch is None:
             metrics = train_round(work, state, on_step)
@@ -81,6 +86,7 @@ def train_round(
         meaning=work.meaning,
         sampled=round_metrics(work, state),
         images=files.images,
+        settings={"arm": arm, **work.described},
         work_dir=files.arm(arm) / "unfinished",
         metrics_path=files.arm(arm) / "training.jsonl",
         on_step=lambda row: on_step(round(row["step"]), round(row["steps"])),
@@ -92,17 +98,26 @@ def train_round(
             metrics = method.update(read_pairs(files.pairs(arm, number)), context)
         else:
             metrics = method.update(training_groups(work, state), context)
-    _check_metrics(name, metrics)
+    metrics = _checked(name, metrics)
     if _writes():
         write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)})
     with naming(name):
-        method.save(target)
+        _save(method, name, target)
     if _writes():
-        if not target.exists():
-            raise EngineError(f"{name} saved nothing at {target}. Expected a checkpoint directory there.")
         # A later checkpoint stands for the earlier ones, which would fill the disk.
         shutil.rmtree(files.checkpoint(arm, number - 1), ignore_errors=True)
     return metrics
+
+
+def _save(method: Method, name: str, target: Path) -> None:
+    """Have a method write its model, which is there in whole or not at all.
+
+    Several processes may each write a part of it; what makes that whole is up to the method.
+    """
+    with replacing(target) if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext(target) as place:
+        method.save(place)
+        if _writes() and not place.exists():
+            raise EngineError(f"{name} saved nothing at {target}. Expected a checkpoint directory there.")
 
 
 @contextmanager
@@ -138,16 +153,34 @@ def training_groups(work: Resources, state: RoundState) -> list[Group]:
     return groups
 
 
-def _check_metrics(name: str, metrics: object) -> None:
-    """Raises: EngineError for what are no metrics, and for a loss that is no number: the model is not worth keeping."""
+def _checked(name: str, metrics: object) -> dict[str, float]:
+    """Metrics as numbers, each of which may be in a tensor or an array of its own.
+
+    Raises:
+        EngineError: they are none, or a loss is not finite: the model is not worth keeping.
+    """
     if not isinstance(metrics, dict):
         raise EngineError(f"{name} gave {type(metrics).__name__} as its metrics. Expected numbers by name.")
+    metrics = {key: _number(name, key, value) for key, value in metrics.items()}
     wrong = [key for key, value in metrics.items() if "loss" in key and not isfinite(value)]
     if wrong:
         raise EngineError(
             f"{name} ended with {wrong[0]} {metrics[wrong[0]]}. Its model is not kept; what was sampled is. "
             "Lower the learning rate, then give the same command again."
         )
+    return metrics
+
+
+def _number(name: str, key: str, value: Any) -> Any:
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        to_json(number)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EngineError(
+            f"{name} gave a {type(value).__name__} as its metric {key!r}. Expected a number. Its model is not kept; "
+            "what was sampled is."
+        ) from error
+    return number
 
 
 def method_of(work: Resources, number: int) -> Method:
@@ -169,17 +202,19 @@ def launch(work: Resources, state: RoundState, command: str, on_step: Callable[[
     environment = {**os.environ, LAUNCHED: str(work.files.path), "GPO_TRUST": "1"}
     with (
         tempfile.TemporaryFile("w+", errors="replace") as complaints,
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment) as process,
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment, start_new_session=True
+        ) as process,
     ):
         assert process.stdout is not None, "it is a pipe"
         try:
             for line in process.stdout:
                 if found := re.fullmatch(STEP.format(r"(\d+)", r"(\d+)"), line.strip()):
                     on_step(int(found[1]), int(found[2]))
+            code = process.wait()
         except BaseException:
-            process.kill()
+            _end(process)
             raise
-        code = process.wait()
         complaints.seek(0)
         said = complaints.read()
     if code:
@@ -189,6 +224,17 @@ def launch(work: Resources, state: RoundState, command: str, on_step: Callable[[
         )
     metrics: dict[str, float] = read_json(work.files.arm(state.arm, state.number) / "training.json")
     return metrics
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a training with all of its processes: what started them hands SIGTERM on, and what is left is killed."""
+    try:
+        with suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(GRACE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _why(said: str) -> str:
@@ -225,7 +271,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _say(done: int, steps: int) -> None:
-    print(STEP.format(done, steps), flush=True)
+    try:
+        print(STEP.format(done, steps), flush=True)
+    except BrokenPipeError:  # who started it is gone, and what is trained is needed all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _writes() -> bool:
@@ -264,7 +313,9 @@ def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
     first: Sequence[Group] = state.rollouts.read()
     return {
         "round": number,
-        "accuracy": _mean(t.score.value for group in first for t in group.trajectories),
+        "accuracy": _mean(
+            float(t.score.right) for group in first for t in group.trajectories if t.score.value is not None
+        ),
         "tokens": {
             "rollout": tokens[Stage.ROLLOUT] + tokens[Stage.MORE],
             "locate": tokens[Stage.LOCATE],

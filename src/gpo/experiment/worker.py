@@ -36,8 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 3 or not all(text.isdigit() for text in arguments[1:]):
         print("Usage: gpo worker RUN DESCRIPTOR DESCRIPTOR\n\nA process of a run; --workers of gpo run starts it.")
         return 0 if "--help" in arguments else 2
-    # The process of the command decides. With SIG_IGN all that is started from here would ignore the signal too.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    # The process of the command decides. With SIG_IGN all that is started from here would ignore the signals too.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda *_: None)
     directory, *descriptors = arguments
     channel, held = map(int, descriptors)
     os.set_inheritable(channel, False)

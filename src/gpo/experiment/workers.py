@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
+from gpo.config.components import main_name
 from gpo.config.trust import foreign_code
 from gpo.errors import ConfigError, EngineError
 from gpo.experiment.schedule import Schedule, Unit
@@ -184,7 +185,8 @@ def count(run: Run, most: int) -> int:
             raise ConfigError(
                 f"{run.model.name} is for one process only. Save it and give its directory, or one worker."
             )
-        here = [name for name in foreign_code(run.described) if name.startswith("__main__:") or "<locals>" in name]
+        program = f"{main_name()}:"
+        here = [name for name in foreign_code(run.described) if name.startswith(program) or "<locals>" in name]
         if wanted > 1 and here:
             raise ConfigError(f"No other process can import {here[0]}. Move it to a module, or give one worker.")
     elif config.suits_workers and config.named and config.launch is None and not config.piece_seconds:

@@ -23,7 +23,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from gpo.errors import ConfigError, unknown
 from gpo.images.tokenizer import text_tokenizer
 from gpo.methods.division import PairRow
-from gpo.methods.policy import check_token_ids, quiet, save_policy
+from gpo.methods.policy import check_token_ids, model_card, quiet, save_policy
 from gpo.methods.trainers import MetricsCallback, order_by_length
 from gpo.methods.training import Training, logger
 from gpo.methods.update_checkpoint import SyncedCheckpoints, last_checkpoint
@@ -116,7 +116,9 @@ class Offline(Training):
 
     def save(self, path: Path) -> None:
         """Write the model and its tokenizer to a directory, and forget the checkpoints of the last update."""
-        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=not self._context.last)
+        card = model_card(self.policy.model, type(self).__name__, self._context)
+        exact = not self._context.last
+        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, card=card)
         if self._writes and self._context.work_dir is not None:
             _clear(self._context.work_dir)
         self.accelerator.wait_for_everyone()
@@ -124,7 +126,7 @@ class Offline(Training):
 
     def _row_is_written(self, row: dict[str, float], steps: int) -> None:
         if self._writes:
-            self._trackers.log(row, self._context.metrics_path)
+            self._trackers.log(row, self._context.metrics_path, self._context.settings)
         if self._context.on_step is not None:
             self._context.on_step({**row, "steps": steps})
 

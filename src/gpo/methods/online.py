@@ -27,7 +27,7 @@ from torch import Tensor
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods import rows as of_rows
 from gpo.methods.losses import kl_estimate, policy_loss
-from gpo.methods.policy import Policy, check_token_ids, load_policy, save_policy, saved_state
+from gpo.methods.policy import Policy, check_token_ids, load_policy, model_card, save_policy, saved_state
 from gpo.methods.processes import add_up, clip_gradients, gather, is_sharded, load_optimizer, shard, whole
 from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_step_advantages
 from gpo.methods.scoring import Scorer, Scores, scoring
@@ -182,7 +182,8 @@ class Online(Training):
         state = {**about, "optimizer": whole(self.optimizer.state_dict(), keep=self._writes), **self._extra_state()}
         kept = None if self.merges and self.lora is not None else state  # whole weights are no adapters to go on with
         exact = not self._context.last
-        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=kept)
+        card = model_card(self.policy.model, type(self).__name__, self._context)
+        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=kept, card=card)
         if self._writes and self._context.work_dir is not None:
             UpdateCheckpoint(self._context.work_dir).clear()
         self.accelerator.wait_for_everyone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,18 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
+from gpo import __version__
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.images.album import Album
 from gpo.images.embedding import see, sees
 from gpo.images.tokenizer import ImageTokenizer, load_processor
 from gpo.images.tokens import FIRST
-from gpo.methods.processes import is_sharded, whole
+from gpo.methods.processes import gather, is_sharded, whole
 from gpo.storage.files import replacing
 from gpo.storage.weights import load_checked
-from gpo.types import ModelRef
+from gpo.types import ModelRef, RoundContext
 
 EXACT = "checkpoint_dtype"  # in the configuration of weights between rounds: the type that the last ones will have
 
@@ -144,6 +147,7 @@ def save_policy(
     merge: bool = False,
     exact: bool = False,
     state: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write a checkpoint directory that is there in whole or not at all. The model in training stays as it is.
 
@@ -155,8 +159,13 @@ def save_policy(
         merge: of a model with adapters, write whole weights instead of the adapters.
         exact: write the weights as they are, for training that goes on; the configuration remembers the type.
         state: of training, written beside the model as `training.pt`.
+        card: README.md of adapters, in place of the empty one of peft.
+
+    Raises:
+        EngineError: a weight that was trained is NaN or infinite.
     """
     model, tokenizer, dtype = policy
+    _check_finite(model)
     weights = whole(model.state_dict(keep_vars=True), keep=write) if is_sharded(model) else None
     if not write:
         return
@@ -175,8 +184,40 @@ def save_policy(
                 setattr(config, EXACT, name)
             config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if card is not None and isinstance(model, PeftModel):
+            (partial / "README.md").write_text(card, encoding="utf-8")
         if state is not None:
-            torch.save(state, partial / "training.pt")
+            with (partial / "training.pt").open("wb") as file:  # which tells of a full disk
+                torch.save(state, file)
+
+
+def model_card(model: Any, method: str, context: RoundContext) -> str | None:
+    """README.md of adapters: what they are for and how they were trained, with the header that hubs read."""
+    if not isinstance(model, PeftModel):
+        return None
+    base = str(model.peft_config["default"].base_model_name_or_path)
+    task = context.settings.get("task")
+    told = {
+        "Base model": f"`{base}`",
+        "Method": method,
+        "Arm": context.settings.get("arm"),
+        "Task": f"`{task['name']}`" if isinstance(task, Mapping) else None,
+        "Made by": f"gpo {__version__}",
+    }
+    header = ["---", f"base_model: {json.dumps(base)}", "library_name: peft", "tags: [gpo, lora]", "---"]
+    lines = [f"- {name}: {value}" for name, value in told.items() if value]
+    return "\n".join([*header, "", "# LoRA adapters", "", *lines, ""])
+
+
+def _check_finite(model: Any) -> None:
+    """Raises: EngineError, in all processes, if a weight that was trained is NaN or infinite."""
+    trained = ((name, each.detach()) for name, each in model.named_parameters() if each.requires_grad)
+    own = ((name, each.to_local() if isinstance(each, DTensor) else each) for name, each in trained)
+    if wrong := gather([name for name, each in own if not each.isfinite().all()]):
+        raise EngineError(
+            f"Training ended with weights that are NaN or infinite, such as {wrong[0]}. The model is not kept; what "
+            "was sampled is. Lower the learning rate, then give the same command again."
+        )
 
 
 def _merged(model: PeftModel, weights: Mapping[str, torch.Tensor] | None) -> Any:
@@ -191,7 +232,10 @@ def _merged(model: PeftModel, weights: Mapping[str, torch.Tensor] | None) -> Any
 def saved_state(source: Any) -> dict[str, Any]:
     """The state of training beside a model; empty where there is none."""
     path = Path(source) / "training.pt" if isinstance(source, str | Path) else None
-    return torch.load(path, weights_only=True) if path is not None and path.is_file() else {}
+    if path is None or not path.is_file():
+        return {}
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
 
 
 def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

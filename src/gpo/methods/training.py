@@ -9,6 +9,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
+from math import isfinite
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
@@ -54,6 +55,9 @@ class Training(ABC):
     _own_update: ClassVar[bool]  # whether a subclass takes the steps of the optimizer itself
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value}.")
         self._positive("learning_rate", "epochs", "max_grad_norm", "save_steps", "lora")
         if not self.weight_decay >= 0:
             raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay}.")
@@ -139,7 +143,7 @@ class Training(ABC):
         row = {"update": self.updates, **self._context.sampled, **metrics}
         if self._context.metrics_path is not None:
             write_rows(self._context.metrics_path, [row])
-        self._trackers.log(row, self._context.metrics_path)
+        self._trackers.log(row, self._context.metrics_path, self._context.settings)
 
     def _fingerprint(self, *data: Any) -> str:
         """Tells this update from any other: settings, data and the weights it starts from."""

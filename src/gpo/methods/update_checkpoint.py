@@ -59,7 +59,7 @@ class UpdateCheckpoint:
         """Put back what was saved; the metrics of the steps that are done."""
         if not self.path.is_file():
             return []
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         if state["fingerprint"] != self.fingerprint:
             return []
         for parameter, value in zip(parameters, state["parameters"], strict=True):
@@ -85,8 +85,9 @@ class UpdateCheckpoint:
         }
         if not write:
             return
-        with replacing(self.path) as partial:
-            torch.save(state, partial)
+        # A full disk is told by a file of Python's; that of torch says what was expected where.
+        with replacing(self.path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)

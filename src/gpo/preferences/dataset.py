@@ -6,8 +6,10 @@ standard text columns of TRL, with our token ids and the provenance of every row
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from heapq import heappop, heappush, heapreplace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -75,17 +77,33 @@ def interleave(
 
 def apart(rows: Sequence[Item], key: Callable[[Item], Any]) -> list[Item]:
     """The rows, moved as little as it takes that no neighbours have the same key, where that is possible."""
-    waiting, placed = list(rows), list[Item]()
-    while waiting:
-        fits = (i for i, row in enumerate(waiting) if not placed or key(row) != key(placed[-1]))
-        if (first := next(fits, None)) is None:
-            break
-        placed.append(waiting.pop(first))
-    for row in waiting:  # all alike: each goes back to where it has no sibling beside it
-        keys = [None, *map(key, placed), None]
-        gaps = (i for i in reversed(range(len(placed) + 1)) if key(row) not in keys[i : i + 2])
-        placed.insert(next(gaps, len(placed)), row)
-    return placed
+    waiting: dict[Any, deque[tuple[int, Item]]] = {}
+    for place, row in enumerate(rows):
+        waiting.setdefault(key(row), deque()).append((place, row))
+    first = [(queue[0][0], name) for name, queue in enumerate(waiting.values())]  # the next row of each key
+    queues = list(waiting.values())
+    placed: list[tuple[int, Item]] = []  # with the number of its key
+    while first:
+        _, name = heappop(first)
+        if placed and placed[-1][0] == name:
+            if not first:
+                heappush(first, (0, name))
+                break
+            _, name = heapreplace(first, (queues[name][0][0], name))
+        placed.append((name, queues[name].popleft()[1]))
+        if queues[name]:
+            heappush(first, (queues[name][0][0], name))
+    if not first:
+        return [row for _, row in placed]
+    # What is left is all alike: each goes back to where it has no sibling beside it, the last such place first.
+    [(_, name)] = first
+    left, found = deque(row for _, row in queues[name]), list[Item]()
+    for i in range(len(placed), -1, -1):
+        if left and all(k < 0 or k >= len(placed) or placed[k][0] != name for k in (i - 1, i)):
+            found.append(left.popleft())
+        if i:
+            found.append(placed[i - 1][1])
+    return [*reversed(found), *left]
 
 
 def to_table(rows: Sequence[Mapping[str, Any]]) -> Any:

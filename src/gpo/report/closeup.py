@@ -12,7 +12,7 @@ from rich.text import Text
 from gpo.config.components import describe_component, made
 from gpo.config.models import resolve_model, search_of
 from gpo.config.options import resolve
-from gpo.config.presets import EMBEDDED, SHIPPED
+from gpo.config.presets import with_task
 from gpo.config.run import RunConfig
 from gpo.config.trust import refuse_strangers
 from gpo.contracts import Engine, Estimator, Task
@@ -103,18 +103,11 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     print_verdict(console, found.trajectory)
     if found.scores.critical_step is None:
         console.print("No step stands out.")
-    for line in (found.remark, display.summary):
+    cut = outcome(found.trajectory) == "cut off"
+    room = f"The response was cut off at {config.max_tokens} tokens: raise --max_tokens." if cut else ""
+    for line in (room, found.remark, display.summary):
         if line:
             console.print(line, highlight=False, markup=False)
-
-
-def with_task(options: dict[str, str]) -> dict[str, str]:
-    """The options with the task of typed questions, if none is named and the model is not one that ships with GPO.
-
-    Those that do know their own questions only, and no instruction.
-    """
-    model = options.get("engine.model", options.get("model", EMBEDDED))
-    return options if "task" in options or model in SHIPPED else {**options, "task": "question"}
 
 
 def rules(config: RunConfig, task: Task, problem: Problem) -> str:

@@ -103,8 +103,9 @@ def training_in_words(run: Run, seen: Look, trial: Trial) -> str:
     # Pairs go through the reference once, without gradients: a third of a pass with them.
     took = tokens * (getattr(method, "epochs", 1) + pairs / 3) / trial.speed
     whole = clock(sum(seen.planned.values()) / seen.speed + took)
+    about = "up to" if pairs else "about"
     return (
-        f"Training takes about {clock(took)} more: {short(tokens)} tokens, context included, at {short(trial.speed)} "
+        f"Training takes {about} {clock(took)} more: {short(tokens)} tokens, context included, at {short(trial.speed)} "
         f"tok/s ({trial.steps} steps that were timed and thrown away). The run takes {whole} in all."
     )
 
@@ -125,7 +126,9 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
     if trajectories:
         first = trajectories[0]
         ids = first.response_ids
-        say(f"One of its responses ({first.score.verdict}: {first.score.answer}), step by step:\n")
+        wanted = next(p.answer for p in look.problems["train"] if p.id == first.start.problem_id)
+        graded = f"{first.score.verdict}: {first.score.answer}; the right answer: {wanted}"
+        say(f"One of its responses ({graded}), step by step:\n")
         for number, (begin, end) in enumerate(pairwise(first.boundaries), 1):
             quote(f"{number:>3}  {''.join(pieces(ids[begin:end], tokenizer)).rstrip()}")
         count, right = len(trajectories), sum(trajectory.score.right for trajectory in trajectories)
@@ -135,11 +138,15 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
             f"{look.truncated} cut off at {config.max_tokens} tokens; {look.tokens / count:.0f} tokens and {steps:.1f} "
             f"steps each, {look.speed:.1f} tok/s."
         )
+        if advice := _advice(look, count, right, config.max_tokens):
+            say(advice)
     described = describe(config)
     for kind in ("method", "segmenter"):
         settings = {key: value for key, value in described[kind].items() if key in SHOWN or kind == "segmenter"}
         name = settings.pop("name", described[kind]["name"])
-        say(f"{kind} {name}: {', '.join(f'{key} {_worded(key, value)}' for key, value in settings.items())}")
+        if "learning_rate" in settings and settings["learning_rate"] is None:
+            settings["learning_rate"] = "1e-6" if settings.get("lora") is None else "1e-5"
+        say(f"{kind} {name}: {', '.join(f'{key} {_worded(value)}' for key, value in settings.items())}")
     if not look.speed:
         return
     planned = {**look.planned, "in all": sum(look.planned.values())}
@@ -149,7 +156,17 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
     console.print()
 
 
-def _worded(key: str, value: Any) -> str:
-    if value is None:
-        return "1e-6 of all weights, 1e-5 of adapters" if key == "learning_rate" else "none"
-    return f"{value}".lower() if isinstance(value, bool) else f"{value}"
+def _advice(look: Look, count: int, right: int, max_tokens: int) -> str:
+    """What to change before a run is worth its tokens; "" where nothing stands out."""
+    if look.truncated >= count / 2:
+        return f"Most are cut off: raise --max_tokens above {max_tokens}."
+    if look.ungradable >= count / 2:
+        return "Most have no answer that can be read: ask in another form (docs/models.md)."
+    if right in (0, count):
+        kind, change = ("right", "harder") if right else ("wrong", "easier")
+        return f"All are {kind}: nothing is learned where that is so of all questions. Take {change} ones."
+    return ""
+
+
+def _worded(value: Any) -> str:
+    return "none" if value is None else f"{value}".lower() if isinstance(value, bool) else f"{value}"

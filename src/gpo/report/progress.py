@@ -93,12 +93,13 @@ class ProgressDisplay:
                 stage.work.note(stage.began, progress.done)
         position = stage.note(progress, now)
         done, total = progress.done, progress.total
-        amount = f"{short(done)}/{short(total)} {progress.unit}"
+        begun = total > 0  # else nobody knows yet how much it is
+        amount = f"{short(done)}/{short(total)} {progress.unit}" if begun else ""
         rate, seconds = stage.sampling.per_second, stage.work.left(total)
         speed = f"{short(rate)} tok/s" if rate else ""
-        left = clock(now - stage.began) if done >= total else "" if seconds is None else f"{clock(seconds)} left"
+        left = clock(now - stage.began) if done >= total > 0 else "" if seconds is None else f"{clock(seconds)} left"
         if not self.console.is_terminal:
-            if amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
+            if begun and amount != stage.finished and (done >= total or now - stage.printed >= PLAIN_SECONDS):
                 stage.printed, stage.finished = now, amount if done >= total else ""
                 partial = isinstance(progress, Partial) and progress.tokens
                 more = f" + {short(progress.tokens)} tokens" if partial else ""

@@ -47,9 +47,9 @@ class ArmResults:
     estimator: str
     tokens: dict[str, int]  # sampled, by stage; the first rollouts count for every arm
     budget: int
-    located: int  # trajectories searched
+    located: int  # trajectories searched; none of an arm that takes them as they come
     critical: int  # of them with a critical step
-    reset_starts: int
+    reset_starts: int  # behind a step; a first step's reset is the question again
     pairs: int | None  # None before they are built
     untrained: tuple[int, ...]  # rounds whose update found nothing to learn
     rounds: int  # begun
@@ -130,9 +130,9 @@ def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], 
         estimator=estimator,
         tokens=dict(zip(STAGES, spent, strict=True)),
         budget=budget,
-        located=len(searched),
+        located=0 if estimator == "none" else len(searched),
         critical=sum(score.critical_step is not None for score in searched),
-        reset_starts=sum(len({group.start.key for group in groups}) for groups in resets),
+        reset_starts=sum(len({group.start.key for group in groups if group.start.prefix_ids}) for groups in resets),
         pairs=sum(pairs) if pairs else None,
         untrained=tuple(number for number, metrics in training.items() if metrics.get("skipped")),
         rounds=len(numbers),
@@ -267,11 +267,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def markdown(results: Results) -> str:
     """The tables of a run."""
-    parts = ["# Results", "", origin(results), INTERVALS, ""]
-    for table, note in ((accuracy_rows(results), ""), (strata_rows(results), OF_STRATA), (token_rows(results), "")):
+    parts = ["# Results", "", origin(results), *([INTERVALS] if results.models else []), ""]
+    accuracy = [(accuracy_rows(results), "")] if results.models else []
+    for table, note in (*accuracy, (strata_rows(results), OF_STRATA), (token_rows(results), "")):
         parts += [markdown_table(*table), "", *([note, ""] if note and results.models else [])] if table[1] else []
     counts = [
         f"- {one_line(model.name, NAME)}: " + ", ".join(f"{n} {verdict}" for verdict, n in model.verdicts.items())
         for model in results.models
     ]
-    return "\n".join([*parts, "Verdicts on all samples:", "", *counts, ""])
+    verdicts = ["Verdicts on all samples:", "", *counts, ""] if counts else []
+    return "\n".join([*parts, *verdicts])
