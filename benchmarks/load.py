@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from gpo.experiment.budget import expected_lengths, next_resets, reset_starts, rollouts_from, to_search
+from gpo.experiment.budget import expected_lengths, next_chunk, reset_starts, rollouts_from, round_robin, to_search
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.storage.directory import RunDirectory
@@ -95,7 +95,7 @@ def search(run: Path, count: int, tokens: int, size: int) -> None:
     starts = reset_starts(scores.read(), chosen)
     for done in range(0, len(starts), 64):
         lengths = expected_lengths(starts, first)
-        next_resets(starts, lengths, done=done, left=10**9, n=8, most=64, had=rollouts_from(first))
+        next_chunk(round_robin(starts, 8, done=done, had=rollouts_from(first)), lengths, left=10**9, most=64)
         if done >= 64 * 10:
             break  # ten chunks tell what one takes
 

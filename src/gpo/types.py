@@ -182,11 +182,15 @@ class StepScores:
     tokens: int  # tokens sampled for this trajectory's search
     rollouts: tuple[Group, ...] = ()  # the search's own rollouts, by prefix
 
-    def misfit(self, steps: int) -> str | None:
-        """What does not fit a trajectory of so many steps; None if all does."""
-        return next(self._misfits(steps), None)
+    def misfit(self, steps: int, *, new: bool = False) -> str | None:
+        """What does not fit a trajectory of so many steps; None if all does.
 
-    def _misfits(self, steps: int) -> Iterator[str]:
+        Args:
+            new: a search gives it now, of which more is asked than of what was stored once.
+        """
+        return next(self._misfits(steps, new=new), None)
+
+    def _misfits(self, steps: int, *, new: bool) -> Iterator[str]:
         for name in ("values", "counts", "lower", "upper", "advantages"):
             found, expected = getattr(self, name), steps + (name != "advantages")
             if not isinstance(found, tuple):
@@ -199,14 +203,14 @@ class StepScores:
         for value, low, high in zip(self.values, self.lower, self.upper, strict=True):
             if not (isnan(value) or 0 <= value <= 1):
                 yield f"the value {value}; expected a probability, or NaN where none is known"
-            if low > value + _ROUNDING or high < value - _ROUNDING:
+            if new and (low > value + _ROUNDING or high < value - _ROUNDING):
                 yield f"an interval from {low:g} to {high:g} for the value {value:g}; expected one that holds it"
         for k, (advantage, (before, after)) in enumerate(zip(self.advantages, pairwise(self.values), strict=True)):
             change = after - before
-            if isnan(advantage) != isnan(change) or abs(advantage - change) > _ROUNDING:
+            if new and (isnan(advantage) != isnan(change) or abs(advantage - change) > _ROUNDING):
                 yield f"the advantage {advantage:g} of step {k}; expected {change:g}, the difference of its values"
         # Behind the last step nothing is left to sample; without steps boundary 0 is the question.
-        for name, most in (("critical_step", steps - 1), ("reset_boundary", max(steps - 1, 0))):
+        for name, most in (("critical_step", steps - 1), ("reset_boundary", max(steps - 1, 0) if new else steps)):
             if (place := getattr(self, name)) is not None and not (type(place) is int and 0 <= place <= most):
                 yield f"{name} {place!r} for {steps} steps; expected an int from 0 to {most}, or None"
         if type(self.tokens) is not int or self.tokens < 0 or min(self.counts) < 0:

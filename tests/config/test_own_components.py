@@ -153,7 +153,7 @@ def test_a_class_of_a_script_is_stored_under_the_name_of_its_file(monkeypatch: p
     assert describe_component("estimator", script())["name"] == "own_search:LeastSure"
     monkeypatch.delattr(main, "__file__")
     typed = describe_component("estimator", script())["name"]
-    with pytest.raises(ConfigError, match=r"'__main__:LeastSure' was made in a Python session\. Put it into a file"):
+    with pytest.raises(ConfigError, match=r"LeastSure' is of a Python session\. Go on there, or put it into a file"):
         Spec("estimator", typed).make()
 
 

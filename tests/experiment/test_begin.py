@@ -187,6 +187,14 @@ def test_test_questions_that_are_trained_on_are_told(tmp_path: Path, caplog: pyt
 
     Run(tmp_path, toy_config(task=Same(), problems=4, test_problems=4)).rollout()
     assert "4 of 4 test questions are training questions too" in caplog.text
+    caplog.clear()
+
+    class OtherPictures(ToyTask):
+        def problems(self, split: Split) -> list[Problem]:
+            return [replace(each, metadata={"cells": split}) for each in ToyTask().problems("train")[:4]]
+
+    Run(tmp_path / "b", toy_config(task=OtherPictures(), problems=4, test_problems=4)).rollout()
+    assert "training questions too" not in caplog.text
 
 
 def test_questions_may_be_mended_until_one_was_asked(tmp_path: Path) -> None:

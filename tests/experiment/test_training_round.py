@@ -47,6 +47,12 @@ def test_a_method_is_told_the_settings_of_the_run(tmp_path: Path) -> None:
     assert told.items() >= {"arm": "plain", **run.described}.items()
 
 
+@dataclass
+class Seeded:
+    seed: int = 5
+    model: Any = None
+
+
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_nothing_to_learn_is_a_result_and_the_run_goes_on(
     tmp_path: Path, letters: Path, method: str, caplog: pytest.LogCaptureFixture
@@ -180,3 +186,18 @@ def test_weights_that_are_not_finite_are_not_kept(
     with pytest.raises(EngineError, match=r"weights that are NaN or infinite.*Lower the learning rate"):
         run.train("plain")
     assert not run.files.model("plain").exists()
+
+
+def test_a_stored_seed_of_a_method_stays_where_none_is_said(tmp_path: Path) -> None:
+    """As runs have it that were begun when every method had seed 0."""
+    Run(tmp_path, toy_config(method="dpo", seed=3)).rollout()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["method"]["seed"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    again = Resources(tmp_path, toy_config(method="dpo", seed=3))
+    assert (again.described["method"]["seed"], method_of(again, 1).seed) == (0, 0)
+
+
+def test_a_run_hands_over_what_a_component_has_no_value_for() -> None:
+    spec = Spec("method", f"{__name__}:Seeded")
+    assert (spec.make(seed=3, model="m").seed, spec.make(seed=3, model="m").model) == (5, "m")

@@ -51,7 +51,7 @@ class Damaged(ChainEngine):
         ),
         (lambda c: replace(c, token_ids=(), logprobs=()), "a completion of no tokens; expected at least"),
         (lambda c: replace(c, token_ids=list(c.token_ids)), "whose token_ids are a list; expected a tuple of int"),
-        (lambda c: replace(c, token_ids=(3.0,)), "whose token_ids are a tuple of float; expected a tuple of int"),
+        (lambda c: replace(c, token_ids=(3.0,)), "whose token_ids are a tuple with a float; expected a tuple of int"),
         (lambda c: replace(c, logprobs=c.logprobs[1:]), "13 log-probabilities; expected one for each of 14 tokens"),
         (lambda c: replace(c, logprobs=(nan,) * 14), "log-probability nan; expected nats of at most 0"),
         (lambda c: replace(c, logprobs=(0.5,) * 14), "log-probability 0.5; expected nats of at most 0"),

@@ -229,3 +229,17 @@ def test_a_megabyte_of_anything_costs_little(unit: str, reference: str) -> None:
     score = score_bbh(Problem("p", "", reference), text)
     assert not score.right
     assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"The answer is 7. \boxed{7",
+        r"The answer is $7$, in a box: $\boxed{7",
+        r"The answer is 7, so we write \boxed{}",
+        "#### 7 \\boxed{",
+    ],
+)
+def test_what_stands_before_a_box_that_is_cut_off_counts(text: str) -> None:
+    problem = Problem("0", "How many?", "7", {"subtask": "object_counting"})
+    assert score_bbh(problem, text).verdict == "right"

@@ -66,9 +66,11 @@ def test_forms_of_answers(tmp_path: Path, form: str, answer: str, right: str, wr
 def test_a_column_without_an_answer_is_an_error_that_names_the_row(tmp_path: Path) -> None:
     rows = [{"question": "1?", "answer": "1"}, {"question": "2?", "answer": "We work it out.\nIt is seven."}]
     path = write(tmp_path / "a.jsonl", rows)
-    for form, what in (("auto", "an answer of one line"), ("math", "an answer of one line"), ("number", "a number")):
-        with pytest.raises(DataError, match=rf"a\.jsonl, line 2: column 'answer' must hold {what}, or a solution"):
-            gpo.make("task", "file", path=path, form=form).problems("train")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: column 'answer' must hold a number, or a solution"):
+        gpo.make("task", "file", path=path, form="number").problems("train")
+    for form in ("auto", "math"):  # told as a sentence
+        said = gpo.make("task", "file", path=path, form=form).problems("train")[1].answer
+        assert said == "We work it out. It is seven."
     assert gpo.make("task", "file", path=path, form="text").problems("train")[1].answer == rows[1]["answer"]
 
 

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -49,7 +49,9 @@ class Spec:
             return lookup(self.kind, self.name)
         module, _, attribute = self.name.partition(":")
         if module == "__main__":
-            raise ConfigError(f"The {self.kind} {self.name!r} was made in a Python session. Put it into a file.")
+            raise ConfigError(
+                f"The {self.kind} {self.name!r} is of a Python session. Go on there, or put it into a file."
+            )
         form = "module:Class or module:function" if self.kind == "segmenter" else "module:Class"
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))  # an installed command does not look in the folder that it is called in
@@ -105,7 +107,7 @@ class Spec:
         return found
 
     def make(self, **more: Any) -> Any:
-        """The component with its settings; of `more`, what it has a field for and what was not set.
+        """The component with its settings; of `more`, what it has a field for that has no value of its own.
 
         Raises:
             ConfigError: there is no such component, or a setting is unknown, missing or refused.
@@ -114,7 +116,10 @@ class Spec:
         if not isinstance(made, type):
             return made
         known = setting_types(made)
-        values = {key: value for key, value in more.items() if key in known} | {
+        own = (
+            {item.name for item in fields(made) if item.default not in (None, MISSING)} if is_dataclass(made) else set()
+        )
+        values = {key: value for key, value in more.items() if key in known and key not in own} | {
             key: value
             for key, value in {**self.preset, **self.settings}.items()
             if value is not None or key not in more
@@ -143,6 +148,11 @@ class Spec:
                 value = known.get(item.name, None if default is MISSING else default)
                 values[item.name] = _described(self.kind, value, types[item.name])
         return {"name": self.name} | values
+
+
+def _is_open(item: Field[Any]) -> bool:
+    """Whether a setting has no value of its own."""
+    return item.default is None or (item.default is MISSING and item.default_factory is MISSING)
 
 
 def setting_types(component: Any) -> dict[str, Any]:

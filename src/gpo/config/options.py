@@ -262,8 +262,12 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_system(task: Mapping[str, Any]) -> dict[str, Any]:
     """A stored task as this version writes it: those of GPO that give an instruction have a turn of the system too."""
-    gained = {"system": ""} if "instruction" in task and ":" not in task["name"] else {}
-    return {**gained, **task}
+    if "instruction" not in task or "system" in task:
+        return dict(task)
+    has = ":" not in task["name"]
+    with suppress(ConfigError):  # what is not there any more is told where it is made
+        has = has or "system" in setting_types(Spec("task", task["name"]).component_class())
+    return {**({"system": ""} if has else {}), **task}
 
 
 def without_presets(stored: Mapping[str, Any]) -> dict[str, Any]:

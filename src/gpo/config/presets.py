@@ -7,6 +7,7 @@ all weights in training, and write several sentences in a line. This is the one 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,10 @@ def located(model: str) -> str:
 
     That of a model which ships with the package comes before a directory.
     """
-    return str(Path(model).resolve()) if model not in SHIPPED and Path(model).is_dir() else model
+    with suppress(OSError):  # too long a name for one
+        if isinstance(model, str) and model not in SHIPPED and Path(model).is_dir():
+            return str(Path(model).resolve())
+    return model
 
 
 def model_path(model: str) -> str:

@@ -178,7 +178,7 @@ def _check_types(settings: Any, prefix: str) -> None:
             if value is None and NoneType not in get_args(kind):
                 raise DataError(name)
             from_json(kind, value)
-        except DataError:
+        except (DataError, TypeError):
             raise ConfigError(f"{prefix}{name} is {value!r}, expected {words(kind)}.") from None
 
 
@@ -187,9 +187,10 @@ def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunCo
 
     `reuse`, and by it how much is searched and how often a start has its turn.
     """
+    known = stored or {}
+    config = _seeded(config, known.get("method", {}))
     if None not in (config.reuse, config.reset_turns, config.locate_share):
         return config
-    known = stored or {}
     method = Spec("method", config.method) if isinstance(config.method, str) else config.method
     kind = method.component_class() if isinstance(method, Spec) else type(method)
     reuse = _first(config.reuse, known.get("reuse"), config.credit != "tail" or getattr(kind, "reuses", True))
@@ -199,6 +200,16 @@ def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunCo
         reset_turns=_first(config.reset_turns, known.get("reset_turns"), 0 if reuse else 1),
         locate_share=_first(config.locate_share, known.get("locate_share"), 0.4 if reuse else 0.08),
     )
+
+
+def _seeded(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
+    """With the seed that a directory has stored for the method, where the method says none."""
+    method, seed = config.method, stored.get("seed")
+    if seed is None:
+        return config
+    if isinstance(method, Spec) and method.name == stored["name"]:
+        return replace(config, method=replace(method, settings={"seed": seed, **method.settings}))
+    return config
 
 
 def _first(*values: Any) -> Any:

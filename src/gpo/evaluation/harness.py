@@ -72,7 +72,12 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
     for task in config.tasks:
         if task not in manager.all_tasks:
             raise ConfigError(f"lm-evaluation-harness has no task {task!r}. Its tasks for GPO: {', '.join(TASKS)}.")
-    parts = {name: _parts(model_path(model)) for name, model in config.models.items()}
+    left = [
+        name
+        for name in config.models
+        if not all((directory / "harness" / name / f"{task}.json").exists() for task in config.tasks)
+    ]
+    parts = {name: _parts(model_path(config.models[name])) for name in left}
     asked = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("models", "tasks")}
     asked["include"] = None if config.include is None else str(config.include)
     found: dict[str, dict[str, Any]] = {name: {} for name in config.models}

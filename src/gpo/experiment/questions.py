@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -41,8 +42,9 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
                 "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count
             )
         chosen[name] = found
-    asked = {problem.question for problem in chosen.get("train", ())}
-    if asked and (known := sum(problem.question in asked for problem in chosen.get("test", ()))):
+    asked = {_whole(problem) for problem in chosen.get("train", ())}
+    known = sum(_whole(problem) in asked for problem in chosen.get("test", ()))
+    if known and len(asked) > 1:  # one question is asked again on purpose
         log.warning(
             "%d of %d test questions are training questions too: accuracy is no measure of what was learned. Let the "
             "task's `problems` give other ones for each split.",
@@ -50,6 +52,11 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
             len(chosen["test"]),
         )
     return chosen
+
+
+def _whole(problem: Problem) -> str:
+    """The question with its images, earlier turns and whatever else the task tells of it."""
+    return json.dumps([problem.question, to_json(dict(problem.metadata))], sort_keys=True)
 
 
 def _problems(task: Task, split: Split) -> Sequence[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from gpo.rollout.journal import Journal
 from gpo.rollout.prompting import Conclusions, question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.codec import to_json
-from gpo.storage.directory import RunDirectory
+from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.events import Partial, Progress
 from gpo.storage.files import remove, write_json
 from gpo.storage.lock import Lock, joined, locked
@@ -129,13 +129,10 @@ class Resources:
         """Write the problems and the configuration, once everything that they name has been found to work."""
         stored = self._stored()  # somebody else may have begun since
         changed = self._changes(stored)
-        if stored is not None and (version := self.files.version) != __version__:
-            log.warning("%s was begun by GPO %s and goes on with %s.", self.files.path, version, __version__)
-            self.files.events.version(__version__)
+        if stored is not None:
+            self._note_version()
         asked = [group.start.problem_id for group in self.files.rollouts.read()]
-        # A task may be mended until it was asked.
-        chosen = {} if asked else self.given or choose_problems(self.task, self.config)
-        if stored is not None and not changed and all(self._has(split, found) for split, found in chosen.items()):
+        if stored is not None and not changed and self.files.problems("train") is not None:
             return
         # What was begun with other settings is not gone on with.
         for name in ("journal.jsonl", "pieces.json"):
@@ -150,6 +147,7 @@ class Resources:
                 "another run directory."
             )
         if not asked:
+            chosen = self.given or choose_problems(self.task, self.config)
             engine = self.engine()
             every = (problem for problems in chosen.values() for problem in problems)
             if shown := next((each for each in every if shows_images(self.task.prompt(each))), None):
@@ -172,8 +170,16 @@ class Resources:
         write_json(self.files.path / "config.json", {"gpo": __version__, **self.described})
         remember(self.files.path)
 
-    def _has(self, split: Split, found: Sequence[Problem]) -> bool:
-        return bool(to_json(found) == to_json(self.files.problems(split)))
+    def _note_version(self) -> None:
+        version = self.files.version
+        if version != __version__ and self.files.events.version(__version__):
+            log.warning("%s was begun by GPO %s and goes on with %s.", self.files.path, version, __version__)
+
+    def forget_problems(self) -> None:
+        """Choose the problems again next time, where none was answered: their task is to be mended."""
+        answered = [self.files.rollouts, *(self.files.evaluation(name) for name in (BASE, *self.config.arms))]
+        if not any(file.read() for file in answered):
+            remove(self.files.path / "problems.jsonl")
 
     def problems(self, split: Split) -> list[Problem]:
         """The training or test problems; chosen once, and read from the directory from then on."""

@@ -94,7 +94,11 @@ def ask(
             sampler = work.sampler(stage, split, done, checkpoint, number=1 if state is None else state.number)
             new = sampler([question_start(problem, work.task, sampler.engine.tokenizer) for problem in batch], n)
             if not done:
-                refuse_a_broken_grader(new)
+                try:
+                    refuse_a_broken_grader(new)
+                except DataError:
+                    work.forget_problems()
+                    raise
             if sampler.skipped:
                 message = (
                     "%d of %d questions are too long to leave room for an answer (context %d, max_tokens %d): skipped."

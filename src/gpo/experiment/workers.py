@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
+import psutil
+
 from gpo.config.components import main_name
 from gpo.config.trust import foreign_code
 from gpo.errors import ConfigError, EngineError
@@ -64,7 +66,7 @@ class Workers:
             self.schedule.fail(error)
         for number, process in enumerate(self._processes, 1):
             if error is not None or number not in self._ready:
-                process.kill()
+                _end(process)
         for thread in self._threads:
             thread.join()
         self._ends.close()
@@ -172,6 +174,17 @@ def _lost(unit: Unit | None, code: int) -> str:
     )
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker, and end what it has launched, which is in a session of its own."""
+    launched: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        launched = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for each in launched:
+        with suppress(psutil.Error):
+            each.terminate()
+
+
 def count(run: Run, most: int) -> int:
     """How many workers a run has, that of the command included, at most so many.
 
@@ -188,7 +201,10 @@ def count(run: Run, most: int) -> int:
         program = f"{main_name()}:"
         here = [name for name in foreign_code(run.described) if name.startswith(program) or "<locals>" in name]
         if wanted > 1 and here:
-            raise ConfigError(f"No other process can import {here[0]}. Move it to a module, or give one worker.")
+            raise ConfigError(
+                f"No other process can import {here[0]} without running this program again. Move it to a module of its "
+                "own, or give one worker."
+            )
     elif config.suits_workers and config.named and config.launch is None and not config.piece_seconds:
         from gpo.engines.threads import threads
 

@@ -37,7 +37,8 @@ def check_answers(requests: Sequence[Request], answers: Sequence[Sequence[Comple
 def _check(what: str, completion: Completion, request: Request, vocabulary: int | None) -> None:
     ids, nats = completion.token_ids, completion.logprobs
     if not isinstance(ids, tuple) or not set(map(type, ids)) <= {int}:
-        got = type(ids).__name__ + f" of {type(ids[0]).__name__}" * isinstance(ids, tuple)
+        odd = next((type(each).__name__ for each in ids if type(each) is not int), "") if isinstance(ids, tuple) else ""
+        got = type(ids).__name__ + f" with a {odd}" * bool(odd)
         raise EngineError(f"{what} whose token_ids are a {got}; expected a tuple of int.")
     if not ids:
         raise EngineError(f"{what} of no tokens; expected at least the token that ends it.")
@@ -76,7 +77,7 @@ def check_scores(who: str, scores: Sequence[StepScores], batch: Sequence[Traject
                 f"{who} gave as result {number} one of trajectory {score.trajectory_id!r}, expected of "
                 f"{trajectory.id!r}: one result for each trajectory, in the order of the trajectories."
             )
-        if what := score.misfit(len(trajectory.step_ends)):
+        if what := score.misfit(len(trajectory.step_ends), new=True):
             raise EngineError(f"{who} gave {what}.")
         if (sampled := tokens_of(score.rollouts)) > score.tokens:
             raise EngineError(

@@ -66,9 +66,13 @@ class Events:
         more |= {"worker": worker} if worker else {}
         append_row(self.path, {"time": round(time.time(), 3), **asdict(progress)} | more)
 
-    def version(self, version: str) -> None:
-        """Note that a run goes on with another version of GPO than the one that began it."""
+    def version(self, version: str) -> bool:
+        """Note that a run goes on with another version of GPO than the one that began it; whether that is new."""
+        noted = [event["gpo"] for event in self._rows() if "gpo" in event]
+        if noted[-1:] == [version]:
+            return False
         append_row(self.path, {"time": round(time.time(), 3), "gpo": version})
+        return True
 
     def trouble(self) -> dict[str, int]:
         """What went wrong with engines elsewhere and was done again, by kind, over all processes; most first."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpo.errors import ConfigError, DataError, DiskFull, GPOError
+from gpo.errors import ConfigError, DataError, DiskFull
 from gpo.storage.codec import to_json
 
 # Below a run or evaluation directory.
@@ -264,8 +264,9 @@ def _of_system(error: Exception) -> OSError | None:
         return error
     if isinstance(error.__context__, OSError) and error.__context__.errno in NO_ROOM:  # below one of torch.save
         return error.__context__
-    told = None if isinstance(error, GPOError) else re.search(r"\(os error (\d+)\)", str(error))
-    return None if told is None else OSError(int(told[1]), os.strerror(int(told[1])))
+    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    number = int(told[1]) if told else 0
+    return OSError(number, os.strerror(number)) if number in NO_ROOM else None
 
 
 def make_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from gpo.errors import ConfigError, DataError
 from gpo.tasks.data import Row, conversation, hold_out, read_rows, worked_examples
 from gpo.tasks.grading import (
+    candidates,
     compare,
     extract,
     last_number,
@@ -131,17 +132,16 @@ class File:
         Raises:
             DataError: it is none of this form.
         """
-        answer = solution_answer(row.text(self.answer))
-        several = "\n" in answer and "\\begin{" not in answer
+        text = row.text(self.answer)
+        answer = (self.form == "number" and next(candidates(text), None)) or solution_answer(text)
         if self.form != "math" and (number := _number(answer)) is not None:
             return number
-        if several or self.form == "number":
-            what = "a number" if self.form == "number" else "an answer of one line"
+        if self.form == "number":
             raise DataError(
-                f"{row.where}: column {self.answer!r} must hold {what}, or a solution whose answer stands behind "
+                f"{row.where}: column {self.answer!r} must hold a number, or a solution whose answer stands behind "
                 f"####, in \\boxed{{}} or behind 'The answer is', got {answer[-80:]!r}."
             )
-        return answer
+        return " ".join(answer.split("\n"))
 
     def _warn_of_sentences(self, problems: Sequence[Problem], rows: Sequence[Row]) -> None:
         """Tell of references that hardly any response can match."""

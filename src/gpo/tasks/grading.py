@@ -87,6 +87,7 @@ def candidates(
     for mark in found[: -_MARKS_TRIED - 1 : -1]:
         span = text[mark.end() : mark.end() + LONGEST_ANSWER + 1]
         said = _behind(mark, span, whole_line)
+        said = said if said is None or mark["boxed"] else _without_void_box(said)
         if said is not None and len(said) <= LONGEST_ANSWER and not _says_nothing(said, reference):
             yield said
 
@@ -100,6 +101,15 @@ def _behind(mark: re.Match[str], span: str, whole_line: bool) -> str | None:
     if mark["tag"]:
         return span[: closed.start()] if closed else None
     return (span[: closed.start()] if closed else span).lstrip().partition("\n")[0]
+
+
+def _without_void_box(span: str) -> str:
+    """What stands before a box at the end that is empty or cut off."""
+    for mark in reversed([mark for mark in _MARK.finditer(span) if mark["boxed"]]):
+        if (braced(span[mark.end() :]) or "").strip():
+            break
+        span = span[: mark.start()]
+    return span
 
 
 def _says_nothing(span: str, reference: str) -> bool:
@@ -138,7 +148,7 @@ def braced(text: str) -> str | None:
 
 def last_line(text: str, reference: str = "") -> str:
     """The last line that is not blank, empty if there is none or if it is too long for an answer, or says none."""
-    line = text.rstrip().rpartition("\n")[2].strip()
+    line = _without_void_box(text.rstrip().rpartition("\n")[2]).strip()
     marks = list(_MARK.finditer(line))
     said = (_behind(marks[-1], line[marks[-1].end() :], False) or "") if marks else line
     return "" if len(line) > LONGEST_ANSWER or _says_nothing(said, reference) else line
