@@ -37,6 +37,7 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
         ("benchmarks/suites/rare.toml", "rare", 2),
         ("table", "table", 4),
         ("benchmarks/suites/online_rate.toml", "online_rate", 3),
+        ("benchmarks/suites/online_fours.toml", "online_fours", 1),
     ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
@@ -53,23 +54,6 @@ def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, c
             round(x, 3) for x in (told.estimate, told.lower, told.upper)
         )
         assert (row.seeds, row.questions) == (contrast.seeds, told.n)
-
-
-def test_the_evidence_on_groups_is_what_its_cells_say() -> None:
-    """Of searches that are not trained on, without the seed that this was found on; a plain arm is in another file."""
-    outcomes = [
-        outcome
-        for file in ("online_reuse", "online_mended")
-        for outcome in Chunks(RESULTS.with_name(f"{file}.jsonl"), Outcome).read()
-    ]
-    arms = {(o.cell.method, name, o.cell.seed): arm for o in outcomes for name, arm in o.arms.items()}
-    each = [(arms["noreuse", "gpo", seed].right, arms["tail", "plain", seed].right) for seed in (1, 2, 3)]
-    found = crossed_mean([np.array(gpo) - np.array(plain) for gpo, plain in each])
-    row = next(row for row in known_evidence() if "online_reuse.jsonl" in row.where)
-    assert (row.difference, row.lower, row.upper) == tuple(
-        round(x, 3) for x in (found.estimate, found.lower, found.upper)
-    )
-    assert (row.seeds, row.questions) == (3, found.n)
 
 
 def test_what_was_measured_with_another_allocation_does_not_count() -> None:

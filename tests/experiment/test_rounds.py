@@ -181,7 +181,7 @@ def test_search_rollouts_are_left_out_on_request(tmp_path: Path) -> None:
     ("method", "credit", "reused"),
     [
         ("dpo", "tail", True),
-        ("ppo", "tail", True),
+        ("ppo", "tail", False),
         ("grpo", "tail", False),
         ("rloo", "tail", False),
         ("grpo", "step", True),

@@ -280,7 +280,7 @@ def test_a_failed_cell_is_named_and_the_others_stay(tmp_path: Path, monkeypatch:
     runs = SuiteRuns(suite, tmp_path / "out")
     runs.run([Cell("run", "toy", 0)])
 
-    for error, kind in ((ConfigError("No."), ConfigError), (Refused("No.", 401), EngineError)):
+    for error, kind in ((ConfigError("No."), ConfigError), (Refused("No.", 401, ""), EngineError)):
 
         def broken(*_: object, error: GPOError = error) -> None:
             raise error

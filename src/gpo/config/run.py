@@ -63,7 +63,7 @@ class RunConfig:
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
     buffer: int = 0  # rounds for which a rare outcome is kept, to be searched again, where tokens go by stratum
-    reuse: bool | None = None  # train on the search's rollouts too; None: as pairs, by ppo, and for steps
+    reuse: bool | None = None  # train on the search's rollouts too; None: as pairs, and for steps
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
     max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all

@@ -43,7 +43,6 @@ class PPO(Online):
     monte_carlo: bool = True
 
     reads_hidden: ClassVar[bool] = True
-    reuses: ClassVar[bool] = True  # the search's values teach the critic
 
     @property
     def extra_passes(self) -> int:
