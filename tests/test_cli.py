@@ -329,9 +329,9 @@ def test_a_scheduler_stops_a_command_as_ctrl_c_does(
 
     def stopped(*_: Any) -> None:
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         finally:
-            os.kill(os.getpid(), number)  # said twice, as of a terminal that closes
+            signal.raise_signal(number)  # said twice, as of a terminal that closes
             cleared.append(number)
 
     monkeypatch.setattr(Run, "all", stopped)
@@ -343,7 +343,7 @@ def test_a_scheduler_stops_a_command_as_ctrl_c_does(
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(_: Any) -> int:
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         return 0
 
     monkeypatch.setattr(cli, "command", command)

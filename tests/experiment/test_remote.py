@@ -103,7 +103,7 @@ def test_a_run_on_a_server_that_fails_now_and_then(fake: FakeServer, tmp_path: P
 def test_what_was_answered_before_a_server_died_is_not_asked_again(fake: FakeServer, tmp_path: Path) -> None:
     fake.always = status(503)
     fake.faults = [lambda *_: False] * 13  # within the second chunk of 8 rollouts
-    impatient = config(fake, engine=Spec("engine", "openai", {"base_url": fake.url, "patience": 0.1}))
+    impatient = config(fake, engine=Spec("engine", "openai", {"base_url": fake.url, "patience": 0.5}))
     with pytest.raises(EngineError, match=r"HTTP 503: .*What is finished is kept; once it answers, the same"):
         Run(tmp_path / "run", impatient).rollout()
     answered = list(fake.served)
