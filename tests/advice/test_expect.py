@@ -35,7 +35,8 @@ def test_the_evidence_on_step_credit_is_what_its_cells_say() -> None:
     [
         ("regimes", "regimes", 10),
         ("benchmarks/suites/rare.toml", "rare", 2),
-        ("table", "table", 4),
+        ("table", "table", 2),
+        ("benchmarks/suites/offline_rate.toml", "offline_rate", 2),
         ("benchmarks/suites/online_rate.toml", "online_rate", 3),
         ("benchmarks/suites/online_fours.toml", "online_fours", 1),
     ],
