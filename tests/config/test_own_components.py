@@ -13,7 +13,7 @@ import gpo
 from gpo.config.check import check
 from gpo.config.components import Spec, describe_component
 from gpo.config.help import component_lines
-from gpo.config.options import resolve
+from gpo.config.options import resolve, with_system
 from gpo.config.parse import parse
 from gpo.config.run import RunConfig, describe
 from gpo.engines.hf import HFEngine
@@ -22,6 +22,7 @@ from gpo.estimators.none import NoReset
 from gpo.methods.dpo import DPO
 from gpo.methods.grpo import GRPO
 from gpo.rollout.segmenters import Newline
+from gpo.tasks.gsm8k import GSM8K
 from gpo.toy import ChainTask
 from toy import ToyTask, toy_config
 
@@ -220,3 +221,14 @@ def test_a_setting_that_is_a_list_is_typed_as_one_that_is_a_tuple() -> None:
     assert parse(list[int] | None, "[1, 2]", "--x") == [1, 2]
     with pytest.raises(ConfigError, match=r"--x is '1,b', expected a comma-separated list of a whole number\."):
         parse(list[int], "1,b", "--x")
+
+
+class OwnSums(GSM8K):
+    """As docs/tasks.md has it."""
+
+
+def test_a_stored_task_gains_the_turn_of_the_system_where_it_has_one() -> None:
+    stored = {"instruction": "Say it."}
+    for name, gains in (("gsm8k", True), (f"{__name__}:OwnSums", True), ("not.there:Task", False)):
+        assert ("system" in with_system({"name": name, **stored})) == gains
+    assert with_system({"name": "gsm8k", "system": "Hello.", **stored})["system"] == "Hello."

@@ -38,6 +38,13 @@ FIRST = SCORES[0]
 LAST = len(FIRST.advantages)
 
 
+def test_what_was_stored_before_as_much_was_asked_can_be_read() -> None:
+    """To be told to delete it would cost what was paid for."""
+    old = replace(FIRST, reset_boundary=LAST, lower=(1.0,) * (LAST + 1))
+    assert old.misfit(LAST) is None
+    assert old.misfit(LAST, new=True) is not None
+
+
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
