@@ -289,7 +289,7 @@ def test_there_are_as_many_workers_as_threads_for_a_shipped_model_on_a_cpu(
         pass
 
     with pytest.raises(
-        ConfigError, match=r"No other process can import .*<locals>\.Mine\. Move it to a module, or give"
+        ConfigError, match=r"No other process can import .*<locals>\.Mine without running this program again\. Move"
     ):
         count(Run(tmp_path, replace(config, workers=2, arms={"mine": Mine(), "plain": "none"})), 2)
     assert count(Run(tmp_path, replace(config, workers=1, arms={"mine": Mine(), "plain": "none"})), 2) == 1

@@ -109,6 +109,7 @@ def _without_void_box(span: str) -> str:
         if (braced(span[mark.end() :]) or "").strip():
             break
         span = span[: mark.start()]
+        span = span if re.search(r"\w", span) else ""  # the sign before the box is no answer
     return span
 
 
