@@ -292,9 +292,7 @@ class RoundContext:
     meaning: Callable[[str], Hashable] | None = None  # of a step's text; steps that mean the same share their credit
     sampled: Mapping[str, float] = field(default_factory=dict)  # of the round's sampling; in every row of metrics
     images: Path | None = None  # directory of the images whose tokens are in prompts
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the run, with its `arm`: for trackers and model cards
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the run, and its `arm`: for trackers and cards
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all

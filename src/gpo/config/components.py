@@ -116,10 +116,8 @@ class Spec:
         if not isinstance(made, type):
             return made
         known = setting_types(made)
-        own = (
-            {item.name for item in fields(made) if item.default not in (None, MISSING)} if is_dataclass(made) else set()
-        )
-        values = {key: value for key, value in more.items() if key in known and key not in own} | {
+        settled = {item.name for item in (fields(made) if is_dataclass(made) else ()) if not _is_open(item)}
+        values = {key: value for key, value in more.items() if key in known and key not in settled} | {
             key: value
             for key, value in {**self.preset, **self.settings}.items()
             if value is not None or key not in more
