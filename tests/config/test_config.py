@@ -149,6 +149,7 @@ def test_a_preset_sets_all_settings_and_options_change_it() -> None:
         ({"rollouts": "0"}, r"rollouts is 0, expected at least 1"),
         ({"locate_share": "1"}, r"locate_share is 1\.0, expected a share"),
         ({"test_problems": "-1"}, r"test_problems is -1, expected at least 0"),
+        ({"test_skip": "-1"}, r"test_skip is -1, expected a number of test problems of at least 0"),
         ({"arms.a/b": "none"}, r"An arm cannot be called 'a/b'"),
     ],
 )

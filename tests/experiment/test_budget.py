@@ -1,3 +1,6 @@
+import pytest
+
+from gpo import DataError, RunConfig, make
 from gpo.experiment.budget import (
     expected_lengths,
     next_chunk,
@@ -9,6 +12,7 @@ from gpo.experiment.budget import (
     search_weight,
     to_search,
 )
+from gpo.experiment.questions import choose_problems
 from gpo.rollout.turns import evenly, in_turns
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict, tokens_of
 
@@ -30,6 +34,17 @@ def group(problem: str, *verdicts: Verdict) -> Group:
 
 def scores(name: str, boundary: int | None) -> StepScores:
     return StepScores(name, (), (), (), (), (), None, boundary, 0)
+
+
+def test_test_problems_that_settings_were_chosen_on_are_left_out() -> None:
+    task = make("task", "chain")
+    first = choose_problems(task, RunConfig(task=task, test_problems=6), "test")["test"]
+    others = choose_problems(task, RunConfig(task=task, test_problems=None, test_skip=6), "test")["test"]
+    every = choose_problems(task, RunConfig(task=task, test_problems=None), "test")["test"]
+    assert [*first, *others] == every
+    assert len(choose_problems(task, RunConfig(task=task, problems=4, test_skip=6), "train")["train"]) == 4
+    with pytest.raises(DataError, match="no more than the 100000 test problems that test_skip leaves out"):
+        choose_problems(task, RunConfig(task=task, test_skip=100_000), "test")
 
 
 def test_problems_are_taken_in_turns_from_the_subtasks() -> None:

@@ -86,6 +86,12 @@ def test_arms_may_be_a_list(tmp_path: Path) -> None:
     assert suite.methods["dpo"]["arms"] == "plain,gpo"
 
 
+def test_only_test_questions_are_left_out(tmp_path: Path) -> None:
+    suite = read_suite(written(tmp_path, SUITE.replace("[run]", "[run]\ntest_skip = 8")))
+    assert suite.options(Cell("small", "mine", 4))["test_skip"] == "8"
+    assert "test_skip" not in suite.options(Cell("small", "mine", 4, phase="tuning"))
+
+
 def test_a_suite_may_ask_development_questions(tmp_path: Path) -> None:
     suite = read_suite(written(tmp_path, f'split = "dev"\n{SUITE.partition("[tuning]")[0]}'))
     assert suite.options(Cell("small", "mine", 4))["test_split"] == "dev"

@@ -32,7 +32,7 @@ OF_STAGE: Mapping[str, Sequence[str]] = {
     "reset": ("reset_rollouts", "reset_turns", "reset_fraction", "budget", *ALLOCATION),
     "build": ("credit", "pairs", "reuse", "max_staleness"),
     "train": ("method", "rounds", "round_problems", "reuse", "max_staleness", "launch", "workers"),
-    "evaluate": ("test_problems", "test_samples", "test_split", "workers"),
+    "evaluate": ("test_problems", "test_skip", "test_samples", "test_split", "workers"),
     "results": (),
 }
 

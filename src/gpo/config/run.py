@@ -68,6 +68,7 @@ class RunConfig:
     max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all
     test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all; 0: models are trained and not asked
+    test_skip: int = 0  # test problems that are left out, the first ones: those that settings were chosen on
     test_samples: int = 4  # of each test problem
     test_split: Literal["dev", "test"] = "test"  # dev: to choose settings, so that the test questions stay unseen
     max_tokens: int = 512  # of a response
@@ -133,6 +134,8 @@ class RunConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1.")
         if (self.reset_turns or 0) < 0:
             raise ConfigError(f"reset_turns is {self.reset_turns}, expected a number of turns; 0: no limit.")
+        if self.test_skip < 0:
+            raise ConfigError(f"test_skip is {self.test_skip}, expected a number of test problems of at least 0.")
         for name in ("max_staleness", "buffer"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError(f"{name} is {value}, expected a number of rounds of at least 0.")

@@ -23,20 +23,22 @@ def choose_problems(task: Task, config: RunConfig, *names: Split) -> dict[Split,
     Raises:
         DataError: the task has none.
     """
-    wanted: list[tuple[Split, Split, int | None]] = [
-        ("train", "train", config.problems),
-        ("test", config.test_split, config.test_problems),
+    wanted: list[tuple[Split, Split, int, int | None]] = [
+        ("train", "train", 0, config.problems),
+        ("test", config.test_split, config.test_skip, config.test_problems),
     ]
     chosen: dict[Split, list[Problem]] = {}
-    for name, split, count in wanted:
+    for name, split, skip, count in wanted:
         if names and name not in names:
             continue
         if count == 0:
             chosen[name] = []
             continue
-        found = evenly(_problems(task, split), count)
+        there = evenly(_problems(task, split), None)
+        found = there[skip:][:count]
         if not found:
-            raise DataError(f"The task has no {name} problems. Choose another task or another path.")
+            left = f"more than the {skip} {name} problems that test_skip leaves out" if there else f"{name} problems"
+            raise DataError(f"The task has no {left}. Choose another task or another path.")
         if count is not None and len(found) < count and count not in (RunConfig.problems, RunConfig.test_problems):
             log.warning(
                 "The task has %d %s problems; all of them are taken, %d were asked for.", len(found), name, count

@@ -94,6 +94,8 @@ class Suite:
         options = {**_of_arms({**self.run, **self.regimes[cell.regime]}, own), **own, **dict(cell.tuned)}
         if cell.phase == "matching":  # for what it takes
             options |= {"test_problems": "1", "test_samples": "1"}
+        if cell.phase != "test":
+            options.pop("test_skip", None)  # of test questions
         return {**options, "seed": str(cell.seed), "test_split": self.split if cell.phase == "test" else "dev"}
 
     def shortened(self) -> Suite:
