@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from threading import current_thread, main_thread
 
@@ -122,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     no room), 129 (SIGHUP), 130 (Ctrl-C), 141 (no reader left) or 143 (SIGTERM).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="gpo")  # nothing that is printed is an error: see gpo.report.clean
     debug = bool(os.environ.get("GPO_DEBUG"))
     if not debug:
         quiet()

@@ -132,6 +132,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run.files
 
 
+def test_names_that_are_long_are_whole_in_80_columns(tmp_path: Path) -> None:
+    arm = "thorough_search_of_everything"
+    row = Written("q", ["a", "b", "c"], [0.5, 0.5, 0.75, 0.0], 2)
+    files = RunDirectory(write_run(tmp_path, [row], searches=[("gpo", 1), (arm, 1)]))
+    console = Console(width=80, file=StringIO())
+    show(console, study(files, marks("p0:0", 0, 1, 2), {}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.startswith("3 marks of 3 annotators; ")
+    assert max(map(len, text.splitlines())) <= 80
+    assert arm in "".join(line.split("┃")[0].split("│")[0].strip() for line in text.splitlines())
+
+
 def test_the_command_compares_every_search_and_writes_it_down(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from gpo.annotate.items import Item
 from gpo.annotate.marks import Marks
 hostile = "<script>document.title='owned'</script><img src=x onerror=\\"document.title='owned'\\">\\u202egnorw"
 steps = ("1 + 1 = 2\\n", hostile + "\\n", "x" * int(sys.argv[3]) + "\\n", "So the answer is 7")
-items = [Item(f"t{i}", f"question {i}: {hostile}", steps, i % 2 == 0, "7") for i in range(3)]
+items = [Item(f"t{i}", f"question {i}: {hostile}", steps, i % 2 == 0, "7" * 300) for i in range(3)]
 uvicorn.run(make_app(Marks(Path(sys.argv[1])), items), port=int(sys.argv[2]), log_level="warning")
 """
 

@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from gpo.annotate.app import make_app
 from gpo.annotate.guard import Limit
 from gpo.annotate.items import CHECK, Item, order_for, with_checks
 from gpo.annotate.marks import Marks
+from gpo.annotate.serve import main
+from written_run import Written, write_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\u202e"
 ITEMS = [
@@ -127,6 +130,33 @@ def test_headers_forbid_scripts_and_frames_of_others(client: TestClient) -> None
     cookie = client.post("/join", data={}, follow_redirects=False).headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
+
+
+def test_two_studies_on_one_host_know_a_person_apart(tmp_path: Path) -> None:
+    studies = [Marks(tmp_path / name) for name in ("one", "two")]
+    pages = [TestClient(make_app(study, ITEMS, hosts=["testserver"])) for study in studies]
+    pages[1].cookies = pages[0].cookies  # a browser's, which does not tell ports apart
+    for page in pages:
+        joined(page)
+    for page in [*pages, *pages]:
+        assert mark(page) == 200
+    assert [{each.annotator for each in study.all()} for study in studies] == [{"1:Ann"}, {"1:Ann"}]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.2", "127.0.0.2:8000"), ("::1", "[::1]:8000"), ("localhost", "localhost:8000")]
+)
+def test_the_address_that_is_printed_is_answered(
+    tmp_path: Path, host: str, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, [Written("q", ["a"])])
+    served: list[FastAPI] = []
+    monkeypatch.setattr("gpo.annotate.serve.load_items", lambda *_: ITEMS)
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: served.append(app))
+    assert main([str(run), "--host", host]) == 0
+    assert f"Annotation pages: http://{address}/ " in capsys.readouterr().out
+    status = [TestClient(served[0]).get("/", headers={"Host": name}).status_code for name in (address, "127.0.0.3")]
+    assert status == [200, 400]
 
 
 def test_another_host_name_is_refused(marks: Marks) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 import threading
 import time
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 from fake_server import EOS, VOCABULARY, FakeServer, Fault, altered, cut, half, serving, silent, status, text
+from gpo.engines.calls import longest
+from gpo.engines.completions import Ask
 from gpo.engines.contract import CHECKS, Check, check_engine, check_probabilities
 from gpo.engines.openai import OpenAIEngine
 from gpo.errors import EngineError
@@ -126,6 +130,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no gzip": (text(b"no gzip", Content_Encoding="gzip"), "no JSON"),
     "deep": (text(b"[" * 100_000), "no JSON"),
     "nothing": (text(b""), "JSON without choices"),
+    "blanks without end": (text(gzip.compress(b" " * (16 << 20)), Content_Encoding="gzip"), "an answer that is too"),
     "404": (status(404), "HTTP 404"),
     "half a body": (half, "cut connection"),
     "half a body without its length": (text(b'{"choices": [', Content_Length="13"), "no JSON"),
@@ -211,6 +216,21 @@ def test_a_silent_server_is_given_up(fake: FakeServer, served_model: Path) -> No
         pytest.raises(EngineError, match=message),
     ):
         engine.generate(REQUESTS[:1])
+
+
+def test_no_answer_that_was_asked_for_is_too_long() -> None:
+    ids, word = [128_000] * 4096, "\u6f22" * 8
+    logprobs = {
+        "text_offset": ids,
+        "token_logprobs": [-12.345678901234567] * 4096,
+        "tokens": [word] * 4096,
+        "top_logprobs": [{word: -12.345678901234567, word + "x": -1.2345678901234567e-05}] * 4096,
+    }
+    choice = {"text": word * 4096, "logprobs": logprobs, "token_ids": ids, "prompt_token_ids": ids}
+    body = Ask(0, 0, 1024, tuple(ids), 4096, 0).body("fake", (), 1.0, True)
+    assert 1024 * len(json.dumps(choice)) < longest(body)
+    assert longest(body | {"n": 1}) < 20_000_000
+    assert longest(None) < 20_000_000
 
 
 def test_a_server_that_repeats_itself_is_given_up(fake: FakeServer, engine: OpenAIEngine) -> None:
@@ -372,7 +392,8 @@ def test_a_server_that_is_still_to_come_is_waited_for(served_model: Path, caplog
         port = going.server.server_port
 
     def come() -> None:
-        stop.wait(0.2)
+        while not caplog.records and not stop.wait(0.02):
+            pass
         with serving(FakeServer(str(served_model)), port):
             stop.wait(20)
 

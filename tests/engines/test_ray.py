@@ -303,7 +303,7 @@ def test_a_run_on_actors_is_the_run_of_the_engine_alone(cluster: Any, tmp_path: 
         run.rollout()
         run.train("plain")
         run.evaluate("plain")
-        run.release_engine()
+        run.engine.release()
         runs.append(run)
     alone, actors = runs
     for file in ("rollouts.jsonl", "arms/plain/model/chain.json", "evaluation/plain.jsonl"):

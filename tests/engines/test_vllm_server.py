@@ -133,7 +133,7 @@ def test_a_run_samples_on_the_server_and_trains_here(url: str, tmp_path: Path, m
     assert not run.files.events.trouble()
     checkpoint = run.files.model("plain")
     assert (checkpoint / "adapter_config.json").exists() is ("lora" in settings)
-    run.release_engine()
+    run.engine.release()
 
 
 def test_one_trajectory_is_searched_on_the_server(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,24 @@ def test_a_value_is_a_mark_between_the_ends_of_its_interval() -> None:
     assert bar(1.0, 1.0, 1.0).plain == "●".rjust(BAR)
     assert bar(0.0, NAN, NAN).plain == "●".ljust(BAR)
     assert bar(NAN, NAN, NAN).plain == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_a_terminal_without_our_signs_has_others(
+    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, [Written("Wie viele 漢字?", ["a", "b"], [0.5, 0.75, 0.0], 1)])
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert main(["locate", str(run), "--show", "p0:0"]) == 0
+    sys.stdout.flush()
+    text = sys.stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert r"Wie viele \u6f22\u5b57?" in text
+    [row] = [line for line in text.splitlines() if "-0.75" in line]
+    assert row.startswith("|* |  2 |b ")
+    assert "|v" in row
+    assert "o-|" in row
+    assert "Answer: 42, x wrong" in text
 
 
 def test_rows_of_values_have_their_differences() -> None:

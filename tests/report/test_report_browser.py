@@ -193,6 +193,36 @@ def test_on_a_phone_the_accuracy_of_the_search_is_in_view(page: Any, tmp_path: P
     assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_no_number_is_under_another_and_no_caption_is_cut(page: Any, tmp_path: Path, width: int) -> None:
+    rows = [Written("q", ["a", "b"], [0.5, 0.5, 1.0], 0, "right", ["right"], task="tracking_shuffled_objects")] * 3
+    files = RunDirectory(write_run(tmp_path, rows, True))
+    arms = {arm: {"name": "adaptive"} for arm in ("plain", "random", "gpo")}
+    write_json(tmp_path / "config.json", files.config() | {"arms": arms})
+    for arm in ("plain", "random"):
+        files.evaluation(arm).append(files.evaluation("base").read())
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(write_report(tmp_path).as_uri())
+    assert page.locator(".strata td", has_text="100.0").count() >= 4
+    hidden = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)"
+    tables = ".scroll:has(.accuracy)" if width == 360 else ".scroll:has(.accuracy), .scroll:has(.strata)"
+    assert page.locator(tables).evaluate_all(hidden) == []
+    boxes = [caption.bounding_box() for caption in page.locator(".caption").all()]
+    assert len(boxes) == 3
+    assert all(box["x"] + box["width"] <= width for box in boxes)
+
+
+def test_on_paper_a_page_says_what_it_leaves_out(opened: Any, report: Path) -> None:
+    note = opened.locator(".paper")
+    opened.goto(f"{report.as_uri()}#trajectories")
+    assert not note.is_visible()
+    assert opened.locator("#filters").is_visible()
+    opened.emulate_media(media="print")
+    assert note.is_visible()
+    assert not opened.locator("#filters").is_visible()
+    assert all(opened.locator(f"#{view}").is_visible() for view in VIEWS)
+
+
 def test_without_scripts_everything_is_there(browser: Any, report: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -115,6 +115,12 @@ def test_a_run_is_shown_however_far_it_is(tmp_path: Path) -> None:
     assert "There is nothing to diagnose before a search" in page
 
 
+def test_where_nothing_is_critical_there_is_no_table_of_where(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path, [Written("q", ["a", "b"], [0.5, NAN, 0.5], None, "failed")])).read_text()
+    assert "<p>1 trajectory was searched; 0 of them have more than one step and a critical one.</p>" in page
+    assert "Where critical steps fall" not in page
+
+
 def test_every_round_is_shown_and_later_ones_beside_the_first(tmp_path: Path) -> None:
     task = Spec("task", "toy:ToyTask", {"size": 4})
     run = Run(tmp_path / "run", toy_config(task=task, rounds=2, arms={"plain": "none", "gpo": "monte_carlo"}))
@@ -128,7 +134,7 @@ def test_every_round_is_shown_and_later_ones_beside_the_first(tmp_path: Path) ->
     assert searched.isdisjoint(item.trajectory.id for item in first.searched)
     with pytest.raises(ConfigError, match="has no search in round 3"):
         read_run(files, number=3)
-    page = write_report(files.path).read_text()
+    page = write_report(str(files.path), str(tmp_path / "page.html")).read_text()
     assert searches_of(page) == ["gpo-2", "gpo-1"]
     assert page.count("Two rounds side by side") == 1
     assert 'Before: <code dir="auto">run (gpo, round 1)</code>; after: <code dir="auto">run (gpo, round 2)' in page

@@ -9,7 +9,7 @@ import pytest
 from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.run import Run
-from gpo.report.clean import clip, html_size, one_line, visible
+from gpo.report.clean import clip, counted, html_size, one_line, visible
 from gpo.report.command import write_report
 from gpo.report.kinds import Kinds
 from gpo.report.reading import read_run
@@ -150,6 +150,18 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
 )
 def test_nothing_that_a_model_writes_is_invisible(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_a_sign_that_an_encoding_lacks_has_another_one_of_its_width() -> None:
+    signs = "▲▼·−◆●├┤─✓✗"
+    assert len(signs.encode("ascii", "gpo")) == len(signs.encode("cp1252", "gpo")) == len(signs)
+    assert "▲\u00a0+0.25 … é ⟨".encode("ascii", "gpo") == rb"^ +0.25 ... \xe9 <"
+    assert "· é".encode("latin-1", "gpo") == "· é".encode("latin-1")
+
+
+def test_what_is_counted_is_one_or_many() -> None:
+    assert [counted(n, "sample") for n in (0, 1, 1204)] == ["0 samples", "1 sample", "1,204 samples"]
+    assert [counted(n, "trajectory/trajectories") for n in (1, 2)] == ["1 trajectory", "2 trajectories"]
 
 
 def test_a_text_is_cut_by_the_bytes_of_its_html() -> None:

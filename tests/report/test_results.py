@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from gpo.errors import DataError
+from gpo.report.plots import accuracy_figure
 from gpo.report.progress import print_results
-from gpo.report.results import accuracy_rows, markdown, percent, strata_rows, summarize, token_rows
+from gpo.report.results import accuracy_rows, markdown, origin, percent, strata_rows, summarize, token_rows
 from gpo.statistics import Interval
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import RunDirectory
@@ -102,6 +103,15 @@ def test_the_table_says_what_was_asked_and_found(files: RunDirectory) -> None:
     assert "| **all questions** | 25.0 [" in text
     assert "| minus base, paired |  | +25.0 [" in text
     assert "- gpo: 2 right, 0 wrong, 1 ungradable, 1 failed" in text
+
+
+def test_one_sample_is_no_plural(files: RunDirectory) -> None:
+    results = replace(summarize(files), samples=1, questions=1)
+    assert (
+        origin(results)
+        == "Model m on task toy: 1 test question (toy questions), 1 sample each at the run's temperature."
+    )
+    assert accuracy_figure(results).axes[0].get_title().startswith("1 test question, 1 sample each")
 
 
 def test_a_run_without_evaluation_has_token_rows_only(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gpo.annotate.agreement import Study, attentive, study
 from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
-from gpo.report.clean import one_line
+from gpo.report.clean import counted, one_line
 from gpo.report.console import Console
 from gpo.report.results import NAME
 from gpo.statistics import Interval
@@ -86,12 +86,14 @@ def show(console: Console, found: Study) -> None:
     """The tables: all searches, then every solution by the first of them."""
     alpha = "not defined" if math.isnan(found.alpha) else f"{found.alpha:.2f}"
     console.print(
-        f"{found.marks} marks of {found.annotators} annotators; Krippendorff's alpha {alpha}", highlight=False
+        f"{counted(found.marks, 'mark')} of {counted(found.annotators, 'annotator')}; Krippendorff's alpha {alpha}",
+        highlight=False,
     )
     if found.inattentive:
         names = ", ".join(one_line(name, NAME) for name in found.inattentive)
         console.print(f"Left out, attention checks failed: {names}", highlight=False, markup=False)
-    table = Table("search", "solutions", "chose its step, %", "one of its top 2, %", "chance, %", show_edge=False)
+    search = Column("search", overflow="fold")
+    table = Table(search, "solutions", "chose its step, %", "one of its top 2, %", "chance, %", show_edge=False)
     for arm in found.arms:
         name = one_line(f"{arm.arm} ({arm.estimator})", NAME)
         shares = (percent(arm.share), percent(arm.top_two), f"{100 * arm.chance:.0f}")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from typing import Annotated, Any
 
-from fastapi import Cookie, FastAPI, Form, Request, Response
+from fastapi import FastAPI, Form, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -18,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from gpo.annotate.guard import HEADERS, Limit, sign, signed
 from gpo.annotate.items import Item, order_for
 from gpo.annotate.marks import Kind, Marks
+from gpo.report.clean import counted
 
 COMMENT = 2000  # characters
 MOST = 64 * 1024  # bytes of a form
@@ -44,6 +46,21 @@ async def guarded(request: Request, call: Callable[[Request], Awaitable[Response
     return response
 
 
+def _app_for(hosts: Sequence[str]) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.middleware("http")(guarded)
+    app.mount("/static", StaticFiles(packages=[("gpo.annotate", "static")]))
+    return app
+
+
+def _pages() -> Environment:
+    loader = PackageLoader("gpo.annotate", "pages")
+    pages = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined)
+    pages.filters["counted"] = counted
+    return pages
+
+
 def make_app(
     marks: Marks,
     items: Sequence[Item],
@@ -60,28 +77,26 @@ def make_app(
         hosts: names that the server answers to, against requests that another site's name was pointed at.
         limit: how often one annotator may send a form; None: 30 at once, 5 a second.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.middleware("http")(guarded)
-    app.mount("/static", StaticFiles(packages=[("gpo.annotate", "static")]))
+    app = _app_for(hosts)
     key = marks.fact("key", secrets.token_hex(32))
-    pages = Environment(
-        loader=PackageLoader("gpo.annotate", "pages"), autoescape=select_autoescape(), undefined=StrictUndefined
-    )
+    # Browsers do not tell the ports of a host apart: each study has a cookie of its own.
+    cookie = f"annotator-{sha256(key.encode()).hexdigest()[:8]}"
+    pages = _pages()
     known = {item.id: item for item in items}
     forms, joins = limit or Limit(rate=5, burst=30), Limit(rate=2, burst=250)
 
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(pages.get_template(name).render(**values), status_code=status)
 
-    def signed_in(secret: str | None) -> tuple[int, str]:
+    def signed_in(request: Request) -> tuple[int, str]:
+        secret = request.cookies.get(cookie)
         annotator = marks.annotator(secret) if secret else None
         if annotator is None or secret is None:
             raise Refused(401, "You have not joined yet, or in another browser.")
         return annotator, secret
 
-    def signed_form(secret: str | None, token: str) -> int:
-        annotator, secret = signed_in(secret)
+    def signed_form(request: Request, token: str) -> int:
+        annotator, secret = signed_in(request)
         if not signed(key, secret, token):
             raise Refused(403, "This form was not made for you, or is too old. Load the page anew.")
         if not forms.allows(str(annotator)):
@@ -89,7 +104,7 @@ def make_app(
         return annotator
 
     def remember(response: Response, secret: str) -> Response:
-        response.set_cookie("annotator", secret, httponly=True, samesite="strict", max_age=90 * 24 * 3600)
+        response.set_cookie(cookie, secret, httponly=True, samesite="strict", max_age=90 * 24 * 3600)
         return response
 
     @app.exception_handler(Refused)
@@ -97,13 +112,14 @@ def make_app(
         return page("refused.html", error.status, text=error.text)
 
     @app.get("/")
-    def show(annotator: Annotated[str | None, Cookie()] = None) -> Response:
-        number = marks.annotator(annotator) if annotator else None
-        if number is None or annotator is None:
+    def show(request: Request) -> Response:
+        secret = request.cookies.get(cookie)
+        number = marks.annotator(secret) if secret else None
+        if number is None or secret is None:
             return page("join.html", open_to_all=open_to_all, count=len(items))
         done = marks.done(number)
         left = [item for item in order_for(items, number, seed) if item.id not in done]
-        values: dict[str, Any] = {"done": len(items) - len(left), "count": len(items), "token": sign(key, annotator)}
+        values: dict[str, Any] = {"done": len(items) - len(left), "count": len(items), "token": sign(key, secret)}
         if not left:
             return page("done.html", **values)
         return page("item.html", item=left[0], **values)
@@ -126,14 +142,14 @@ def make_app(
 
     @app.post("/mark")
     def mark(
+        request: Request,
         item: Annotated[str, Form()],
         token: Annotated[str, Form()],
         kind: Annotated[Kind, Form()] = "step",
         step: Annotated[int | None, Form()] = None,
         comment: Annotated[str, Form(max_length=COMMENT)] = "",
-        annotator: Annotated[str | None, Cookie()] = None,
     ) -> Response:
-        number = signed_form(annotator, token)
+        number = signed_form(request, token)
         if item not in known:
             raise Refused(404, "There is no such solution.")
         if kind == "step" and (step is None or not 0 <= step < len(known[item].steps)):
@@ -142,8 +158,8 @@ def make_app(
         return RedirectResponse("/", 303)
 
     @app.post("/undo")
-    def undo(token: Annotated[str, Form()], annotator: Annotated[str | None, Cookie()] = None) -> Response:
-        marks.undo(signed_form(annotator, token))
+    def undo(request: Request, token: Annotated[str, Form()]) -> Response:
+        marks.undo(signed_form(request, token))
         return RedirectResponse("/", 303)
 
     return app

@@ -59,12 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app, links = prepare(options)
     import uvicorn
 
-    base = f"http://{'localhost' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"
+    base = f"http://{'localhost' if options.host in ('0.0.0.0', '::') else in_url(options.host)}:{options.port}"
     print(f"Annotation pages: {base}/  (stop with Ctrl-C; every mark is kept in {marks_path(options.run)})")
     for link in links:
         print(f"  {base}/join/{link}")
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
     return 0
+
+
+def in_url(host: str) -> str:
+    """A host as addresses in a browser have it: that of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def marks_path(run: Path | str) -> Path:
@@ -92,5 +97,6 @@ def prepare(options: argparse.Namespace) -> tuple[FastAPI, list[str]]:
             f"--host {options.host} lets others in, and nobody has a personal link yet. Make some with --annotators 5."
         )
     open_to_all = alone and not marks.invited()
-    app = make_app(marks, items, seed=options.seed, open_to_all=open_to_all, hosts=LOOPBACK if alone else ("*",))
+    hosts = (*LOOPBACK, in_url(options.host)) if alone else ("*",)
+    app = make_app(marks, items, seed=options.seed, open_to_all=open_to_all, hosts=hosts)
     return app, links

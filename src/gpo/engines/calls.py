@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpo.engines.endpoints import Foreign, Refused, Server, Unanswered, is_here, retry_after
+from gpo.engines.endpoints import Foreign, Refused, Server, Unanswered, Unusable, is_here, retry_after
 from gpo.errors import MissingDependency
 
 SHOWN = 200  # characters of what a server says
+LONGEST = 8 << 20  # bytes of an answer, unpacked, beside those of tokens
+OF_TOKEN = 1 << 10  # bytes of a token with its text and log-probabilities
 
 
 class Caller:
@@ -50,14 +53,15 @@ class Caller:
         Raises:
             Unanswered: it may answer another time.
             Foreign: what it answers is no JSON.
+            Unusable: what it answers is longer than any answer to this is; it is not read to its end.
             Refused: it will not.
         """
         httpx = _httpx()
         try:
             async with asyncio.timeout(timeout or self._timeout):
-                response = await self._client.request(
-                    method, server.url + path, json=body, **({} if timeout is None else {"timeout": timeout})
-                )
+                wait = {} if timeout is None else {"timeout": timeout}
+                async with self._client.stream(method, server.url + path, json=body, **wait) as response:
+                    content = await _read(response, longest(body))
         except (TimeoutError, httpx.TimeoutException):
             raise Unanswered("time-out") from None
         except httpx.ConnectError:
@@ -68,14 +72,14 @@ class Caller:
             raise Unanswered("cut connection") from None
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            wait = retry_after(response.headers.get("retry-after"))
-            raise Unanswered(f"HTTP {status}", self.shown(response.text), wait)
+            asked = retry_after(response.headers.get("retry-after"))
+            raise Unanswered(f"HTTP {status}", self.shown(_text(content)), asked)
         if status >= 300:
-            raise self._refusal(server, path, status, response.text)
+            raise self._refusal(server, path, status, _text(content))
         try:
-            return response.json() if reads and response.content else None
+            return json.loads(content) if reads and content else None
         except (ValueError, RecursionError):
-            raise Foreign("no JSON", self.shown(response.text)) from None
+            raise Foreign("no JSON", self.shown(_text(content))) from None
 
     def _refusal(self, server: Server, path: str, status: int, text: str) -> Refused:
         where, said = f"{server.url}{path}", self.shown(text)
@@ -92,6 +96,27 @@ class Caller:
         line = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
         line = " ".join(line.split()).rstrip(".")
         return line if len(line) <= SHOWN else line[:SHOWN] + "…"
+
+
+def longest(body: Any) -> int:
+    """Bytes that no honest answer to a request is longer than: those of prompt and response of each continuation."""
+    if not isinstance(body, Mapping) or "prompt" not in body:
+        return LONGEST
+    return LONGEST + OF_TOKEN * int(body.get("n", 1)) * (len(body["prompt"]) + int(body["max_tokens"]))
+
+
+async def _read(response: Any, most: int) -> bytes:
+    """Raises: Unusable as soon as more bytes have come, unpacked."""
+    content = bytearray()
+    async for part in response.aiter_bytes():
+        content += part
+        if len(content) > most:
+            raise Unusable("an answer that is too long", f"more than {most:,} bytes")
+    return bytes(content)
+
+
+def _text(content: bytes) -> str:
+    return content[: 16 * SHOWN].decode("utf-8", "replace")
 
 
 def _httpx() -> Any:

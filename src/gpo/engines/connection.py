@@ -292,8 +292,9 @@ class Connection(Caller):
     def _given_up(self, server: Server, failure: Failure, seconds: float, attempts: int) -> EngineError:
         busy = " Ask for less at a time: --engine.in_flight." if kind_of(failure) == "HTTP 429" else ""
         return ServerAway(
-            f"{server.place} has not answered a request for {round(seconds, 1):g} s ({attempts} attempts, last: "
-            f"{self.shown(str(failure))}). What is finished is kept; once it answers, the same command goes on.{busy}"
+            f"{server.place} has not answered a request for {round(seconds, 1):g} s "
+            f"({attempts} attempt{'s' * (attempts > 1)}, last: {self.shown(str(failure))}). What is finished is kept; "
+            f"once it answers, the same command goes on.{busy}"
         )
 
     def again(self, prepare: Callable[[Server], Awaitable[None]]) -> Connection:

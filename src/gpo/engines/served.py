@@ -168,7 +168,9 @@ def _probe(tokenizer: Any, room: int) -> tuple[str, list[list[int]]]:
 
 def _some(ids: Any) -> str:
     count = len(ids) if isinstance(ids, list) else 0
-    return f"{count} tokens ({', '.join(map(str, ids[:6]))}{', …' * (count > 6)})" if count else repr(ids)
+    if not count:
+        return repr(ids)
+    return f"{count} token{'s' * (count > 1)} ({', '.join(map(str, ids[:6]))}{', …' * (count > 6)})"
 
 
 def _tempered(warm: Mapping[str, float], cool: Mapping[str, float]) -> bool | None:

@@ -1,11 +1,21 @@
-"""What a model wrote, made fit to be shown: nothing invisible, nothing that steers a terminal or turns text around."""
+"""Texts made fit to be shown: nothing invisible, nothing that steers a terminal or turns text around.
+
+Where a terminal or a file cannot hold a character, another one stands for it.
+"""
 
 from __future__ import annotations
 
+import codecs
 import unicodedata
 
 from markupsafe import escape
 
+PLAIN = {  # ASCII for our own signs, as wide as these, so that tables stay tables
+    **dict(zip("▲▼·−–◆●├┤─✓✗⟨⟩’", "^v.--*o||-+x<>'", strict=True)),
+    "\u00a0": " ",
+    "…": "...",
+    "→": "->",
+}
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})  # categories without a shape of their own
 
 
@@ -25,6 +35,17 @@ def _shown(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding does not have: ASCII for our signs, else their codes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(PLAIN.get(each) or each.encode("ascii", "backslashreplace").decode() for each in lost), error.end
+
+
+codecs.register_error("gpo", _plain)
+
+
 def html_size(text: str) -> int:
     """Bytes of a text as HTML."""
     return len(str(escape(text)).encode())
@@ -42,6 +63,12 @@ def clip(text: str, size: int) -> str:
             kept = i
             break
     return f"{begin[:kept]} … ({len(text):,} characters, cut)"
+
+
+def counted(number: int, what: str) -> str:
+    """Such as `1 sample` or `1,204 samples`; an irregular plural is given too: `trajectory/trajectories`."""
+    one, _, many = what.partition("/")
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def one_line(text: str, size: int) -> str:

@@ -18,7 +18,7 @@ from gpo.config.trust import refuse_strangers
 from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
-from gpo.report.clean import one_line
+from gpo.report.clean import counted, one_line
 from gpo.report.console import Console
 from gpo.report.reading import Searched, read_run
 from gpo.report.sampling import SamplingDisplay
@@ -104,7 +104,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     if found.scores.critical_step is None:
         console.print("No step stands out.")
     cut = outcome(found.trajectory) == "cut off"
-    room = f"The response was cut off at {config.max_tokens} tokens: raise --max_tokens." if cut else ""
+    room = f"The response was cut off at {counted(config.max_tokens, 'token')}: raise --max_tokens." if cut else ""
     for line in (room, found.remark, display.summary):
         if line:
             console.print(line, highlight=False, markup=False)
@@ -174,7 +174,8 @@ def print_searched(console: Console, item: Searched) -> None:
     console.print(table(rows_of(item.steps, item.scores)))
     print_verdict(console, item.trajectory)
     if item.critical is not None and (fresh := success(item.fresh.get(item.critical, ()))).n:
-        text = f"{fresh.n} rollouts sampled afterwards: {fresh.estimate:.2f} [{fresh.lower:.2f}, {fresh.upper:.2f}]"
+        value = f"{fresh.estimate:.2f} [{fresh.lower:.2f}, {fresh.upper:.2f}]"
+        text = f"{counted(fresh.n, 'rollout')} sampled afterwards: {value}"
         seen = item.scores.values[item.critical]
         console.print(f"Before the critical step the search saw {seen:.2f}; {text}.", highlight=False, markup=False)
 
@@ -228,7 +229,7 @@ def told(group: Group, votes: Counter[str]) -> str:
     counts = {
         "other answers": others,
         "no answer": none,
-        f"cut off at {max(cut, default=0)} tokens": len(cut),
+        f"cut off at {counted(max(cut, default=0), 'token')}": len(cut),
         "not graded": failed,
     }
     return ", ".join([*parts, *(f"{what}: {n}" for what, n in counts.items() if n)])

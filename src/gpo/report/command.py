@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(
-    run: Path,
-    out: Path | None = None,
-    before: Path | None = None,
+    run: Path | str,
+    out: Path | str | None = None,
+    before: Path | str | None = None,
     arm: str | None = None,
     *,
     number: int | None = None,
@@ -63,12 +63,12 @@ def write_report(
         number: the round; None shows all.
         most: trajectories on the page.
     """
-    files = RunDirectory(run)
+    files = RunDirectory(Path(run))
     readings = list(read_searches(files, arm, number))
     if before is None:
         earlier = first_rounds(readings)
     else:
-        other = RunDirectory(before)
+        other = RunDirectory(Path(before))
         read = cache(lambda name: read_run(other, name))
         earlier = [read(reading.arm if reading.arm in other.arms() else None) for reading in readings]
     kinds = kinds_of(*readings, *(each for each in earlier if each is not None))
@@ -78,7 +78,7 @@ def write_report(
     ]
     results = summarize(files)
     page = render(readings, results, inline_figures(files, results), kinds, comparisons, most)
-    path = out or run / "report.html"
+    path = files.path / "report.html" if out is None else Path(out)
     refuse_folder(path, "--out")
     refuse_linked_folders(path.parent)
     write_text(path, page)

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from gpo.config.components import made
+from gpo.advice.pilot import pilot_of
+from gpo.advice.work import Training, work_of
 from gpo.config.run import RunConfig, describe
+from gpo.contracts import Tokenizer
 from gpo.errors import ConfigError, GPOError
-from gpo.experiment.plan import Look, foretell_training, look_ahead
+from gpo.experiment.plan import Look, look_ahead
 from gpo.experiment.trial import Trial, try_training
-from gpo.report.clean import visible
+from gpo.report.clean import counted, visible
 from gpo.report.progress import clock, rich_table, short
 from gpo.rollout.segmenters import pieces
 from gpo.storage.events import Partial, Progress
@@ -73,7 +74,7 @@ def dry_run(console: Console, directory: Path, options: dict[str, str], stored: 
         print_look(console, run.config, seen, tokenizer)
         with console.status("A few steps are trained, and thrown away"):
             try:
-                line = training_in_words(run, seen, try_training(run, seen.groups, tokenizer, Path(images)))
+                line = training_in_words(run, seen, tokenizer, try_training(run, seen.groups, tokenizer, Path(images)))
             except GPOError as error:  # what was seen is not lost for it
                 line = f"Training comes on top. It was tried and failed: {error}"
     console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
@@ -90,23 +91,22 @@ def in_words(planned: Mapping[str, int], speed: float) -> str:
     return f"{took} ({short(tokens)} tokens: {parts}); training comes on top."
 
 
-def training_in_words(run: Run, seen: Look, trial: Trial) -> str:
-    """About how long training takes in all arms, and with it the whole run."""
-    trajectories = [trajectory for group in seen.groups for trajectory in group.trajectories]
-    if isnan(trial.speed) or not trajectories:
+def training_in_words(run: Run, seen: Look, tokenizer: Tokenizer, trial: Trial) -> str:
+    """About how long training takes in all arms, and with it the whole run, by the law of `gpo advise`."""
+    pilot = pilot_of(seen.groups, tokenizer)
+    if isnan(trial.speed) or pilot is None:
         return "Training comes on top."
-    method: Any = made("method", run.config.method)
-    pairs = method.trains_on == "pairs"
-    prompt = fmean(len(trajectory.start.prompt_ids) for trajectory in trajectories)
-    questions, length = len(seen.problems["train"]), seen.tokens / len(trajectories)
-    tokens = len(run.config.arms) * foretell_training(run.config, questions, prompt, length, pairs=pairs)
-    # Pairs go through the reference once, without gradients: a third of a pass with them.
-    took = tokens * (getattr(method, "epochs", 1) + pairs / 3) / trial.speed
+    training, questions = Training.of(run.config), len(seen.problems["train"])
+    works = [work_of(run.config, arm, questions, pilot, training) for arm in run.config.arms]
+    tokens = sum(work.trained for work in works)
+    # A pass without gradients takes a third of the time. Those of KTO in its steps were timed with them.
+    scored = sum(work.scored for work in works) / (1 + training.looks if training.pairs else 1)
+    took = (tokens + scored / 3) / trial.speed
     whole = clock(sum(seen.planned.values()) / seen.speed + took)
-    about = "up to" if pairs else "about"
     return (
-        f"Training takes {about} {clock(took)} more: {short(tokens)} tokens, context included, at {short(trial.speed)} "
-        f"tok/s ({trial.steps} steps that were timed and thrown away). The run takes {whole} in all."
+        f"Training takes about {clock(took)} more: {short(tokens)} tokens, context included, at {short(trial.speed)} "
+        f"tok/s ({counted(trial.steps, 'step that was/steps that were')} timed and thrown away). "
+        f"The run takes {whole} in all."
     )
 
 
@@ -120,7 +120,7 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
         """A prompt's line breaks and spaces are its own."""
         console.print(Text(visible(text)), soft_wrap=True)
 
-    say(f"The first of {len(look.problems['train'])} training questions, as the model is given it:\n")
+    say(f"The first of {counted(len(look.problems['train']), 'training question')}, as the model is given it:\n")
     quote(f"{look.prompt}\n")
     trajectories = [trajectory for group in look.groups for trajectory in group.trajectories]
     if trajectories:
@@ -134,9 +134,9 @@ def print_look(console: Console, config: RunConfig, look: Look, tokenizer: Any) 
         count, right = len(trajectories), sum(trajectory.score.right for trajectory in trajectories)
         steps = sum(len(trajectory.step_ends) for trajectory in trajectories) / count
         say(
-            f"\n{count} responses to {len(look.groups)} questions: {right} right, {look.ungradable} without an answer, "
-            f"{look.truncated} cut off at {config.max_tokens} tokens; {look.tokens / count:.0f} tokens and {steps:.1f} "
-            f"steps each, {look.speed:.1f} tok/s."
+            f"\n{counted(count, 'response')} to {counted(len(look.groups), 'question')}: {right} right, "
+            f"{look.ungradable} without an answer, {look.truncated} cut off at {config.max_tokens} tokens; "
+            f"{look.tokens / count:.0f} tokens and {steps:.1f} steps each, {look.speed:.1f} tok/s."
         )
         if advice := _advice(look, count, right, config.max_tokens):
             say(advice)

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gpo.report.clean import one_line
+from gpo.report.clean import counted, one_line
 from gpo.report.compare import Comparison
 from gpo.report.kinds import Kinds
 from gpo.report.losses import check_choice, rank_losses
@@ -77,7 +77,13 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "line": one_line, "signed": signed}
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "line": one_line,
+        "signed": signed,
+        "counted": counted,
+    }
     return environment.get_template("report.html").render(
         title=readings[0].run,
         script=Markup(script),

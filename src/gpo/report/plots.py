@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gpo.report.clean import counted
 from gpo.report.results import STAGES, ModelResults, Results
 from gpo.report.texts import text_lines
 from gpo.storage.directory import BASE, RunDirectory
@@ -85,7 +86,7 @@ def accuracy_figure(results: Results) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-1.5, 101.5)
     axes.set_xlabel("accuracy in %, with 95% intervals over questions")
-    title = f"{results.questions} test questions, {results.samples} samples each"
+    title = f"{counted(results.questions, 'test question')}, {counted(results.samples, 'sample')} each"
     axes.set_title(title + (f"\n{results.test_questions}" if results.test_questions else ""), fontsize=10)
     axes.grid(axis="x", color="#80808055", lw=0.6)
     axes.set_axisbelow(True)

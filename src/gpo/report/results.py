@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpo.errors import DataError
-from gpo.report.clean import one_line
+from gpo.report.clean import counted, one_line
 from gpo.report.strata import OF_STRATA, Stratum, right_samples, strata
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
@@ -255,8 +255,8 @@ def origin(results: Results) -> str:
     if not results.questions:
         return f"Model {model} on task {task}: no test questions were asked."
     return (
-        f"Model {model} on task {task}: {results.questions} test questions{source}, "
-        f"{results.samples} samples each at the run's temperature."
+        f"Model {model} on task {task}: {counted(results.questions, 'test question')}{source}, "
+        f"{counted(results.samples, 'sample')} each at the run's temperature."
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpo.diagnosis import outcome
-from gpo.report.clean import one_line, visible
+from gpo.report.clean import counted, one_line, visible
 from gpo.report.show import SIGNS, signed
 from gpo.types import Problem, StepScores, Trajectory
 
@@ -45,7 +45,7 @@ def print_verdict(console: Console, trajectory: Trajectory) -> None:
     score = trajectory.score
     answer = one_line(score.answer, 200) if score.answer else "none"
     verdict = outcome(trajectory)
-    text = f"{verdict} after {len(trajectory.response_ids):,} tokens" if verdict == "cut off" else verdict
+    text = f"{verdict} after {counted(len(trajectory.response_ids), 'token')}" if verdict == "cut off" else verdict
     console.print(Text(f"Answer: {answer}, {SIGNS[score.verdict]} {text}"))
 
 
@@ -76,7 +76,7 @@ def table(rows: Sequence[Row], first: int = 0) -> Table:
     columns.add_column("value", width=5, no_wrap=True, justify="right")
     columns.add_column("0" + "1".rjust(BAR - 1), width=BAR, no_wrap=True)
     if first:
-        columns.add_row("", "", Text(f"… {first} rows before", style="dim"), "", "", "")
+        columns.add_row("", "", Text(f"… {counted(first, 'row')} before", style="dim"), "", "", "")
     for number, row in enumerate(rows[first:], first):
         change = "" if isnan(row.advantage) else signed(row.advantage)
         columns.add_row(

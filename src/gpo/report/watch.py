@@ -14,6 +14,7 @@ from gpo.config.models import resolve_model
 from gpo.config.run import RunConfig
 from gpo.contracts import Engine, Task
 from gpo.errors import DataError
+from gpo.report.clean import counted
 from gpo.report.terminal import Row, print_question, print_verdict, rows_between, table
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import request_seed
@@ -109,7 +110,7 @@ def watch(console: Console, files: RunDirectory, config: RunConfig, task: Task, 
     if not known:
         raise DataError(f"{files.path} has no graded trajectories to learn values from: gpo rollout {files.path}")
     critic = Critic(model=engine.model_ref.source)
-    with console.status(f"A critic learns from {len(known)} trajectories"):
+    with console.status(f"A critic learns from {counted(len(known), 'trajectory/trajectories')}"):
         head = critic.head(known)
     start = question_start(problem, task, engine.tokenizer)
     monitor = Monitor(critic, head, start, engine.tokenizer)

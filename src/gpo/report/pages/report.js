@@ -29,7 +29,7 @@
       shown += matches;
     }
     if (field("least")) field("least").textContent = least.toFixed(2);
-    field("count").textContent = shown === all ? `${all} trajectories` : `${shown} of ${all} trajectories`;
+    field("count").textContent = `${shown === all ? "" : `${shown} of `}${all} ${all === 1 ? "trajectory" : "trajectories"}`;
   }
 
   function go() {
