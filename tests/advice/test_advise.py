@@ -14,6 +14,7 @@ from gpo.config.components import Spec
 from gpo.errors import ConfigError
 from gpo.experiment.run import Run
 from gpo.storage.directory import RunDirectory
+from gpo.storage.rounds import RoundState
 from toy import toy_config
 
 TOY = (
@@ -44,7 +45,9 @@ def test_a_run_goes_on_with_all_that_a_pilot_sampled(tmp_path: Path, capsys: pyt
     assert again.rollouts.path.read_bytes().startswith(asked)
     assert again.scores("gpo").path.read_bytes().startswith(searched)
     arm = told["arm"]
-    counted = sum(len(t.completion.token_ids) for group in again.groups(arm) for t in group.trajectories)
+    counted = sum(
+        len(t.completion.token_ids) for group in RoundState.of(again, arm).groups() for t in group.trajectories
+    )
     assert counted == pytest.approx(1000, rel=0.1)
     assert sum(told["arms"][arm]["work"]["sampled"].values()) == pytest.approx(counted, rel=0.2)
 

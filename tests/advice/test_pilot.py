@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpo.advice.pilot import Asked, Pilot, Searched, pilot_of, step_chances
-from gpo.advice.work import Training, kinds, pairs_of, prior_of, searches, work_of
+from gpo.advice.work import Training, kinds, pairs_of, prior_of, search_rollouts, searches, work_of
 from gpo.config.options import resolve
 from gpo.storage.codec import from_json
 from gpo.toy import ChainTokenizer
@@ -153,6 +153,27 @@ def test_tokens_by_stratum_leave_as_many_to_the_questions_as_is_stated() -> None
         assert work.sampled["locate"] > 0
     even = work_of(resolve({**options, "fresh_least": "0.6"}), "plain", 100, seen, training)
     assert even.sampled["locate"] == 0
+
+
+def test_a_search_that_was_not_tried_takes_what_its_settings_say() -> None:
+    """Not tried, it was foretold to take nothing."""
+    seen, training = pilot(asked(4, 4), asked(8, 0)), Training(pairs=True)
+    options = {"problems": "10", "budget": "9", "arms": "plain,random,gpo", "arms.gpo": "monte_carlo"}
+    for rollouts in (1, 2):
+        config = resolve({**options, "arms.gpo.rollouts": str(rollouts)})
+        for arm in ("gpo", "random"):  # which repeats it
+            work = work_of(config, arm, 10, seen, training)
+            assert work.sampled["locate"] == 10 * 4 * rollouts * 150
+    assert search_rollouts(resolve({"arms.gpo": "adaptive", "arms.gpo.rollouts": "5"}), "gpo") == 2
+    assert search_rollouts(resolve({"arms.gpo": "entropy"}), "gpo") == 0
+
+
+def test_pairs_of_a_question_without_a_cap_are_as_many_as_its_rollouts_have() -> None:
+    training = Training(pairs=True)
+    config = resolve({"problems": "10", "pairs.per_problem": "none", "pairs.per_start": "3", "rollouts": "2"})
+    cheap = Searched(tokens=50, rollouts=2, rollout_tokens=25.0, prefix=20, tail=30, value=0.5)
+    seen = pilot(asked(1, 1, searched_pairs=9), asked(1, 1), searched=(cheap,))  # every question is searched
+    assert work_of(config, "gpo", 10, seen, training).details["pairs"] == 5 * 9 + 5 * 2 * 3
 
 
 def test_prompts_are_read_once_for_each_turn_of_a_reset_start() -> None:

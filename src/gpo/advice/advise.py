@@ -28,7 +28,8 @@ from gpo.errors import ConfigError, DataError
 from gpo.experiment.plan import EVALUATION, foretell
 from gpo.experiment.questions import questions_of
 from gpo.experiment.run import Run
-from gpo.experiment.stages import ask, locate
+from gpo.experiment.search import locate
+from gpo.experiment.stages import ask
 from gpo.report.progress import short
 from gpo.storage.rounds import RoundState
 from gpo.types import ModelRef, Stage
@@ -116,7 +117,7 @@ def sample_pilot(
         scores = state.scores.read() if search is not None else []
         engine = run.engine()
         found, model = pilot_of(state.rollouts.read(), engine.tokenizer, scores, search, config.pairs), engine.model_ref
-        run.release_engine()
+        run.engine.release()
     if found is None:
         raise DataError("No response of the pilot could be graded. Look at one with --dry-run, then mend the task.")
     return found, model

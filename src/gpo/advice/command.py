@@ -240,7 +240,7 @@ def expectation_lines(advice: Advice) -> list[str]:
         verdict = "a tie" if expected.tie else f"{advice.arm} is ahead"
         lines.append(f"{search} over plain at equal sampled tokens: {points}, {verdict} ({expected.reason}).")
         if expected.tie:
-            lines.append(f"Take {advice.arm}, whose estimate is the larger one; nobody can promise more.")
+            lines.append(f"Take {advice.arm}, which searches nothing, or all arms to find out.")
         else:
             lines.append(f"Take {advice.arm}.")
     else:

@@ -40,9 +40,10 @@ class Evidence:
 
     @property
     def variance(self) -> float:
-        """With what seeds do to a difference, where one or two were tried: two that agree tell little of it."""
-        of_seed = SEED_SPREAD["pairs" if self.pairs else "groups"] ** 2 / self.seeds if self.seeds < 3 else 0.0
-        return ((self.upper - self.lower) / (2 * Z)) ** 2 + of_seed
+        """At least what seeds do to a difference, and of one or two seeds that as well: a few may agree by luck."""
+        of_seed = SEED_SPREAD["pairs" if self.pairs else "groups"] ** 2 / self.seeds
+        measured = ((self.upper - self.lower) / (2 * Z)) ** 2
+        return measured + of_seed if self.seeds < 3 else max(measured, of_seed)
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def expect(
     """What a run like the pilot's may expect of a search.
 
     1. Measurements of the same method and allocation whose base success is within `NEAR` decide, pooled; where the
-       method has none, those of its kind. An interval that holds 0 is a tie, and the arm with the larger estimate is
-       taken.
+       method has none, those of its kind. An interval that holds 0 is a tie, and plain sampling is taken, which is
+       simpler.
     2. Else, if success is rare, the search is taken if the rule v (1 - v) / tokens speaks for it: theory has resets
        ahead there with separate and with shared skills alike.
     3. Else plain sampling: a search is paid for before it gives anything.
@@ -93,9 +94,8 @@ def expect(
     if near:
         near = [row for row in near if row.method == method] or near
         found = pooled(near)
-        tie = found.lower <= 0 <= found.upper
         reason = f"{_count(near)} near this, {_bases(near)}"
-        return Expectation(found.estimate > 0, tie, found, rule, reason)
+        return Expectation(found.lower > 0, found.lower <= 0 <= found.upper, found, rule, reason)
     kind = "pairs" if pairs else "groups"
     there = f"; with {kind} there is {_bases(same)}" if same else f"; with {kind} nothing at all"
     reason = f"nothing was measured near a success of {pilot.success:.2f}{there}"

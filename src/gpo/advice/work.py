@@ -12,7 +12,7 @@ from scipy.stats import betabinom
 from gpo.advice.cost import Work
 from gpo.advice.pilot import Asked, Pilot
 from gpo.config.components import Spec, made
-from gpo.config.run import RunConfig, settled
+from gpo.config.run import RunConfig, describe, settled
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
 from gpo.estimators.random import RandomStep
@@ -21,6 +21,9 @@ from gpo.experiment.plan import FIRST, foretell
 from gpo.types import Stage
 
 STRENGTHS = tuple(2.0**power for power in range(-3, 6))  # of the prior of a question's success, that are tried
+# Where no search was tried, as seen of the embedded reasoner: the part that a search takes of the rollouts it may have,
+# and how many times as many pairs a question has once one of its trajectories was searched.
+TAKEN, GAIN = {"adaptive": 0.4}, 2.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ def searches(estimator: Any) -> bool:
     return not issubclass(_class_of(estimator), NoReset | MatchedRandom | RandomStep)
 
 
+def search_rollouts(config: RunConfig, arm: str) -> float:
+    """How many a search is taken to sample from every boundary of a trajectory, by its settings; 0: none."""
+    arms = describe(config)["arms"]
+    found = arms[arm]
+    if issubclass(_class_of(config.arms[arm]), MatchedRandom):
+        found = arms[found["arm"]]
+    return float(TAKEN.get(found["name"], 1.0) * found.get("rollouts", 0))
+
+
 def _class_of(estimator: Any) -> type:
     if isinstance(estimator, Spec | str):
         spec = Spec("estimator", estimator) if isinstance(estimator, str) else estimator
@@ -79,7 +91,8 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
 
     Pairs: a question that was not searched has as many as the more frequent of its outcomes, among different responses;
     further rollouts follow the Beta-binomial law of what the pilot saw of it. One that was searched has as many as
-    those that the pilot searched. A round is like the first.
+    those that the pilot searched. A round is like the first. Where the pilot searched nothing, a search takes what its
+    settings say (`search_rollouts`).
 
     Args:
         questions: training problems.
@@ -94,7 +107,7 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
     looks = not issubclass(kind, NoReset | RandomStep)
     resets = not issubclass(kind, NoReset)
     stratum = resets and config.by_stratum(arm)
-    each = pilot.search_tokens
+    each = search_rollouts(config, arm) * pilot.weight if isnan(pilot.search_tokens) else pilot.search_tokens
     candidates = asked * min(config.locate_per_problem, config.rollouts)
     located = 0.0
     if looks and not isnan(each):
@@ -147,14 +160,14 @@ def work_of(config: RunConfig, arm: str, questions: int, pilot: Pilot, training:
 
 def _pairs(config: RunConfig, pilot: Pilot, asked: int, rollouts: float, searched: float) -> tuple[float, float]:
     """Pairs of a round, and the tokens of both sequences of each."""
-    cap = config.pairs.per_problem or 10**9
+    cap = config.pairs.per_problem or config.rollouts * config.pairs.per_start
     scale = asked / len(pilot.asked)
     mixed = sum(scale for each in pilot.asked if 0 < each.right < each.graded)
     share = min(1.0, searched / mixed) if mixed else 0.0  # of the questions with both outcomes, that were searched
     prior, most = prior_of(pilot.asked), min(cap, config.pairs.per_start)
     # How many times as many pairs a question has once one of its trajectories was searched.
     seen = [(each.searched_pairs, pairs_of(each, 0, most, prior)) for each in pilot.asked if each.searched_pairs]
-    gain = sum(after for after, _ in seen) / max(sum(before for _, before in seen), 1.0) if seen else float(cap)
+    gain = sum(after for after, _ in seen) / max(sum(before for _, before in seen), 1.0) if seen else GAIN
     count = tokens = 0.0
     for each in pilot.asked:
         pairs = pairs_of(each, rollouts, most, prior)
@@ -179,7 +192,8 @@ def prior_of(asked: Sequence[Asked]) -> tuple[float, float]:
 
     def likelihood(strength: float) -> float:
         a, b = mean * strength, (1 - mean) * strength
-        return sum(float(betabinom.logpmf(each.right, each.graded, a, b)) for each in asked)
+        counts = [each.right for each in asked], [each.graded for each in asked]
+        return float(betabinom.logpmf(*counts, a, b).sum())
 
     strength = max(STRENGTHS, key=likelihood)
     return mean * strength, (1 - mean) * strength
@@ -190,10 +204,10 @@ def pairs_of(asked: Asked, rollouts: float, cap: int, prior: tuple[float, float]
     again = max(0, round(rollouts) - asked.graded)
     law = betabinom(again, asked.right + prior[0], asked.wrong + prior[1])
     total = 0.0
-    for new in range(again + 1):
+    for new, chance in enumerate(law.pmf(range(again + 1)).tolist()):
         right, wrong = kinds(asked.kinds_right, new), kinds(asked.kinds_wrong, again - new)
         if right and wrong:
-            total += float(law.pmf(new)) * min(cap, max(right, wrong))
+            total += chance * min(cap, max(right, wrong))
     return total
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gpo.config.help import entries
 from gpo.config.options import flag, resolve, split, take_data_folder
-from gpo.config.run import RunConfig
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.storage.chunks import Chunks
 from gpo.storage.files import refuse_folder
@@ -17,7 +16,7 @@ from gpo.suites.suite import SHIPPED, Cell, Suite, read_suite
 DEFAULT = "runs/compare"
 OPTIONS = {
     "--quick": "one seed and small runs: the suite's options for it, no tuning",
-    "--dry-run": "say what would be run and what difference it could tell, and stop",
+    "--dry-run": "say what would be run, what difference it could tell and what it takes, and stop",
     "--finished": "run nothing; the page of the cells that are finished",
     "--results FILES": "results.jsonl from elsewhere; their cells are not run again",
     "--page FILE": "write the page there too, such as docs/results.md",
@@ -45,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     check(suite)
     folder = Path(names[1] if len(names) > 1 else f"{DEFAULT}/{suite.name}")
     if flag(options, "dry-run"):
+        from gpo.suites.plan import plan
+
         print(plan(suite))
         return 0
     compare(suite, folder, options, run=not flag(options, "finished"))
@@ -136,39 +137,6 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
         soft_wrap=True,
         markup=False,
     )
-
-
-def plan(suite: Suite) -> str:
-    """What a suite would run, and what difference it could tell."""
-    from gpo.suites.table import detectable, trains_on_groups
-
-    tuning = list(suite.tuning_cells())
-    rows = [(regime, method) for regime in suite.regimes for method in suite.methods]
-    first: RunConfig = resolve(suite.options(Cell(*rows[0], suite.seeds[0])))
-    questions = first.test_problems
-    arms = dict.fromkeys(arm for row in rows for arm in resolve(suite.options(Cell(*row, suite.seeds[0]))).arms)
-    lines = [
-        suite.title,
-        f"  rows        {len(rows)}: {len(suite.methods)} methods, {len(suite.regimes)} regimes",
-        f"  arms        {', '.join(arms)}",
-        f"  seeds       {len(suite.seeds)} ({', '.join(map(str, suite.seeds))})",
-        f"  tuning      {len(tuning)} runs on development questions",
-        f"  test        {len(rows) * len(suite.seeds)} runs, more where arms have different settings",
-    ]
-    if suite.matched != "tokens":
-        lines.append(
-            f"  matched     {suite.matched}, found by {len(rows)} runs, more where arms have different settings"
-        )
-    if questions is not None:
-        kinds = {trains_on_groups(suite.options(Cell(*row, suite.seeds[0]))) for row in rows}
-        told = " and ".join(
-            f"{100 * detectable(questions, first.test_samples, len(suite.seeds), groups=groups):.1f} points "
-            f"with {'groups' if groups else 'pairs'}"
-            for groups in sorted(kinds)
-        )
-        lines.append(f"  tells       {told}, four times of five")
-        lines.append(f"              ({questions} questions, {first.test_samples} samples each)")
-    return "\n".join(lines)
 
 
 def usage() -> str:

@@ -25,6 +25,15 @@
     [quick]                         # options of `--quick`, which takes the first seed and no tuning
     problems = 24
 
+    [plan]                          # what `--dry-run` cannot know: see `gpo.advice.stated.Plan`
+    prompt = 130
+    response = 300
+    steps = 12
+    right = 0.8
+    gpu = "h100"
+    [plan.bbh]                      # of one regime
+    response = 400
+
 Names are those of `gpo run --help`; a dotted name may be a table too (`[run.pairs]`, `most = 400`). A method takes the
 name of its section where it has no `method` and its name is one of a method.
 """
@@ -40,13 +49,27 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gpo.advice.stated import Plan
 from gpo.config.registry import METHODS
-from gpo.errors import ConfigError, unknown
+from gpo.errors import ConfigError, DataError, unknown
+from gpo.storage.codec import from_json
 
 Options = dict[str, str]  # of `gpo run`, without the dashes
 Phase = Literal["tuning", "matching", "test"]
 Matched = Literal["tokens", "flops", "seconds"]
-SECTIONS = ("title", "seeds", "split", "matched", "tuning_seeds", "run", "methods", "regimes", "tuning", "quick")
+SECTIONS = (
+    "title",
+    "seeds",
+    "split",
+    "matched",
+    "tuning_seeds",
+    "run",
+    "methods",
+    "regimes",
+    "tuning",
+    "quick",
+    "plan",
+)
 RESERVED = ("seed", "test_split", "trust")
 SHIPPED = Path(__file__).parent / "files"
 
@@ -87,6 +110,7 @@ class Suite:
     matched: Matched = "tokens"  # sampled ones
     source: str = ""  # how the command names it
     origins: Mapping[str, str] = field(default_factory=dict)  # of a method that is another one but for some options
+    plan: Mapping[str, Plan] = field(default_factory=dict)  # by regime; empty where the file has none
 
     def options(self, cell: Cell) -> Options:
         """What `gpo run` would be given for a cell: the regime's over the suite's, then the method's."""
@@ -167,6 +191,8 @@ def read_suite(source: str) -> Suite:
         source=source,
         origins=origins,
     )
+    if "plan" in data:
+        suite = replace(suite, plan=_plan(data["plan"], suite.regimes, path))
     if suite.tuning and split == "dev":
         raise ConfigError(f"{path}: tuning chooses on development questions; with it, split must be test.")
     if not suite.methods:
@@ -227,6 +253,17 @@ def _tuning(rows: Any, path: Path) -> dict[str, tuple[str, ...]]:
             raise ConfigError(f"{path}: tuning.{name} must be a list of values to try, got {values!r}.")
         found[name] = tuple(_text(value, f"{path}: tuning.{name}") for value in values)
     return found
+
+
+def _plan(rows: Any, regimes: Mapping[str, Options], path: Path) -> dict[str, Plan]:
+    """What is stated of every regime: in general, and over that of the regime itself."""
+    if not isinstance(rows, dict):
+        raise ConfigError(f"{path}: plan must be a table, got {rows!r}.")
+    general = {name: value for name, value in rows.items() if name not in regimes}
+    try:
+        return {regime: from_json(Plan, {**general, **rows.get(regime, {})}) for regime in regimes}
+    except (ConfigError, DataError, TypeError) as error:
+        raise ConfigError(f"In the plan of the suite {path}: {error}") from error
 
 
 def _settings(rows: Any, where: str, path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gpo.suites.suite import Options, Suite
 Array = np.ndarray[Any, np.dtype[np.float64]]
 # Of a difference of two arms, where nothing was measured yet: spread of what seeds do to it, by what a method trains
 # on, spread of its truth over questions, and the variance of a sample within its question.
-SEED_SPREAD = {"pairs": 0.01, "groups": 0.03}
+SEED_SPREAD = {"pairs": 0.02, "groups": 0.03}
 QUESTION_SPREAD, WITHIN = 0.1, 0.12
 DRAWS = 4000
 POINTS = 20  # of a learning curve at most
@@ -38,7 +38,6 @@ class Contrast:
     origin: str  # the method of the other one; that of the arm, but where a row is compared with the one it is from
     difference: Interval  # of accuracy, arm minus other; n counts questions
     seeds: int
-    tells: float  # the true difference that so many seeds, questions and samples would tell (`detectable`)
     strata: dict[str, Interval]  # the same among the questions of a stratum
     horizons: dict[str, Interval]  # and among those of so many steps; NaN where outcomes do not tell
     learning: Interval  # difference of the accuracy in training, mean over the rounds from the second; NaN without
@@ -136,7 +135,6 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
         others[0].cell.method,
         crossed_mean(table),
         len(pairs),
-        _tells(pairs[0][0], len(pairs)) if pairs else nan,
         _among(table, _of_other_seeds(solved), STRATA),
         _among(table, [_over_seeds(taken)] * len(table), HORIZONS),
         crossed_mean([curve for curve in curves if len(curve) == min(map(len, curves))]),
@@ -145,10 +143,6 @@ def _contrast(rows: Sequence[Outcome], arm: str, other: str, others: Sequence[Ou
 
 def _having(arm: str, rows: Sequence[Outcome], seed: int) -> Outcome | None:
     return next((row for row in rows if row.cell.seed == seed and arm in row.arms), None)
-
-
-def _tells(row: Outcome, seeds: int) -> float:
-    return detectable(len(row.questions), row.samples, seeds, groups=trains_on_groups(row.options))
 
 
 def _among(table: Sequence[Array], values: Sequence[Array], bins: Bins) -> dict[str, Interval]:
