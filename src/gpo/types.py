@@ -11,9 +11,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
+
+from gpo.errors import ConfigError
 
 DEFAULT_RUN = "runs/gpo"  # the directory of a command that names none
 Split = Literal["train", "dev", "test"]
@@ -267,7 +269,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How preference pairs are made of groups."""
+    """How preference pairs are made of groups.
+
+    Raises:
+        ConfigError: a setting is of another type, or out of its range.
+    """
 
     per_start: int = 16  # as many as of a problem, so that an arm of one start a problem is not short of pairs
     per_problem: int | None = 16  # taken in turns from the starts of a problem; None: no cap
@@ -277,10 +283,24 @@ class PairSettings:
     certainty: float = 0.75  # of pairs of steps: posterior probability that the chosen one is better, at least
     strength: float = 2.0  # of step credit: rollouts that the prefix's own value counts as
 
+    def __post_init__(self) -> None:
+        for name in ("per_start", "per_problem", "most"):
+            cap, none = getattr(self, name), name != "per_start"
+            if not ((none and cap is None) or (type(cap) is int and cap >= 1)):
+                raise ConfigError(f"pairs.{name} is {cap!r}, expected at least 1{', or none for all' * none}.")
+        for name, choices in (("truncated", get_args(Truncated)), ("prefix_in", get_args(PrefixIn))):
+            if (choice := getattr(self, name)) not in choices:
+                raise ConfigError(f"pairs.{name} is {choice!r}, expected {' or '.join(choices)}.")
+        for name, low, high in (("certainty", 0.5, 1.0), ("strength", 0.0, inf)):
+            value = getattr(self, name)
+            if type(value) not in (float, int) or not low <= value < high:
+                most = "" if high == inf else f" and below {high:g}"
+                raise ConfigError(f"pairs.{name} is {value!r}, expected a number of at least {low:g}{most}.")
+
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a method is told of the round that it trains in. Outside a run the defaults will do."""
+    """What a method is told of the round that it trains in. Outside a run the defaults will do; paths may be texts."""
 
     model: ModelRef | None = None  # training begins with it; None: the method's own
     reference: ModelRef | None = None  # of the KL of online methods; None: the model as it is at the first update
@@ -296,3 +316,8 @@ class RoundContext:
     work_dir: Path | None = None  # checkpoints of an unfinished update; None: none are kept
     metrics_path: Path | None = None  # JSON lines; None: none are written
     on_step: Callable[[dict[str, float]], None] | None = None  # gets the metrics of each step, with `steps` in all
+
+    def __post_init__(self) -> None:
+        for name in ("images", "work_dir", "metrics_path"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))

@@ -63,6 +63,13 @@ class Half:
         return []
 
 
+class Unclosed:
+    """An engine that is no context manager."""
+
+    tokenizer, model_ref, context_length, stop_ids, repeatable = None, None, 8, frozenset[int](), True
+    generate, logprobs, load, close = ChainEngine.generate, ChainEngine.logprobs, ChainEngine.load, ChainEngine.close
+
+
 class Nameless(ChainEngine):
     """Does not say which model it samples from."""
 
@@ -88,6 +95,7 @@ class Nameless(ChainEngine):
             r"is not an engine: it has no logprobs\(contexts, ",
         ),
         ({"engine": Half()}, r"'Half' is not an engine: it has no logprobs"),
+        ({"engine": Unclosed()}, r"'Unclosed' is not an engine: it has no __enter__, __exit__\."),
         ({"engine": Nameless()}, r"'Nameless' .*model_ref"),
         ({"model": "./nowhere"}, r"There is no model in \./nowhere\. Give --model a directory"),
     ],

@@ -170,6 +170,12 @@ class Needy:
         return ModelRef(self.model, "needy", tokenizer="words")
 
 
+@pytest.mark.parametrize("model", [None, 5, 0.5, True, ""])
+def test_what_names_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(ConfigError, match=f"model is {model!r}, expected a directory or a hub id, or reasoner"):
+        RunConfig(model=model)
+
+
 def test_a_run_gives_what_was_not_set() -> None:
     assert made("engine", Spec("engine", "test_config:Needy"), model="m", other=1).model == "m"
     assert made("engine", Spec("engine", "test_config:Needy", {"model": "own"}), model="m").model == "own"

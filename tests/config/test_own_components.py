@@ -202,7 +202,7 @@ def test_a_class_that_is_no_dataclass_has_no_settings() -> None:
         (lambda: RunConfig(credit="tale"), r"credit is 'tale', expected one of tail, step, tree\."),  # type: ignore[arg-type]
         (
             lambda: RunConfig(pairs=gpo.PairSettings(most="8")),  # type: ignore[arg-type]
-            r"pairs\.most is '8', expected a whole number or none\.",
+            r"pairs\.most is '8', expected at least 1, or none for all\.",
         ),
         (lambda: RunConfig(task=Plain), r"The task is the class Plain, .*Give Plain\(\)\."),  # type: ignore[arg-type]
         (

@@ -62,6 +62,17 @@ def test_a_task_that_compares_says_which_answers_are_the_same() -> None:
     assert found.models[0].majority.estimate == 0.0
 
 
+def test_answers_are_compared_only_where_it_matters() -> None:
+    """Of k wrong answers that differ there are k(k-1)/2 comparisons, each in another process for mathematics."""
+
+    class Never(ChainTask):
+        def same(self, a: str, b: str) -> bool:
+            raise AssertionError
+
+    assert board(group(0, RIGHT, RIGHT, wrong("a"), FAILED), task=Never()).models[0].majority.estimate == 1.0
+    assert board(group(0, wrong("a"), wrong("b"), wrong("c")), task=Never()).models[0].majority.estimate == 0.0
+
+
 def test_questions_without_enough_graded_samples_are_counted_and_said() -> None:
     found = board(group(0, RIGHT, WRONG), group(1, RIGHT, FAILED), group(2, FAILED, FAILED), group(3))
     [model] = found.models

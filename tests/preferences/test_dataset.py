@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from math import isnan
@@ -11,13 +12,14 @@ import yaml
 from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 import gpo
 from gpo.errors import ConfigError, DataError
-from gpo.experiment.budget import rollouts_from
 from gpo.experiment.run import Run
-from gpo.preferences.dataset import apart, interleave, to_dataset, to_table, unpaired_rows, write_dataset
+from gpo.preferences.dataset import apart, interleave, to_table, unpaired_rows, write_dataset
 from gpo.preferences.pairs import read_pairs, to_row
+from gpo.storage.rounds import RoundState
 from gpo.types import Pair, StartKey
 from toy import toy_config
 
@@ -43,13 +45,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_dataset_has_the_text_columns_of_trl_and_our_ids() -> None:
-    dataset = to_dataset(PAIRS)
+    dataset = Dataset(to_table([to_row(pair) for pair in PAIRS]))
     assert dataset.column_names[:4] == ["problem_id", "prompt", "chosen", "rejected"]
     assert [dataset[i] for i in range(len(PAIRS))] == [to_row(pair) for pair in PAIRS]
 
 
 def test_unpaired_rows_are_both_sides_of_every_pair() -> None:
-    dataset = to_dataset(PAIRS, "completion", "unpaired", seed=3)
+    dataset = Dataset(to_table(list(unpaired_rows(PAIRS, "completion", seed=3))))
     found = {(row["prompt"], row["completion"], row["label"], tuple(row["completion_ids"])) for row in dataset}
     expected = {(p.prompt, p.prefix + p.chosen, True, p.chosen_ids) for p in PAIRS}
     assert found == expected | {(p.prompt, p.prefix + p.rejected, False, p.rejected_ids) for p in PAIRS}
@@ -58,8 +60,6 @@ def test_unpaired_rows_are_both_sides_of_every_pair() -> None:
         assert row["provenance"]["completion_id"] == f"{row['problem_id']}/{'+' if row['label'] else '-'}"
         assert row["provenance"]["model"] == "m"
         assert "chosen_id" not in row["provenance"]
-    with pytest.raises(ConfigError, match="form is 'triples', expected one of pairs, unpaired"):
-        to_dataset(PAIRS, form="triples")  # type: ignore[arg-type]
 
 
 def test_columns_have_the_same_types_where_one_arm_knows_nothing() -> None:
@@ -100,7 +100,7 @@ def test_siblings_are_spread_over_the_whole_and_never_neighbours() -> None:
 def test_siblings_of_one_prefix_are_no_neighbours_in_the_unpaired_form() -> None:
     pairs = [pair("p", prefix) for prefix in "abc" for _ in range(4)]
     for seed in range(5):
-        assert neighbours(unpaired_rows(pairs, seed=seed), lambda row: row["prefix"]) == 0
+        assert neighbours(list(unpaired_rows(pairs, seed=seed)), lambda row: row["prefix"]) == 0
 
 
 def test_both_forms_load_from_the_folder_by_name(tmp_path: Path) -> None:
@@ -115,7 +115,17 @@ def test_both_forms_load_from_the_folder_by_name(tmp_path: Path) -> None:
         for form in ("pairs", "unpaired")
     }
     assert list(loaded["pairs"]) == [to_row(pair) for pair in PAIRS]
-    assert list(loaded["unpaired"]) == unpaired_rows(PAIRS)
+    assert list(loaded["unpaired"]) == list(unpaired_rows(PAIRS))
+
+
+def test_a_data_set_that_is_written_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(PAIRS, tmp_path / "whole")
+    monkeypatch.setattr("gpo.preferences.dataset.ROWS", 2)
+    write_dataset(PAIRS, tmp_path / "parts")
+    for form in ("pairs", "unpaired"):
+        whole, parts = (parquet.read_table(tmp_path / name / f"{form}.parquet") for name in ("whole", "parts"))
+        assert parts.equals(whole)
+        assert len(parts) > 2
 
 
 def test_the_card_says_what_is_in_the_files(tmp_path: Path) -> None:
@@ -142,7 +152,7 @@ def test_build_writes_lines_and_a_data_set_of_the_same_pairs(run: Run) -> None:
 
 
 def test_every_row_says_where_it_comes_from(run: Run) -> None:
-    groups = {t.id: t for group in run.files.groups("gpo") for t in group.trajectories}
+    groups = {t.id: t for group in RoundState.of(run.files, "gpo").groups() for t in group.trajectories}
     scores = {score.trajectory_id: score for score in run.files.scores("gpo").read()}
     behind = 0
     for row in gpo.load_pairs(run.files.path, "gpo"):
@@ -163,7 +173,9 @@ def test_every_row_says_where_it_comes_from(run: Run) -> None:
 
 
 def test_a_start_that_the_search_has_sampled_from_gets_only_what_it_misses(run: Run) -> None:
-    had = rollouts_from(group for score in run.files.scores("gpo").read() for group in score.rollouts)
+    had = Counter(
+        t.start.key for score in run.files.scores("gpo").read() for g in score.rollouts for t in g.trajectories
+    )
     first: dict[StartKey, int] = {}
     for group in run.files.resets("gpo").read()[:-1]:  # the last one gets what is left
         first.setdefault(group.start.key, len(group.trajectories))

@@ -2,13 +2,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpo.errors import ConfigError, DataError
-from gpo.preferences.pairs import build_pairs, check_settings, read_pairs, to_row, write_pairs
+from gpo.preferences.pairs import build_pairs, read_pairs, to_row, write_pairs
 from gpo.types import Completion, FinishReason, Group, Pair, PairSettings, Score, Start, StepScores, Trajectory, Verdict
 
 EOS = 9
@@ -110,8 +111,6 @@ def test_limits_per_start_per_problem_and_in_all() -> None:
     assert {pair.prefix_ids for pair in capped if pair.problem_id == "p"} == {(2,), (3,)}
     cut = build_pairs(groups, Letters(), settings=PairSettings(most=7))
     assert sorted(Counter(pair.problem_id for pair in cut).values()) == [2, 2, 3]
-    with pytest.raises(ConfigError, match="per_start must be at least 1, got 0"):
-        build_pairs(groups, Letters(), settings=PairSettings(per_start=0))
 
 
 def test_the_critical_start_of_a_problem_comes_first_and_provenance_says_so() -> None:
@@ -185,6 +184,8 @@ def test_pairs_survive_the_file(tmp_path, prefix_in) -> None:  # type: ignore[no
     write_pairs(pairs, tmp_path / "a" / "pairs.jsonl", prefix_in)
     assert read_pairs(tmp_path / "a" / "pairs.jsonl") == pairs
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["pairs.jsonl"]
+    write_pairs(pairs, str(tmp_path / "b.jsonl"), prefix_in)
+    assert read_pairs(str(tmp_path / "b.jsonl")) == pairs
 
 
 @pytest.mark.parametrize("line", ["{", "{}", "[]", '{"problem_id": 1, "prompt_ids": 3}'])
@@ -233,11 +234,34 @@ def test_what_ends_a_response_is_what_the_engine_says() -> None:
     assert (pair.chosen, pair.rejected) == ("dh", "e")
 
 
-def test_settings_of_pairs_are_checked() -> None:
-    for limits in (PairSettings(per_problem=0), PairSettings(most=-1)):
-        with pytest.raises(ConfigError, match="must be at least 1"):
-            check_settings(limits)
-    with pytest.raises(ConfigError, match="Unknown truncated 'kept'"):
-        check_settings(PairSettings(truncated="kept"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="Unknown prefix_in 'both'"):
-        build_pairs([], Letters(), settings=PairSettings(prefix_in="both"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"per_problem": 0}, "pairs.per_problem is 0, expected at least 1, or none for all"),
+        ({"most": 1.5}, "pairs.most is 1.5, expected at least 1, or none for all"),
+        ({"per_start": None}, r"pairs.per_start is None, expected at least 1\."),
+        ({"truncated": "kept"}, "pairs.truncated is 'kept', expected rejected or excluded"),
+        ({"prefix_in": None}, "pairs.prefix_in is None, expected prompt or completion or masked"),
+        ({"certainty": 7}, "pairs.certainty is 7, expected a number of at least 0.5 and below 1"),
+        ({"strength": "3"}, "pairs.strength is '3', expected a number of at least 0"),
+    ],
+)
+def test_settings_of_pairs_are_checked(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PairSettings(**wrong)
+
+
+def test_only_what_is_chosen_is_decoded() -> None:
+    """Decoding is most of the time where responses are long, and most pairs are left out by the caps."""
+
+    class Counting(Letters):
+        calls = 0
+
+        def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+            Counting.calls += 1
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    rows = [((i, j, EOS), "right" if i % 2 else "wrong") for i in range(8) for j in range(8)]
+    (pair,) = build_pairs([group("p", (), *rows)], Counting(), settings=PairSettings(most=1))
+    assert pair.chosen
+    assert Counting.calls < 10

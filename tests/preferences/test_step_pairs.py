@@ -1,13 +1,11 @@
 """Pairs of single steps, on toy processes."""
 
-from pathlib import Path
-
 import pytest
 
 from gpo.config.components import Spec
-from gpo.errors import ConfigError
 from gpo.experiment.run import Run
 from gpo.preferences.step_pairs import build_step_pairs
+from gpo.storage.rounds import RoundState
 from gpo.types import Group, PairSettings
 from toy import toy_config
 
@@ -21,7 +19,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def groups(run: Run) -> list[Group]:
-    return run.files.groups("gpo")
+    return RoundState.of(run.files, "gpo").groups()
 
 
 def steps_of(run: Run) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
@@ -70,9 +68,3 @@ def test_the_choice_of_pairs_is_the_same_every_time(run: Run) -> None:
         for _ in range(2)
     )
     assert once == again
-
-
-def test_settings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    for settings in (PairSettings(certainty=0.2), PairSettings(strength=-1.0), PairSettings(per_start=0)):
-        with pytest.raises(ConfigError, match=r"pairs\.(certainty|strength|per_start)"):
-            Run(tmp_path, toy_config(pairs=settings))

@@ -91,6 +91,15 @@ def check_component(kind: str, given: Any, **more: Any) -> Any:
     return component
 
 
+def check_instance(kind: str, given: Any) -> None:
+    """Raises: ConfigError if a name, a class or something else stands where an instance belongs."""
+    refuse_class(kind, given)
+    if isinstance(given, str | Spec):
+        name = given if isinstance(given, str) else given.name
+        raise ConfigError(f"The {kind} is the name {name!r}, expected an instance: gpo.make({kind!r}, {name!r}).")
+    check_calls(kind, given, type(given).__name__)
+
+
 def check_class(kind: str, component: Any, name: str) -> None:
     """Raises: ConfigError if a class lacks a method of its contract; a segmenter's function lacks none."""
     if not isinstance(component, type):
@@ -113,7 +122,8 @@ def check_calls(kind: str, component: Any, name: str) -> None:
         except TypeError as error:
             raise _misfit(kind, name, f"{_shown(method, wanted)} cannot be called: {error}") from error
     if kind == "engine" and not isinstance(component, Engine):
-        lacking = [each for each in vars(Engine) if each[0] != "_" and not hasattr(component, each)]
+        named = [each for each in vars(Engine) if each[0] != "_"]
+        lacking = [each for each in (*named, "__enter__", "__exit__") if not hasattr(component, each)]
         raise _misfit(kind, name, f"it has no {', '.join(lacking)}")
 
 

@@ -30,8 +30,8 @@ OF_STAGE: Mapping[str, Sequence[str]] = {
     "rollout": ("model", "task", "engine", "segmenter", "problems", "rollouts", *SAMPLING),
     "locate": ("arms", "estimator", "budget", "locate_share", "locate_per_problem", *ALLOCATION),
     "reset": ("reset_rollouts", "reset_turns", "reset_fraction", "budget", *ALLOCATION),
-    "build": ("credit", "pairs", "reuse", "max_staleness"),
-    "train": ("method", "rounds", "round_problems", "reuse", "max_staleness", "launch", "workers"),
+    "build": ("credit", "pairs", "reuse"),
+    "train": ("method", "rounds", "round_problems", "reuse", "launch", "workers"),
     "evaluate": ("test_problems", "test_skip", "test_samples", "test_split", "workers"),
     "results": (),
 }

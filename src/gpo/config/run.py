@@ -24,11 +24,10 @@ COMPONENTS = ("task", "engine", "method", "segmenter")
 SAMPLE_SHIPPED = ("hf", "openai", "ray", "vllm")  # engines that sample from the models that ship with GPO
 
 
-OR_ALL = ("test_problems", "round_problems", "pairs.per_problem", "pairs.most")
+OR_ALL = ("test_problems", "round_problems")
 AT_LEAST_ONE = (
     *("problems", "rollouts", "locate_per_problem", "reset_rollouts", "rounds", "test_samples", "max_tokens", "chunk"),
-    "workers",
-    *("pairs.per_start", *OR_ALL),
+    *("workers", *OR_ALL),
 )
 
 
@@ -65,7 +64,6 @@ class RunConfig:
     buffer: int = 0  # rounds for which a rare outcome is kept, to be searched again, where tokens go by stratum
     reuse: bool | None = None  # train on the search's rollouts too; None: as pairs, and for steps
     rounds: int = 1  # of sampling and training; the model that a round has trained samples in the next one
-    max_staleness: int = 0  # rounds of training that the policy of a rollout may lack when it is trained on
     round_problems: int | None = None  # training problems of each round, in turns; None: all
     test_problems: int | None = 360  # taken evenly from the sub-tasks; None: all; 0: models are trained and not asked
     test_skip: int = 0  # test problems that are left out, the first ones: those that settings were chosen on
@@ -82,12 +80,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PairSettings):
             raise ConfigError(f"pairs is {self.pairs!r}, expected such as gpo.PairSettings(per_start=8).")
-        _check_types(self, "")
-        _check_types(self.pairs, "pairs.")
+        if not self.model or isinstance(self.model, int | float):
+            raise ConfigError(f"model is {self.model!r}, expected a directory or a hub id, or reasoner.")
+        _check_types(self)
         self._name_components()
         for name in AT_LEAST_ONE:
-            owner, _, key = name.rpartition(".")
-            value = getattr(getattr(self, owner) if owner else self, key)
+            value = getattr(self, name)
             least = 0 if name == "test_problems" else 1
             if value is not None and value < least:
                 raise ConfigError(
@@ -102,10 +100,6 @@ class RunConfig:
             raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:
             raise ConfigError(f"{self.workers} workers write whole chunks. Add --piece_seconds 0, or take --workers 1.")
-        if not 0.5 <= self.pairs.certainty < 1:
-            raise ConfigError(f"pairs.certainty is {self.pairs.certainty}, expected a probability from 0.5 to 1.")
-        if not 0 <= self.pairs.strength < inf:
-            raise ConfigError(f"pairs.strength is {self.pairs.strength}, expected a number of rollouts of at least 0.")
         if not self.arms:
             raise ConfigError(f"A run needs at least one arm, for instance {', '.join(ARMS)}.")
         for name in self.arms:
@@ -136,9 +130,8 @@ class RunConfig:
             raise ConfigError(f"reset_turns is {self.reset_turns}, expected a number of turns; 0: no limit.")
         if self.test_skip < 0:
             raise ConfigError(f"test_skip is {self.test_skip}, expected a number of test problems of at least 0.")
-        for name in ("max_staleness", "buffer"):
-            if (value := getattr(self, name)) < 0:
-                raise ConfigError(f"{name} is {value}, expected a number of rounds of at least 0.")
+        if self.buffer < 0:
+            raise ConfigError(f"buffer is {self.buffer}, expected a number of rounds of at least 0.")
         if self.allocation not in ("uniform", "stratum"):
             for name in self.allocation.split(","):
                 if name.strip() not in self.arms:
@@ -171,9 +164,9 @@ class RunConfig:
             object.__setattr__(self, "piece_seconds", 0.0 if whole else PIECE_SECONDS)
 
 
-def _check_types(settings: Any, prefix: str) -> None:
+def _check_types(settings: RunConfig) -> None:
     """Raises: ConfigError if a setting that is a plain value is of another type."""
-    for name, kind in get_type_hints(type(settings)).items():
+    for name, kind in get_type_hints(RunConfig).items():
         if name in (*COMPONENTS, "model", "arms", "pairs"):
             continue
         value = getattr(settings, name)
@@ -182,7 +175,7 @@ def _check_types(settings: Any, prefix: str) -> None:
                 raise DataError(name)
             from_json(kind, value)
         except (DataError, TypeError):
-            raise ConfigError(f"{prefix}{name} is {value!r}, expected {words(kind)}.") from None
+            raise ConfigError(f"{name} is {value!r}, expected {words(kind)}.") from None
 
 
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:

@@ -11,7 +11,6 @@ An evaluation directory holds
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,7 @@ from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.evaluation.scoreboard import Scoreboard, markdown, score_models
 from gpo.images.tokenizer import keep_images
-from gpo.rollout.answers import refuse_a_broken_grader
-from gpo.rollout.prompting import question_start
+from gpo.rollout.asking import ask, unasked
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly
 from gpo.storage.codec import from_json, to_json
@@ -41,7 +39,6 @@ from gpo.storage.files import write_json, write_text
 from gpo.storage.lock import locked
 from gpo.types import Group, ModelRef, Problem, Split
 
-log = logging.getLogger(__name__)
 COMPONENTS = ("task", "engine")
 OF_RUNS = {  # what a run calls an option
     **dict.fromkeys(("problems", "test_problems"), "limit"),
@@ -271,13 +268,11 @@ class Evaluation:
         groups = answers_of(file, problems, samples)
         if len(groups) == len(problems):
             return groups
-        size = max(1, self.config.chunk // samples)
         with self._opened(self.config.models[name]) as engine:
             self._keep(problems)
             keep_images(engine.tokenizer, self.files.images)
-            while len(groups) < len(problems):
+            for done, batch in unasked(file, problems, samples, self.config.chunk):
                 began = time.monotonic()
-                batch = problems[len(groups) : len(groups) + size]
                 sampler = Sampler(
                     engine,
                     self.task,
@@ -285,18 +280,12 @@ class Evaluation:
                     temperature=self.config.temperature,
                     max_tokens=self.config.max_tokens,
                     seed=self.config.seed,
-                    stream=f"evaluate/{len(groups)}",
+                    stream=f"evaluate/{done}",
                 )
-                new = sampler([question_start(problem, self.task, engine.tokenizer) for problem in batch], samples)
-                if not groups:
-                    refuse_a_broken_grader(new)
-                if sampler.skipped:
-                    log.warning("%d of %d questions leave no room for an answer: skipped.", sampler.skipped, len(batch))
-                file.append(new)
+                ask(file, batch, samples, sampler)
                 self._check()
-                groups += new
-                self._tell(name, len(groups), len(problems), sampler.tokens, time.monotonic() - began)
-        return groups
+                self._tell(name, done + len(batch), len(problems), sampler.tokens, time.monotonic() - began)
+        return file.read()
 
     @contextmanager
     def _opened(self, model: str | Engine) -> Iterator[Engine]:

@@ -104,7 +104,11 @@ def _majority(group: Group, same: Callable[[str, str], bool]) -> list[float]:
     graded = [t.score for t in group.trajectories if t.score.verdict != "failed"]
     if not graded:
         return []
-    wrong = dict.fromkeys(score.answer for score in graded if score.answer is not None and not score.right)
+    against = [score.answer for score in graded if score.answer is not None and not score.right]
+    right = sum(score.right for score in graded)
+    if not right or right > len(against):  # whichever of the wrong ones are the same
+        return [float(right > 0)]
+    wrong = dict.fromkeys(against)
     candidates: list[str] = []
     said: dict[str | None, str] = {}  # an answer -> the first of those that say the same
     for answer in wrong:

@@ -7,9 +7,10 @@ standard text columns of TRL, with our token ids and the provenance of every row
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from heapq import heappop, heappush, heapreplace
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Form = Literal["pairs", "unpaired"]
+Side = Literal["chosen", "rejected"]
+ROWS = 1_000  # of a data set that are made at once
 FORMS: tuple[Form, ...] = ("pairs", "unpaired")
 
 PROVENANCE = {  # Arrow types: a column that is null in every row of one arm must still fit that of another
@@ -37,24 +40,26 @@ PROVENANCE = {  # Arrow types: a column that is null in every row of one arm mus
 }
 
 
-def unpaired_rows(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", seed: int = 0) -> list[dict[str, Any]]:
+def unpaired_rows(pairs: Sequence[Pair], prefix_in: PrefixIn = "prompt", seed: int = 0) -> Iterator[dict[str, Any]]:
     """Two labelled rows of each pair, in the order of `interleave`."""
-    rows = []
-    for pair in pairs:
-        row = to_row(pair, prefix_in)
-        texts, ids = ([row.pop(side + end) for side in ("chosen", "rejected")] for end in ("", "_ids"))
-        names = [row["provenance"].pop(f"{side}_id", None) for side in ("chosen", "rejected")]
-        for text, token_ids, name, label in zip(texts, ids, names, (True, False), strict=True):
-            provenance = row["provenance"] | {"completion_id": name}
-            rows.append(
-                row | {"completion": text, "label": label, "completion_ids": token_ids, "provenance": provenance}
-            )
-    return interleave(
-        rows,
+    sides: list[tuple[int, Side]] = [(i, side) for i in range(len(pairs)) for side in ("chosen", "rejected")]
+    order = interleave(
+        sides,
         Random(seed),
-        problem=lambda row: row["problem_id"],
-        start=lambda row: (row["problem_id"], *row["prompt_ids"], *row["prefix_ids"]),
+        problem=lambda item: pairs[item[0]].problem_id,
+        start=lambda item: (pairs[item[0]].problem_id, *pairs[item[0]].prompt_ids, *pairs[item[0]].prefix_ids),
     )
+    for i, side in order:
+        row = to_row(pairs[i], prefix_in)
+        texts = {name: row.pop(name) for name in ("chosen", "rejected")}
+        ids = {name: row.pop(f"{name}_ids") for name in ("chosen", "rejected")}
+        names = {name: row["provenance"].pop(f"{name}_id", None) for name in ("chosen", "rejected")}
+        yield row | {
+            "completion": texts[side],
+            "label": side == "chosen",
+            "completion_ids": ids[side],
+            "provenance": row["provenance"] | {"completion_id": names[side]},
+        }
 
 
 def interleave(
@@ -106,20 +111,30 @@ def apart(rows: Sequence[Item], key: Callable[[Item], Any]) -> list[Item]:
     return [*reversed(found), *left]
 
 
-def to_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+def to_table(rows: Sequence[Mapping[str, Any]], schema: Any = None) -> Any:
     """A pyarrow table of rows of one form; columns have the same types whatever the rows hold."""
     import pyarrow as pa
 
+    if rows and schema is None:
+        schema = schema_of(rows[0], [row["provenance"] for row in rows], any(has_images(r["prompt_ids"]) for r in rows))
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def schema_of(first: Mapping[str, Any], provenances: Sequence[Mapping[str, Any]], images: bool) -> Any:
+    """The types of the columns of a form, of which one row says the names."""
+    import pyarrow as pa
+
     # Ids of images are above those of text, for which 32 bits do.
-    wide = any(has_images(row["prompt_ids"]) for row in rows)
-    text, ids = pa.string(), pa.list_(pa.int64() if wide else pa.int32())
+    text, ids = pa.string(), pa.list_(pa.int64() if images else pa.int32())
     known = {"list<double>": pa.list_(pa.float64()), "string": text, "int64": pa.int64()}
-    names = dict.fromkeys(name for row in rows for name in row["provenance"])
+    no_column = ("chosen_id", "rejected_id") if "label" in first else ()
+    names = dict.fromkeys([*first["provenance"], *(name for each in provenances for name in each)])
     provenance = [
         (name, known[PROVENANCE[name]])
         if name in PROVENANCE
-        else (name, pa.array([row["provenance"].get(name) for row in rows]).type)
+        else (name, pa.array([each.get(name) for each in provenances]).type)
         for name in names
+        if name not in no_column
     ]
     texts = ("problem_id", "prompt", "chosen", "rejected", "completion", "prefix", "prefix_in")
     columns = dict.fromkeys(texts, text)
@@ -127,29 +142,14 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     columns |= {"label": pa.bool_()}
     if provenance:  # Parquet has no empty columns
         columns["provenance"] = pa.struct(provenance)
-    schema = pa.schema([(name, columns[name]) for name in rows[0] if name in columns]) if rows else None
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    return pa.schema([(name, columns[name]) for name in first if name in columns])
 
 
-def to_dataset(pairs: Iterable[Pair], prefix_in: PrefixIn = "prompt", form: Form = "pairs", seed: int = 0) -> Dataset:
-    """The pairs as a `datasets.Dataset`, ready for any preference trainer.
-
-    Args:
-        form: `unpaired` unrolls each pair into two labelled rows, as KTO takes them, in an order that `seed` fixes.
-
-    Raises:
-        ConfigError: there is no such form.
-    """
-    from datasets import Dataset
-
-    return Dataset(to_table(form_rows(list(pairs), prefix_in, form, seed)))
-
-
-def form_rows(pairs: Sequence[Pair], prefix_in: PrefixIn, form: Form, seed: int) -> list[dict[str, Any]]:
-    """Raises: ConfigError if there is no such form."""
-    if form not in FORMS:
-        raise ConfigError(f"form is {form!r}, expected one of {', '.join(FORMS)}.")
-    return unpaired_rows(pairs, prefix_in, seed) if form == "unpaired" else [to_row(p, prefix_in) for p in pairs]
+def form_rows(pairs: Sequence[Pair], prefix_in: PrefixIn, form: Form, seed: int) -> Iterator[dict[str, Any]]:
+    """What a data set of a form holds."""
+    if form == "unpaired":
+        return unpaired_rows(pairs, prefix_in, seed)
+    return (to_row(pair, prefix_in) for pair in pairs)
 
 
 def write_dataset(
@@ -165,14 +165,26 @@ def write_dataset(
     Args:
         about: what the card says of the origin, by name.
     """
-    from pyarrow import parquet
-
     with replacing(directory) as partial:
         partial.mkdir()
         for form in FORMS if pairs else ():
-            parquet.write_table(to_table(form_rows(pairs, prefix_in, form, seed)), partial / f"{form}.parquet")
+            _write_form(pairs, prefix_in, form, seed, partial / f"{form}.parquet")
         contents = {path.stem: sha256(path.read_bytes()).hexdigest() for path in partial.glob("*.parquet")}
         (partial / "README.md").write_text(card(pairs, prefix_in, about or {}, contents), encoding="utf-8")
+
+
+def _write_form(pairs: Sequence[Pair], prefix_in: PrefixIn, form: Form, seed: int, path: Path) -> None:
+    """A part at a time: rows are several times as large in memory as in the file."""
+    from pyarrow import parquet
+
+    rows = form_rows(pairs, prefix_in, form, seed)
+    first = next(rows)
+    images = any(has_images(pair.prompt_ids) for pair in pairs)
+    schema = schema_of(first, [pair.provenance for pair in pairs], images)
+    rows = chain([first], rows)
+    with parquet.ParquetWriter(path, schema) as file:
+        while part := list(islice(rows, ROWS)):
+            file.write_table(to_table(part, schema))
 
 
 def load_pairs(run: Path | str, arm: str, form: Form = "pairs", number: int = 1) -> Dataset:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from gpo.contracts import Tokenizer
-from gpo.errors import ConfigError, DataError, unknown
+from gpo.errors import DataError
 from gpo.rollout.turns import in_turns
-from gpo.storage.files import write_text
+from gpo.storage.files import dump, replacing
 from gpo.types import (
     Completion,
     Group,
@@ -57,11 +59,7 @@ def build_pairs(
         stop_ids: tokens that end a response, as the engine has them; None: the tokenizer's end of sequence.
         reuse: a trajectory from an earlier start that passes through a later one continues that one too.
         provenance: what every pair shall say of its origin (model, estimator, seeds), as JSON values.
-
-    Raises:
-        ConfigError: settings that cannot be used.
     """
-    check_settings(settings)
     if stop_ids is None:
         stop_ids = frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
     groups = list(groups)
@@ -72,49 +70,59 @@ def build_pairs(
         for score in by_parent.values()
         if score.reset_boundary is not None and score.trajectory_id in parents
     }
-    by_problem: dict[str, list[tuple[bool, list[Pair]]]] = {}
+    by_problem: dict[str, list[tuple[bool, list[_Choice]]]] = {}
     for start, trajectories in _by_start(groups, reuse):
-        origin = {**_origin(start, parents, by_parent), **(provenance or {})}
-        pairs = _pairs_of_start(
-            start, trajectories, tokenizer, settings=settings, stop_ids=stop_ids, seed=seed, origin=origin
-        )
-        if pairs:
-            by_problem.setdefault(start.problem_id, []).append((start.key in reset_to, pairs))
+        if choices := _choices(start, trajectories, settings=settings, seed=seed):
+            by_problem.setdefault(start.problem_id, []).append((start.key in reset_to, choices))
     chosen = []
     for problem_id, starts in by_problem.items():
         Random(f"{seed}/{problem_id}").shuffle(starts)
         starts.sort(key=lambda start: not start[0])
-        chosen.append(in_turns([pairs for _, pairs in starts])[: settings.per_problem])
-    return in_turns(chosen)[: settings.most]
-
-
-def check_settings(settings: PairSettings) -> None:
-    """Raises: ConfigError for a limit below 1 or an unknown choice."""
-    for name in ("per_start", "per_problem", "most"):
-        if (limit := getattr(settings, name)) is not None and limit < 1:
-            raise ConfigError(f"{name} must be at least 1, got {limit}.")
-    for name, choices in (("truncated", get_args(Truncated)), ("prefix_in", get_args(PrefixIn))):
-        if (choice := getattr(settings, name)) not in choices:
-            raise unknown(name, choice, choices)
+        chosen.append(in_turns([choices for _, choices in starts])[: settings.per_problem])
+    texts = _Texts(tokenizer, stop_ids)
+    return [
+        texts.pair(choice, {**_origin(choice.start, parents, by_parent), **(provenance or {})})
+        for choice in in_turns(chosen)[: settings.most]
+    ]
 
 
 def _by_start(groups: Sequence[Group], reuse: bool) -> Iterator[tuple[Start, list[Trajectory]]]:
     """Each distinct start with the trajectories that continue it, re-cut so that their completions begin there."""
     starts: dict[StartKey, Start] = {}
-    by_prompt: dict[tuple[str, tuple[int, ...]], list[Trajectory]] = {}
+    by_prompt: dict[tuple[str, tuple[int, ...]], tuple[list[Start], list[Trajectory]]] = {}
     for group in groups:
         start = group.start
-        starts.setdefault(start.key, start)
-        by_prompt.setdefault((start.problem_id, start.prompt_ids), []).extend(group.trajectories)
-    for start in starts.values():
-        prefix_ids, size = start.prefix_ids, len(start.prefix_ids)
-        found = []
-        for trajectory in by_prompt[start.problem_id, start.prompt_ids]:
-            own = trajectory.start.prefix_ids
-            passes = reuse and len(own) < size and trajectory.response_ids[:size] == prefix_ids
-            if own == prefix_ids or passes:
-                found.append(trajectory)
-        yield start, found
+        of_prompt, trajectories = by_prompt.setdefault((start.problem_id, start.prompt_ids), ([], []))
+        if start.key not in starts:
+            starts[start.key] = start
+            of_prompt.append(start)
+        trajectories += group.trajectories
+    found: dict[StartKey, list[Trajectory]] = {key: [] for key in starts}
+    for of_prompt, trajectories in by_prompt.values():
+        sizes = sorted({len(start.prefix_ids) for start in of_prompt})
+        places = {}
+        for start in of_prompt:
+            (digest,) = _digests(start.prefix_ids, [len(start.prefix_ids)])
+            places[digest] = found[start.key]
+        for trajectory in trajectories:
+            own = len(trajectory.start.prefix_ids)
+            through = [size for size in sizes if size >= own] if reuse else [own]
+            for digest in _digests(trajectory.response_ids, through):
+                if digest in places:
+                    places[digest].append(trajectory)
+    for key, start in starts.items():
+        yield start, found[key]
+
+
+def _digests(ids: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes]:
+    """What tells the first `size` ids from any others, for each of the increasing sizes that there are."""
+    data, done, state = memoryview(array("q", ids)), 0, blake2b(digest_size=16)
+    for size in sizes:
+        if size > len(ids):
+            return
+        state.update(data[done:size])
+        done = size
+        yield state.digest()
 
 
 def _origin(
@@ -135,16 +143,18 @@ def _origin(
     }
 
 
-def _pairs_of_start(
-    start: Start,
-    trajectories: Iterable[Trajectory],
-    tokenizer: Tokenizer,
-    *,
-    settings: PairSettings,
-    stop_ids: frozenset[int],
-    seed: int,
-    origin: Mapping[str, Any],
-) -> list[Pair]:
+@dataclass(frozen=True)
+class _Choice:
+    """A pair whose texts are not made yet: most choices are left out by a cap, and decoding is what takes long."""
+
+    start: Start
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    chosen_id: str
+    rejected_id: str
+
+
+def _choices(start: Start, trajectories: Iterable[Trajectory], *, settings: PairSettings, seed: int) -> list[_Choice]:
     right: dict[tuple[int, ...], str] = {}
     wrong: dict[tuple[int, ...], str] = {}
     for trajectory in trajectories:
@@ -158,28 +168,41 @@ def _pairs_of_start(
     random = Random(f"{seed}/{start.problem_id}/{start.prefix_ids}")
     random.shuffle(chosen)
     random.shuffle(rejected)
-    before = start.token_ids
-    texts = {ids: text_behind(tokenizer, before, without_stop(ids, stop_ids)) for ids in (*chosen, *rejected)}
-    prompt = tokenizer.decode(start.prompt_ids, skip_special_tokens=False)
-    prefix = text_behind(tokenizer, start.prompt_ids, start.prefix_ids)
-    pairs = []
+    found = []
     for i in range(min(settings.per_start, max(len(chosen), len(rejected)))):
         good, bad = chosen[i % len(chosen)], rejected[i % len(rejected)]
-        pairs.append(
-            Pair(
-                problem_id=start.problem_id,
-                prompt_ids=start.prompt_ids,
-                prefix_ids=start.prefix_ids,
-                chosen_ids=good,
-                rejected_ids=bad,
-                prompt=prompt,
-                prefix=prefix,
-                chosen=texts[good],
-                rejected=texts[bad],
-                provenance={"chosen_id": right[good], "rejected_id": wrong[bad], **origin},
-            )
+        found.append(_Choice(start, good, bad, right[good], wrong[bad]))
+    return found
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Makes pairs of choices; what several of one start have in common is decoded once."""
+
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+    known: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)  # by object of the start, and ids
+
+    def pair(self, choice: _Choice, provenance: Mapping[str, Any]) -> Pair:
+        start = choice.start
+        return Pair(
+            problem_id=start.problem_id,
+            prompt_ids=start.prompt_ids,
+            prefix_ids=start.prefix_ids,
+            chosen_ids=choice.chosen_ids,
+            rejected_ids=choice.rejected_ids,
+            prompt=self.tokenizer.decode(start.prompt_ids, skip_special_tokens=False),
+            prefix=text_behind(self.tokenizer, start.prompt_ids, start.prefix_ids),
+            chosen=self._behind(start, choice.chosen_ids),
+            rejected=self._behind(start, choice.rejected_ids),
+            provenance={"chosen_id": choice.chosen_id, "rejected_id": choice.rejected_id, **provenance},
         )
-    return pairs
+
+    def _behind(self, start: Start, ids: tuple[int, ...]) -> str:
+        key = (id(start), ids)
+        if key not in self.known:
+            self.known[key] = text_behind(self.tokenizer, start.token_ids, without_stop(ids, self.stop_ids))
+        return self.known[key]
 
 
 def _side(verdict: str, completion: Completion, truncated: Truncated) -> Literal["right", "wrong"] | None:
@@ -255,17 +278,20 @@ def _token_ids(given: list[int]) -> tuple[int, ...]:
     return tuple(given)
 
 
-def write_pairs(pairs: Iterable[Pair], path: Path, prefix_in: PrefixIn = "prompt") -> None:
+def write_pairs(pairs: Iterable[Pair], path: Path | str, prefix_in: PrefixIn = "prompt") -> None:
     """Write JSON lines, one pair a line; the file is there in whole or not at all."""
-    write_text(path, "".join(json.dumps(to_row(pair, prefix_in), ensure_ascii=False) + "\n" for pair in pairs))
+    with replacing(Path(path)) as partial, partial.open("wb") as file:
+        for pair in pairs:
+            file.write(dump(to_row(pair, prefix_in)))
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path | str) -> list[Pair]:
     """Read what `write_pairs` wrote.
 
     Raises:
         DataError: no such file, or a line that is no pair.
     """
+    path = Path(path)
     if not path.is_file():
         raise DataError(f"No pairs at {path}. Build them first.")
     *lines, rest = path.read_bytes().split(b"\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpo.contracts import Tokenizer
 from gpo.preferences.credit import Preference, StepTree, Wording, as_written, grow, preferences
-from gpo.preferences.pairs import DEFAULT, check_settings, text_behind, without_stop
+from gpo.preferences.pairs import DEFAULT, text_behind, without_stop
 from gpo.rollout.turns import in_turns
 from gpo.types import Group, Pair, PairSettings
 
@@ -34,7 +34,6 @@ def build_step_pairs(
         starts_only: only behind prefixes that rollouts were sampled from, else behind every prefix.
         settings: `truncated` has no say here, since only a step is trained on.
     """
-    check_settings(settings)
     by_problem: dict[str, list[list[Pair]]] = {}
     for tree in grow(groups, wording).values():
         found = preferences(
