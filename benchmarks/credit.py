@@ -27,14 +27,15 @@ from gpo.config.options import resolve
 from gpo.config.presets import model_path
 from gpo.engines.allocation import keep_freed_memory
 from gpo.engines.hf import HFEngine
-from gpo.experiment.allocation import Known, outcomes
 from gpo.experiment.run import Run
+from gpo.experiment.starts import Known
 from gpo.methods.dpo import DPO
 from gpo.preferences.pairs import build_pairs
 from gpo.preferences.step_pairs import build_step_pairs
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.rollout.turns import evenly, in_turns
+from gpo.storage.rounds import RoundState
 from gpo.types import Group, ModelRef, Pair, PairSettings, RoundContext, StartKey, StepScores
 
 PAIRS = 1700  # trained in each cell, over its epochs
@@ -44,7 +45,7 @@ LOST = 0.15  # a place that is worth so much less than its question is lost
 
 
 def pairs_of(run: Run, arm: str, credit: str, seed: int) -> list[Pair]:
-    groups, engine = run.files.groups(arm), run.engine()
+    groups, engine = RoundState.of(run.files, arm).groups(), run.engine()
     if credit in PLACES:
         scores = run.files.scores(arm).read()
         several = PairSettings(per_problem=None)
@@ -65,7 +66,9 @@ def chosen_by_place(
     """At most as many of a problem as a run takes, in turns of its starts, from some places only."""
     parents = {trajectory.id: trajectory for group in groups for trajectory in group.trajectories}
     critical = {parents[s.trajectory_id].prefix(s.reset_boundary).key for s in scores if s.reset_boundary is not None}
-    worth = outcomes(groups)
+    worth: dict[StartKey, Known] = {}
+    for group in groups:
+        worth[group.start.key] = worth.get(group.start.key, Known()).with_group(group)
 
     def value(key: StartKey) -> float:
         known = worth.get(key, Known())

@@ -126,7 +126,7 @@ def sample(
                 "reward": metrics["reward"],
             }
         )
-    run.release_engine()
+    run.engine.release()
     return rows
 
 

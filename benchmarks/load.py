@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from gpo.experiment.budget import expected_lengths, next_chunk, reset_starts, rollouts_from, round_robin, to_search
+from gpo.experiment.budget import next_chunk, reset_starts, round_robin, to_search
+from gpo.experiment.starts import Starts
 from gpo.preferences.dataset import write_dataset
 from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.storage.directory import RunDirectory
@@ -93,11 +94,13 @@ def search(run: Path, count: int, tokens: int, size: int) -> None:
         scores.append([_score(trajectory) for trajectory in chosen[begin : begin + 32]])
         sum(score.tokens for score in scores.read())
     starts = reset_starts(scores.read(), chosen)
+    seen = Starts(starts)
+    for group in first:
+        seen.add(group)
+    numbers = [seen.number(start) for start in starts]
+    due = round_robin(numbers, 8, had={number: seen.known(number).graded for number in numbers})
     for done in range(0, len(starts), 64):
-        lengths = expected_lengths(starts, first)
-        next_chunk(round_robin(starts, 8, done=done, had=rollouts_from(first)), lengths, left=10**9, most=64)
-        if done >= 64 * 10:
-            break  # ten chunks tell what one takes
+        next_chunk(due(done), seen.length, left=10**9, most=64)
 
 
 def _score(trajectory: Trajectory) -> StepScores:

@@ -40,7 +40,7 @@ from gpo.config.presets import model_path
 from gpo.contracts import Task
 from gpo.engines.hf import HFEngine
 from gpo.estimators.branches import follow_probabilities
-from gpo.experiment.traces import as_trajectory
+from gpo.experiment.traces import as_trajectories
 from gpo.reasoner.dyck import QUESTION
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler, request_seed
@@ -128,9 +128,11 @@ def human(engine: HFEngine, subtask: str, each: int, seed: int) -> tuple[Task, l
         row = json.loads(lines[number])
         question = QUESTION + row["input"] if subtask == "dyck_languages" else row["input"]
         problem = Problem(f"{subtask}/{number}", question, row["target"], {"subtask": subtask})
-        trace = as_trajectory(problem, row["steps"], task, engine, room=ROOM) if len(traces) < each else None
+        [trace] = as_trajectories([problem], [row["steps"]], task, engine, room=ROOM)
         if trace is not None and len(trace.response_ids) <= MAX_TOKENS:
             traces.append((problem, trace, row["mistake_index"]))
+        if len(traces) == each:
+            break
     return task, traces
 
 

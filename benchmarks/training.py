@@ -29,6 +29,7 @@ import argparse
 import copy
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +62,6 @@ from gpo.tasks.generated import Generated
 from gpo.types import Pair, Request
 
 ROLLOUTS = 8
-BUDGET = 8192  # computed tokens of one packed batch
 STEP_SEQUENCES = 32  # of a step of the optimizer: 16 pairs or 4 groups
 BETA = 0.1
 Clock = Callable[[], float]
@@ -146,12 +146,10 @@ class Runner:
 
 class Trees(Runner):
     def losses(self, sequences: list[Scored]) -> Iterator[Tensor]:
-        together = len(self.workload.runs[0])
-        for batch in pack(sequences, BUDGET, together=together):
-            self.computed += batch.computed
-            sums = batch.sum(self.scorer(batch).logps)
-            inverse = torch.tensor(batch.sequences).argsort().to(sums.device)
-            yield self.workload.loss(sums[inverse]) * len(sums) / len(sequences)
+        (batch,) = pack(sequences, sys.maxsize)
+        self.computed += batch.token_ids.numel()
+        sums = torch.stack([part.sum() for part in batch.split(self.scorer(batch).logps)])
+        yield self.workload.loss(sums[torch.tensor(batch.sequences).argsort().to(sums.device)])
 
     def enter(self, stack: ExitStack) -> None:
         self.scorer = stack.enter_context(scoring(self.model))
@@ -236,7 +234,7 @@ def compare(model: Any, workload: Workload, repeats: int, bf16: bool, clock: Clo
     }
     sequences = sum(len(run) for run in workload.runs)
     tokens = sum(len(context) + len(tokens) for run in workload.runs for context, tokens in run)
-    distinct = sum(batch.computed for step in by_tree for batch in pack(step, 1 << 30))
+    distinct = sum(batch.token_ids.numel() for step in by_tree for batch in pack(step, sys.maxsize))
     print(f"\n{workload.name}: {sequences} sequences, {tokens} tokens, {distinct} distinct, {len(by_tree)} steps")
     possible = seconds_at_limit(model, distinct, bf16)
     seconds: dict[str, list[float]] = {name: [] for name in runners}

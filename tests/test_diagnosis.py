@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,29 @@ def test_a_search_and_a_segmenter_may_be_given_by_their_names() -> None:
         diagnose(problem, task, engine, "monte")
     with pytest.raises(ConfigError, match=r"The estimator is the class MonteCarlo, .*Give MonteCarlo\(\)\."):
         diagnose(problem, task, engine, MonteCarlo)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fresh": -1}, "fresh is -1, expected a whole number of rollouts of at least 0"),
+        ({"fresh": 1.5}, r"fresh is 1\.5, expected"),
+        ({"fresh": "x"}, "fresh is 'x', expected"),
+        ({"max_tokens": "5"}, "max_tokens is '5', expected a whole number of tokens of at least 1"),
+        ({"engine": "hf"}, r"The engine is the name 'hf', expected an instance: gpo\.make\('engine', 'hf'\)"),
+        ({"task": "chain"}, r"The task is the name 'chain', expected an instance"),
+        ({"estimator": 3}, "'int' is not an estimator"),
+        ({"problem": "What is 2 + 2?"}, r"The problem is 'What is 2 \+ 2\?', expected a gpo\.Problem"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sampled(changes: dict[str, Any], message: str) -> None:
+    task, engine = ChainTask(size=1), ChainEngine((PROCESS,))
+    [problem] = task.problems("dev")
+    told: list[str] = []
+    given = {"problem": problem, "task": task, "engine": engine, "on_sample": lambda part, *_: told.append(part)}
+    with pytest.raises(ConfigError, match=message):
+        diagnose(**given | changes)
+    assert told == []
 
 
 def test_each_piece_that_is_sampled_is_told() -> None:

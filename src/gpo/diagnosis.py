@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, isnan, nan
+from numbers import Integral
 from typing import Any
 
 from scipy import stats
 
-from gpo.config.check import check_component
+from gpo.config.check import check_component, check_instance
 from gpo.config.components import Spec
 from gpo.contracts import Engine, Estimator, Sample, Task
-from gpo.errors import DataError
+from gpo.errors import ConfigError, DataError
 from gpo.estimators.adaptive import Adaptive
 from gpo.report.clean import visible
 from gpo.rollout.pace import Paced
@@ -127,9 +128,14 @@ def diagnose(
         on_sample: called for "solution", "search" and "check".
 
     Raises:
-        ConfigError: there is no such estimator or segmenter.
+        ConfigError: there is no such estimator or segmenter, something else is none, or a number is out of its range.
         DataError: the prompt leaves no room for a response.
     """
+    check_instance("engine", engine)
+    if not isinstance(problem, Problem):
+        raise ConfigError(f"The problem is {problem!r}, expected a gpo.Problem such as those of task.problems('dev').")
+    if not isinstance(fresh, Integral) or fresh < 0:
+        raise ConfigError(f"fresh is {fresh!r}, expected a whole number of rollouts of at least 0.")
     search: Estimator | None = _made("estimator", estimator, model=engine.model_ref.source)
     cut: Segmenter | None = _made("segmenter", segmenter)
     part = ""
@@ -169,7 +175,11 @@ def diagnose(
 
 def _made(kind: str, given: Any, **more: Any) -> Any:
     """What was given by its name; an instance is not copied."""
-    return check_component(kind, given, **more) if isinstance(given, str | Spec | type) else given
+    if isinstance(given, str | Spec):
+        return check_component(kind, given, **more)
+    if given is not None:
+        check_instance(kind, given)
+    return given
 
 
 def _fresh(trajectory: Trajectory, step: int, sample: Sample, n: int) -> tuple[Interval, Interval]:

@@ -20,6 +20,10 @@ class DataError(GPOError, ValueError):
     """A file, row or text that cannot be used."""
 
 
+class BrokenGrader(DataError):
+    """Not one answer could be graded."""
+
+
 class EngineError(GPOError, RuntimeError):
     """A model that cannot be loaded or that failed while generating."""
 

@@ -19,15 +19,16 @@ from gpo.config.check import check
 from gpo.config.components import Spec
 from gpo.config.run import RunConfig
 from gpo.errors import ConfigError
-from gpo.experiment.allocation import Known, by_worth, expected_variance, outcomes, rare_outcomes, tokens_for_resets
+from gpo.experiment.allocation import by_worth, expected_variance, rare_outcomes, tokens_for_resets
 from gpo.experiment.budget import next_chunk
 from gpo.experiment.run import Run
+from gpo.experiment.starts import Known, Starts
 from gpo.storage.rounds import RoundState
-from gpo.types import Start, tokens_of
+from gpo.types import tokens_of
 from toy import toy_config
 
 HERE = Path(__file__).parents[1]
-A, B, C = (Start("p", (i,)) for i in range(3))
+A, B, C = range(3)
 
 
 def test_rare_successes_and_rare_failures_are_searched_and_nothing_else() -> None:
@@ -61,54 +62,58 @@ def test_what_a_start_teaches_is_the_posterior_mean_of_p_times_its_rest() -> Non
 
 
 def test_tokens_go_to_starts_in_proportion_to_what_they_teach() -> None:
-    known = {start.key: Known(right, 1000, 1000) for start, right in ((A, 500.0), (B, 100.0), (C, 500.0))}
-    lengths = {A.key: 10.0, B.key: 10.0, C.key: 20.0}
-    turns = [start for start, _ in islice(by_worth([A, B, C], 4, lengths, known), 40_000)]
-    rollouts = {start.key: known[start.key].sampled + 4 * turns.count(start) for start in (A, B, C)}
-    tokens = {key: count * lengths[key] for key, count in rollouts.items()}
-    assert tokens[A.key] == pytest.approx(tokens[C.key], rel=0.01)
-    assert tokens[B.key] / tokens[A.key] == pytest.approx(0.09 / 0.25, rel=0.02)
+    known = {start: Known(right, 1000, 1000) for start, right in ((A, 500.0), (B, 100.0), (C, 500.0))}
+    lengths = {A: 10.0, B: 10.0, C: 20.0}
+    due = by_worth([A, B, C], 4, lengths.__getitem__, known.__getitem__)
+    turns = [start for start, _ in islice(due, 40_000)]
+    rollouts = {start: known[start].sampled + 4 * turns.count(start) for start in (A, B, C)}
+    tokens = {start: count * lengths[start] for start, count in rollouts.items()}
+    assert tokens[A] == pytest.approx(tokens[C], rel=0.01)
+    assert tokens[B] / tokens[A] == pytest.approx(0.09 / 0.25, rel=0.02)
 
 
 def test_rollouts_that_there_are_already_count() -> None:
-    lengths = dict.fromkeys((A.key, B.key), 10.0)
-    known = {A.key: Known(4.0, 8, 8), B.key: Known(50.0, 100, 100)}
-    assert list(islice(by_worth([B, A], 4, lengths, known), 10)) == [(A, 4)] * 10
-    known[B.key] = Known(50.0, 100, 0)  # what is not trained on tells how often it is solved, and no more
-    assert [start for start, _ in islice(by_worth([B, A], 4, lengths, known), 4)] == [B, B, B, A]
+    known = {A: Known(4.0, 8, 8), B: Known(50.0, 100, 100)}
+
+    def due(count: int) -> list[tuple[int, int]]:
+        return list(islice(by_worth([B, A], 4, lambda start: 10.0, known.__getitem__), count))
+
+    assert due(10) == [(A, 4)] * 10
+    known[B] = Known(50.0, 100, 0)  # what is not trained on tells how often it is solved, and no more
+    assert [start for start, _ in due(4)] == [B, B, B, A]
 
 
 def test_what_cannot_be_graded_is_had_all_the_same() -> None:
     """A start whose grader always fails is not tried for ever."""
     rows, others = group("a", "failed", "failed"), group("a", "right")
-    assert outcomes([rows])[rows.start.key] == Known(0.0, 0, 2)
-    assert outcomes([rows], [others])[rows.start.key] == Known(1.0, 1, 2)
-    known = {A.key: Known(0.0, 0, 8), B.key: Known(2.0, 4, 4)}
-    assert next(by_worth([A, B], 4, dict.fromkeys((A.key, B.key), 10.0), known)) == (B, 4)
+    starts = Starts([rows.start])
+    assert starts.known(starts.add(others, trained=False)) == Known(1.0, 1, 0)
+    assert starts.known(starts.add(rows)) == Known(1.0, 1, 2)
+    known = {A: Known(0.0, 0, 8), B: Known(2.0, 4, 4)}
+    assert next(by_worth([A, B], 4, lambda start: 10.0, known.__getitem__)) == (B, 4)
 
 
 def test_the_last_chunk_spends_what_is_left_to_within_half_a_rollout() -> None:
-    lengths = {A.key: 10.0, B.key: 20.0}
-    known = {A.key: Known(4.0, 8, 8), B.key: Known(0.0, 8, 8)}
+    length = {A: 10.0, B: 20.0}.__getitem__
+    known = {A: Known(4.0, 8, 8), B: Known(0.0, 8, 8)}.__getitem__
 
-    def chunk(left: int, most: int = 9) -> tuple[list[Start], int]:
-        return next_chunk(by_worth([A, B], 4, lengths, known), lengths, left=left, most=most)
+    def chunk(left: int, most: int = 9) -> tuple[list[int], int]:
+        return next_chunk(by_worth([A, B], 4, length, known), length, left=left, most=most)
 
     assert chunk(10_000, most=3) == ([A, A, A], 4)
     assert chunk(41) == ([A], 4)
     assert chunk(39) == ([A], 4)  # 40 tokens: to within half a rollout
     assert chunk(29) == ([A], 3)
     assert chunk(4) == chunk(-20) == ([], 4)
-    assert next_chunk(by_worth([], 4, {}, {}), {}, left=100, most=9)[0] == []
+    assert next_chunk(by_worth([], 4, length, known), length, left=100, most=9)[0] == []
 
 
 def test_resets_get_what_they_teach_and_never_more_than_is_allowed() -> None:
-    known = {A.key: Known(2.0, 4, 4), B.key: Known(1.0, 8, 8)}
-    lengths = {A.key: 10.0, B.key: 30.0}
+    length = {A: 10.0, B: 30.0}.__getitem__
 
     def share(at_most: int, right: float = 2.0) -> int:
-        of = known | {A.key: Known(right, 4, 4)}
-        return tokens_for_resets([A], [B], lengths, of, left=10_000, n=4, at_most=at_most)
+        known = {A: Known(right, 4, 4), B: Known(1.0, 8, 8)}.__getitem__
+        return tokens_for_resets([A], [B], length, known, left=10_000, n=4, at_most=at_most)
 
     a, b = expected_variance(2, 4), expected_variance(1, 8)
     assert share(10_000) == pytest.approx(10_000 * a / (a + b), rel=0.05)
@@ -155,8 +160,8 @@ def test_only_rare_outcomes_are_searched_and_the_baseline_stays_even(finished: R
     even = [group.start.problem_id for group in finished.files.resets("plain").read()]
     assert max(map(even.count, even)) - min(map(even.count, even)) <= 1
     more = [group.start.problem_id for group in finished.files.more("gpo").read()]
-    worth = outcomes(finished.files.rollouts.read())
-    by_worth = {key[0]: expected_variance(value.right, value.graded) for key, value in worth.items()}
+    known = {g.start.problem_id: Known().with_group(g) for g in finished.files.rollouts.read()}
+    by_worth = {problem: expected_variance(each.right, each.graded) for problem, each in known.items()}
     assert by_worth[max(more, key=more.count)] > sum(by_worth.values()) / len(by_worth)
 
 

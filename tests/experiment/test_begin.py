@@ -286,6 +286,9 @@ def test_a_damaged_checkpoint_of_the_run_itself_may_be_trained_again(tmp_path: P
     with pytest.raises(EngineError, match=f"If {model} is damaged, delete it to have it trained again"):
         Run(tmp_path).evaluate("plain")
     model.rmdir()
+    with pytest.raises(EngineError) as error:
+        Run(tmp_path).engine(model)
+    assert "is damaged" not in str(error.value)
     again = Run(tmp_path)
     again.evaluate("plain")
     assert (model / "chain.json").read_bytes() == whole

@@ -2,17 +2,16 @@ import pytest
 
 from gpo import DataError, RunConfig, make
 from gpo.experiment.budget import (
-    expected_lengths,
     next_chunk,
     next_searches,
     reset_starts,
-    rollouts_from,
     round_robin,
     search_limit,
     search_weight,
     to_search,
 )
 from gpo.experiment.questions import choose_problems
+from gpo.experiment.starts import Starts
 from gpo.rollout.turns import evenly, in_turns
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory, Verdict, tokens_of
 
@@ -76,52 +75,49 @@ def test_a_rollout_is_expected_to_be_as_long_as_those_seen_or_as_its_parents_res
     parent = trajectory("x", tokens=10)
     seen, unseen, unknown = parent.prefix(0), parent.prefix(1), Start("q", (5,))
     groups = [Group(seen, (parent, trajectory("y", tokens=4))), Group(Start("r", (7,)), ())]
-    expected = expected_lengths([seen, unseen, unknown], groups)
-    assert expected == {seen.key: 7.0, unseen.key: 8.0, unknown.key: 7.0}
+    starts = Starts([seen, unseen, unknown])
+    assert starts.length(starts.number(seen)) == 1.0  # nothing is known
+    for each in groups:
+        starts.add(each)
+    assert [starts.length(starts.number(start)) for start in (seen, unseen, unknown)] == [7.0, 8.0, 7.0]
     assert tokens_of(groups) == 14
 
 
 def test_resets_take_turns_and_spend_what_is_left_to_within_half_a_rollout() -> None:
-    a, b, c = (Start("p", (i,)) for i in range(3))
-    lengths = {a.key: 10.0, b.key: 20.0, c.key: 5.0}
-    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=1000, most=2) == ([a, b], 4)
-    assert next_chunk(round_robin([a, b, c], 4, done=2), lengths, left=1000, most=4) == ([c, a, b, c], 4)
-    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=151, most=9) == (
-        [a, b],
-        4,
-    )
-    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=149, most=9) == ([a], 4)
-    assert next_chunk(round_robin([a, b, c], 4, done=0), lengths, left=41, most=9) == ([a], 4)
-    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=29, most=9) == ([a], 3)
-    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=4, most=9) == ([], 4)
-    assert next_chunk(round_robin([a, b, c], 4, done=3), lengths, left=-7, most=9) == ([], 4)
-    assert next_chunk(round_robin([], 4), {}, left=100, most=9) == ([], 0)
+    a, b, c = range(3)
+    due, length = round_robin([a, b, c], 4), [10.0, 20.0, 5.0].__getitem__
+    assert next_chunk(due(0), length, left=1000, most=2) == ([a, b], 4)
+    assert next_chunk(due(2), length, left=1000, most=4) == ([c, a, b, c], 4)
+    assert next_chunk(due(0), length, left=151, most=9) == ([a, b], 4)
+    assert next_chunk(due(0), length, left=149, most=9) == ([a], 4)
+    assert next_chunk(due(0), length, left=41, most=9) == ([a], 4)
+    assert next_chunk(due(3), length, left=29, most=9) == ([a], 3)
+    assert next_chunk(due(3), length, left=4, most=9) == ([], 4)
+    assert next_chunk(due(3), length, left=-7, most=9) == ([], 4)
+    assert next_chunk(round_robin([], 4)(0), length, left=100, most=9) == ([], 0)
 
 
 def test_what_a_search_has_sampled_from_a_start_is_used_before_anything_new() -> None:
-    a, b, c = (Start("p", (i,)) for i in range(3))
-    lengths = dict.fromkeys((a.key, b.key, c.key), 10.0)
-    had = {a.key: 4, b.key: 1}
+    a, b, c = range(3)
+    had = {a: 4, b: 1}
 
-    def chunk(done: int, left: int = 1000) -> tuple[list[Start], int]:
-        return next_chunk(round_robin([a, b, c], 4, done=done, had=had), lengths, left=left, most=9)
+    def chunk(done: int, left: int = 1000) -> tuple[list[int], int]:
+        return next_chunk(round_robin([a, b, c], 4, had=had)(done), lambda start: 10.0, left=left, most=9)
 
     assert chunk(0) == ([c], 4)
     assert chunk(1) == ([b], 3)
     assert chunk(2, left=190) == ([a, b, c], 4)  # every start has four by now, and all take turns again
     assert chunk(1, left=21) == ([b], 2)
-    assert next_chunk(round_robin([a], 4, done=0, had=had), lengths, left=1000, most=1) == ([a], 4)
-
-
-def test_rollouts_from_a_start_are_counted_if_they_have_a_grade() -> None:
-    first, empty, again = group("a", "right", "failed"), group("b"), group("a", "wrong")
-    assert rollouts_from([first, empty, again]) == {first.start.key: 2, empty.start.key: 0}
+    assert next_chunk(round_robin([a], 4, had=had)(0), lambda start: 10.0, left=1000, most=1) == ([a], 4)
 
 
 def test_two_problems_with_the_same_tokens_are_two_places() -> None:
     """Placeholders may stand for something else in each."""
-    one, other = Start("p", (1,)), Start("q", (1,))
-    assert rollouts_from([Group(one, (trajectory("x", start=one),)), Group(other, ())]) == {one.key: 1, other.key: 0}
+    one, other, again = Start("p", (1,)), Start("q", (1,)), Start("p", (1,), parent="x")
+    starts = Starts([one, other])
+    assert [starts.number(start) for start in (one, other, again)] == [0, 1, 0]
+    assert starts.add(Group(one, (trajectory("x", start=one),))) == 0
+    assert (starts.known(0).sampled, starts.known(1).sampled) == (1, 0)
 
 
 def test_a_search_weighs_what_is_left_behind_each_boundary() -> None:
@@ -152,9 +148,9 @@ def test_a_search_takes_what_its_share_pays_for() -> None:
 
 
 def test_a_start_has_so_many_turns_at_most() -> None:
-    a, b = (Start("p", (1,), (i,)) for i in range(2))
-    assert list(round_robin([a, b], 4, turns=1)) == [(a, 4), (b, 4)]
-    assert list(round_robin([a, b], 4, turns=2)) == [(a, 4), (b, 4)] * 2
-    assert not list(round_robin([a, b], 4, done=2, turns=1))
-    assert list(round_robin([a, b], 4, turns=1, had={a.key: 5})) == [(b, 4)]
-    assert not list(round_robin([a, b], 4, done=1, turns=1, had={a.key: 5}))
+    a, b = range(2)
+    assert list(round_robin([a, b], 4, turns=1)(0)) == [(a, 4), (b, 4)]
+    assert list(round_robin([a, b], 4, turns=2)(0)) == [(a, 4), (b, 4)] * 2
+    assert not list(round_robin([a, b], 4, turns=1)(2))
+    assert list(round_robin([a, b], 4, turns=1, had={a: 5})(0)) == [(b, 4)]
+    assert not list(round_robin([a, b], 4, turns=1, had={a: 5})(1))

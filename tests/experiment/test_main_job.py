@@ -13,6 +13,7 @@ from gpo.cli import main
 from gpo.experiment.run import Run
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.directory import RunDirectory
+from gpo.storage.rounds import RoundState
 from gpo.types import tokens_of
 
 OPTIONS = (
@@ -37,7 +38,8 @@ def test_every_arm_has_sampled_the_same_number_of_tokens(run: Run) -> None:
     groups = run.files.rollouts.read()
     longest = max(len(t.completion.token_ids) for group in groups for t in group.trajectories)
     for arm in ("plain", "random", "gpo"):
-        assert abs(tokens_of(run.files.groups(arm)) - run.budget(groups)) <= longest
+        state = RoundState.of(run.files, arm)
+        assert abs(tokens_of(state.groups()) - run.allowance(state)) <= longest
 
 
 def test_the_shipped_reasoner_is_right_sometimes(run: Run) -> None:
@@ -46,7 +48,7 @@ def test_the_shipped_reasoner_is_right_sometimes(run: Run) -> None:
 
 
 def test_pairs_share_their_prefix_and_differ_in_verdict(run: Run) -> None:
-    known = {t.id: t for group in run.files.groups("gpo") for t in group.trajectories}
+    known = {t.id: t for group in RoundState.of(run.files, "gpo").groups() for t in group.trajectories}
     pairs = read_pairs(run.files.pairs("gpo"))
     assert any(pair.prefix_ids for pair in pairs)
     for pair in pairs:

@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gpo.advice.pilot import pilot_of
+from gpo.advice.work import Training, work_of
 from gpo.cli import main
 from gpo.config.options import resolve
-from gpo.experiment.plan import foretell, foretell_training, look_ahead
+from gpo.experiment.plan import foretell, look_ahead
 from gpo.experiment.run import Run
-from gpo.experiment.trial import try_training
+from gpo.experiment.trial import Trial, try_training
 from gpo.report.forecast import Forecast, in_words, print_look, training_in_words
+from gpo.report.progress import short
 from gpo.storage.events import Partial, Progress
-from gpo.types import Completion, Pair, PairSettings, Request
+from gpo.types import Completion, Pair, Request
 from toy import toy_config
 
 SMALL = {"task": "reasoner", "problems": "4", "test_problems": "4", "rollouts": "4"}
@@ -72,12 +75,12 @@ def test_a_look_writes_nothing_and_shows_prompt_and_steps(tmp_path: Path) -> Non
     print_look(console, run.config, look, run.engine().tokenizer)
     said = console.export_text()
     assert look.prompt in said
-    assert f"{run.config.rollouts} responses to 1 questions" in said
+    assert f"{run.config.rollouts} responses to 1 question" in said
     assert "in all" in said
     narrow = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
     print_look(narrow, run.config, look, run.engine().tokenizer)
     said = narrow.export_text()
-    own = said[said.index("responses to 1 questions") :]
+    own = said[said.index("responses to 1 question") :]
     assert max(map(len, own.splitlines())) <= 60
     assert look.prompt in said
 
@@ -104,26 +107,16 @@ def test_a_longer_look_asks_twice_as_many_questions_each_time(
         assert look.speed > look.tokens / problems / 0.2
 
 
-def test_training_is_bounded_by_pairs_or_by_what_may_be_sampled() -> None:
-    config = toy_config(rollouts=4, budget=2.0, rounds=3, round_problems=5)
-    pairs = foretell_training(config, 10, 20.0, 10.0, pairs=True)
-    assert pairs == 3 * 5 * 16 * 2 * 30
-    few = replace(config, pairs=PairSettings(most=8))
-    assert foretell_training(few, 10, 20.0, 10.0, pairs=True) == 3 * 8 * 2 * 30
-    # 20 responses, and tokens for 20 more, that are 40 behind a reset.
-    assert foretell_training(config, 10, 20.0, 10.0, pairs=False) == 3 * 60 * 30
-
-
 @pytest.mark.parametrize(("method", "steps"), [("dpo", 2), ("kto", 5), ("grpo", 2), ("ppo", 2)])
 def test_how_fast_training_is_is_found_by_a_few_steps(method: str, steps: int, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", resolve(SMALL | {"method": method, "method.trackers": "tensorboard"}))
-    look = look_ahead(run, seconds=0.0)
-    trial = try_training(run, look.groups, run.engine().tokenizer)
+    look, tokenizer = look_ahead(run, seconds=0.0), run.engine().tokenizer
+    trial = try_training(run, look.groups, tokenizer)
     assert trial.steps == steps
     assert not (tmp_path / "run").exists()
-    line = training_in_words(run, look, trial)
+    line = training_in_words(run, look, tokenizer, trial)
     assert f"({steps} steps that were timed and thrown away)" in line
-    half = training_in_words(run, look, trial._replace(speed=trial.speed / 2))
+    half = training_in_words(run, look, tokenizer, trial._replace(speed=trial.speed / 2))
     assert line != half
 
 
@@ -168,9 +161,22 @@ def test_a_trial_that_fails_costs_nothing_of_the_look(
 @pytest.mark.parametrize("options", [{"launch": f"{sys.executable} -m"}, {"rollouts": "1"}])
 def test_where_training_cannot_be_tried_it_comes_on_top(options: dict[str, str], tmp_path: Path) -> None:
     run = Run(tmp_path / "run", resolve(SMALL | options))
-    look = look_ahead(run, seconds=0.0)
-    trial = try_training(run, look.groups, run.engine().tokenizer)
-    assert training_in_words(run, look, trial) == "Training comes on top."
+    look, tokenizer = look_ahead(run, seconds=0.0), run.engine().tokenizer
+    trial = try_training(run, look.groups, tokenizer)
+    assert training_in_words(run, look, tokenizer, trial) == "Training comes on top."
+
+
+def test_training_is_foretold_by_the_law_of_advise(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", resolve(SMALL | {"method": "dpo"}))
+    look, tokenizer = look_ahead(run, seconds=0.0), run.engine().tokenizer
+    pilot = pilot_of(look.groups, tokenizer)
+    assert pilot is not None
+    works = [work_of(run.config, arm, 4, pilot, Training.of(run.config)) for arm in run.config.arms]
+    trained, scored = sum(work.trained for work in works), sum(work.scored for work in works)
+    line = training_in_words(run, look, tokenizer, Trial((trained + scored / 3) / 83, 2))
+    assert line.startswith(f"Training takes about 1:23 more: {short(trained)} tokens")
+    unread = replace(look, groups=[replace(group, trajectories=()) for group in look.groups])
+    assert training_in_words(run, unread, tokenizer, Trial(1.0, 2)) == "Training comes on top."
 
 
 def test_how_long_sampling_takes_is_said_once_with_the_first_rollouts() -> None:

@@ -18,6 +18,7 @@ from gpo.config.run import RunConfig
 from gpo.errors import EngineError
 from gpo.experiment.run import Run
 from gpo.storage.events import Progress
+from gpo.storage.rounds import RoundState
 from gpo.types import Group, Message, Problem, RoundContext, Score, Split, tokens_of
 
 
@@ -71,7 +72,7 @@ def config(fake: FakeServer, **changes: Any) -> RunConfig:
 
 
 def groups(run: Run) -> list[Group]:
-    return [*(g for arm in run.config.arms for g in run.files.groups(arm)), *answers(run)]
+    return [*(g for arm in run.config.arms for g in RoundState.of(run.files, arm).groups()), *answers(run)]
 
 
 def answers(run: Run) -> list[Group]:
@@ -96,7 +97,10 @@ def test_a_run_on_a_server_that_fails_now_and_then(fake: FakeServer, tmp_path: P
     # The tokens of the events are those of the rows.
     events = [json.loads(line) for line in (run.files.path / "events.jsonl").read_text().split("\n") if line]
     sampled = sum(event["tokens"] for event in events)
-    unique = [*run.files.rollouts.read(), *(g for a in run.config.arms for g in run.files.groups(a)[6:])]
+    unique = [
+        *run.files.rollouts.read(),
+        *(g for a in run.config.arms for g in RoundState.of(run.files, a).groups()[6:]),
+    ]
     assert sampled == tokens_of(unique) + tokens_of(answers(run))
 
 

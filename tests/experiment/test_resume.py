@@ -161,5 +161,6 @@ def test_the_same_command_goes_on_with_taken_samples(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_round_is_none(tmp_path: Path) -> None:
     run = Run(tmp_path, toy_config(rounds=2))
     run.train("plain")
-    (run.files.arm("plain") / "rounds/.DS_Store").mkdir()
+    for name in (".DS_Store", "0", "1"):
+        (run.files.arm("plain") / "rounds" / name).mkdir()
     assert run.files.rounds("plain") == [1, 2]

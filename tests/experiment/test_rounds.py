@@ -17,7 +17,9 @@ from gpo.config.options import resolve
 from gpo.config.run import RunConfig, settled
 from gpo.errors import ConfigError, DataError
 from gpo.experiment.questions import questions_of
-from gpo.experiment.run import Run
+from gpo.experiment.resources import Resources
+from gpo.experiment.run import ROUND, Run
+from gpo.experiment.training import train
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.events import Progress
 from gpo.storage.rounds import RoundState
@@ -84,7 +86,7 @@ def test_arms_sample_the_same_number_of_tokens_over_all_rounds(finished: Run) ->
     for arm in results["arms"]:
         assert arm["budget"] == budget
         assert abs(sum(arm["tokens"].values()) - budget) < 0.01 * budget
-        sampled = [tokens_of(finished.files.groups(arm["name"], number)) for number in (1, 2, 3)]
+        sampled = [tokens_of(RoundState.of(finished.files, arm["name"], number).groups()) for number in (1, 2, 3)]
         assert sum(arm["tokens"].values()) == sum(sampled)
 
 
@@ -104,12 +106,12 @@ def test_every_rollout_names_the_policy_that_sampled_it(finished: Run) -> None:
         return {each.policy_version for group in groups for each in group.trajectories}
 
     for arm in ("plain", "random", "gpo"):
-        assert [versions(files.groups(arm, number)) for number in (1, 2, 3)] == [{0}, {1}, {2}]
+        assert [versions(RoundState.of(files, arm, number).groups()) for number in (1, 2, 3)] == [{0}, {1}, {2}]
         assert versions(files.evaluation(arm).read()) == {3}
     assert versions(files.evaluation("base").read()) == {0}
 
 
-def test_rollouts_of_an_older_policy_are_not_trained_on_unless_that_is_allowed(tmp_path: Path) -> None:
+def test_rollouts_of_an_older_policy_are_not_trained_on(tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         if (progress.stage, progress.arm) == (Stage.RESET, "plain 2"):
             raise Killed
@@ -122,18 +124,15 @@ def test_rollouts_of_an_older_policy_are_not_trained_on_unless_that_is_allowed(t
     path.write_text(rows.replace('"policy_version": 1}', '"policy_version": 0}', 1))
     message = (
         r"The rollout 'round2/rollout/0:0:0' of plain 2 was sampled by the policy after 0 rounds of training; "
-        r"expected at least 1\. .*/plain/rounds/2, or allow older ones: --max_staleness"
+        r"expected 1\. Put back the files of this round in .*/plain/rounds/2\."
     )
     with pytest.raises(DataError, match=message):
         Run(tmp_path, config).train("plain")
     assert not (tmp_path / "arms/plain/model").exists()
-    Run(tmp_path, replace(config, max_staleness=1)).train("plain")
-    with pytest.raises(ConfigError, match="max_staleness is -1, expected a number of rounds of at least 0"):
-        rounds_config(max_staleness=-1)
 
 
 def test_a_run_whose_rollouts_name_no_policy_goes_on(tmp_path: Path) -> None:
-    """As those of earlier versions."""
+    """As those of earlier versions, some of which could be told to train on older rollouts."""
     config = rounds_config(rounds=2, arms={"plain": "none"})
     whole = Run(tmp_path / "whole", config)
     whole.train("plain")
@@ -141,8 +140,7 @@ def test_a_run_whose_rollouts_name_no_policy_goes_on(tmp_path: Path) -> None:
     for path in (tmp_path / "old").rglob("*.jsonl"):
         path.write_text(path.read_text().replace(', "policy_version": 0', ""))
     stored = json.loads((tmp_path / "old/config.json").read_text())
-    assert stored.pop("max_staleness") == 0
-    (tmp_path / "old/config.json").write_text(json.dumps(stored))
+    (tmp_path / "old/config.json").write_text(json.dumps(stored | {"max_staleness": 0}))
     old = Run(tmp_path / "old", config)
     old.train("plain")
     known, expected = contents(old.files.path), contents(whole.files.path)
@@ -171,7 +169,7 @@ def test_search_rollouts_are_left_out_on_request(tmp_path: Path) -> None:
     for reuse in (True, False):
         run = Run(tmp_path / str(reuse), toy_config(reuse=reuse, arms={"gpo": "monte_carlo"}))
         run.train("gpo")
-        groups = run.files.groups("gpo", search=reuse)
+        groups = RoundState.of(run.files, "gpo").groups(search=reuse)
         right = sum(t.score.right * sum(i > 96 for i in t.response_ids) for g in groups for t in g.trajectories)
         counted.append((json.loads((run.files.arm("gpo") / "training.json").read_text())["counted"], right))
     assert counted[0][0] > counted[1][0] > 0
@@ -372,7 +370,11 @@ def test_a_second_offline_round_samples_with_the_new_policy_and_reads_its_pairs_
         again = sampler([group.start for group in groups], config.rollouts)
         assert ([[t.completion.token_ids for t in group.trajectories] for group in again] == sampled) == same
     pairs = read_pairs(run.files.pairs("gpo", 2))
-    known = {t.start.prefix_ids + t.completion.token_ids for g in run.files.groups("gpo", 2) for t in g.trajectories}
+    known = {
+        t.start.prefix_ids + t.completion.token_ids
+        for g in RoundState.of(run.files, "gpo", 2).groups()
+        for t in g.trajectories
+    }
     assert all({pair.prefix_ids + ids for ids in (pair.chosen_ids, pair.rejected_ids)} <= known for pair in pairs)
 
     monkeypatch.setattr("gpo.experiment.stages.build_pairs", None)  # cannot be called
@@ -429,3 +431,24 @@ def test_the_critic_of_ppo_searches_from_the_second_round_on(tmp_path: Path, let
     assert all(isnan(score.lower[0]) and not isnan(score.values[0]) for score in second)
     assert sum(score.tokens for score in (*first, *second)) == 0
     assert any(group.start.prefix_ids for group in run.files.resets("gpo", 2).read())
+
+
+def rows_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
+    """Rows of all files once each round is trained."""
+    counts: list[int] = []
+
+    def counted(work: Resources, state: RoundState) -> None:
+        train(work, state)
+        counts.append(sum(len(chunk) for file in work.files._files.values() for chunk in file._chunks))
+
+    monkeypatch.setitem(ROUND, Stage.TRAIN, counted)
+    Run(path, toy_config(rounds=8, arms={"gpo": "halfway"}, test_problems=2, problems=3, **changes)).train("gpo")
+    return counts
+
+
+def test_memory_does_not_grow_with_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = rows_in_memory(tmp_path / "run", monkeypatch)
+    assert counts[:-1] == [0] * 7  # nobody asks for them again but for the last ones
+    changes = {"buffer": 2, "allocation": "stratum", "fresh_least": 0.5}
+    counts = rows_in_memory(tmp_path / "kept", monkeypatch, **changes)
+    assert 0 < max(counts[5:]) < 2 * max(counts[1:4])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from gpo.experiment.run import Run
 from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
 from gpo.storage.events import Progress
-from gpo.storage.lock import locked
+from gpo.storage.lock import Held, locked
+from gpo.storage.rounds import RoundState
 from gpo.toy import ChainEngine, ChainTask
-from gpo.types import Evidence, ModelRef, Problem, Split, StepScores, Trajectory, tokens_of
-from toy import toy_config
+from gpo.types import Evidence, ModelRef, Problem, Split, Stage, StepScores, Trajectory, tokens_of
+from toy import ToyTask, toy_config
 
 HERE = Path(__file__).parents[1]
 RUN_OPTIONS = (
@@ -66,7 +68,7 @@ def test_all_arms_sample_the_same_number_of_tokens(finished: Run) -> None:
     results = json.loads(finished.files.results.read_text())
     budget = 6 * tokens_of(finished.files.rollouts.read())
     for arm in results["arms"]:
-        sampled = tokens_of(finished.files.groups(arm["name"]))
+        sampled = tokens_of(RoundState.of(finished.files, arm["name"]).groups())
         assert sum(arm["tokens"].values()) == sampled
         assert abs(sampled - budget) < 0.01 * budget
     assert results["arms"][0]["tokens"]["locate"] == 0
@@ -142,12 +144,85 @@ def test_an_unknown_arm_lists_the_known_ones(finished: Run) -> None:
     for stage in (finished.locate, finished.reset, finished.build, finished.train, finished.evaluate):
         with pytest.raises(ConfigError, match=r"no arm 'best'\. Its arms: plain, random, gpo"):
             stage("best")
+    fresh = Run(finished.files.path.parent / "fresh", toy_config())
+    for stage in (fresh.locate, fresh.train, fresh.evaluate):
+        with pytest.raises(ConfigError, match="no arm 'best'"):
+            stage("best")
+    assert not fresh.files.path.exists()
 
 
 def test_a_run_held_by_another_process_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path, toy_config())
-    with locked(tmp_path), pytest.raises(ConfigError, match="Another process works in"):
+    with locked(tmp_path), pytest.raises(ConfigError, match="Another Run or thread of this process works in"):
         run.rollout()
+
+
+class Waiting(ToyTask):
+    """Gives its problems once it is told to."""
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        ASKED.set()
+        assert GOES_ON.wait(60)
+        return super().problems(split)
+
+
+ASKED, GOES_ON = Event(), Event()
+
+
+def test_a_run_is_for_one_thread_at_a_time(tmp_path: Path) -> None:
+    run = Run(tmp_path, toy_config(task=Waiting()))
+    found: list[int] = []
+    other = Thread(target=lambda: found.append(len(run.locate("gpo"))))
+    other.start()
+    try:
+        assert ASKED.wait(60)
+        with pytest.raises(Held, match="Another thread works in"):
+            run.reset("gpo")
+        with pytest.raises(Held, match="Another thread works in"):
+            run.problems("train")
+    finally:
+        GOES_ON.set()
+        other.join()
+    assert found == [len(run.locate("gpo"))]
+    assert len(run.problems("train")) == 8
+    assert run.reset("gpo")
+
+
+def test_problems_that_are_gone_are_missed(tmp_path: Path) -> None:
+    Run(tmp_path, toy_config()).rollout()
+    run = Run(tmp_path)
+    with run.held():
+        (tmp_path / "problems.jsonl").unlink()
+        with pytest.raises(DataError, match=r"problems\.jsonl was removed\. Put it back"):
+            run.problems("train")
+
+
+@pytest.mark.parametrize("number", [0, -1, 3, 1.0, "1", True, None])
+def test_a_round_that_a_run_does_not_have_is_refused_before_anything_is_written(tmp_path: Path, number: Any) -> None:
+    run = Run(tmp_path / "run", toy_config(rounds=2))
+    for stage in (run.rollout, run.locate, run.reset, run.build):
+        with pytest.raises(ConfigError, match=f"no round {number!r}\\. Expected a round from 1 to 2"):
+            stage("gpo", number)
+    with pytest.raises(ConfigError, match=r"no round 2\. Expected 1, its only round"):
+        Run(tmp_path / "run", toy_config()).locate("gpo", 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_later_round_is_trained_up_to(tmp_path: Path) -> None:
+    config = toy_config(task=Spec("task", "toy:ToyTask", {"size": 3}), arms={"gpo": "monte_carlo"}, rounds=2)
+    run = Run(tmp_path / "once", config)
+    found = run.locate("gpo", 2)
+    assert run.files.checkpoint("gpo", 1).exists()
+    again = Run(tmp_path / "again", config)
+    again.train("gpo")
+    assert again.locate("gpo", 2) == found
+
+
+@pytest.mark.parametrize("stages", [(), ("foo",), (Stage.LOCATE, Stage.REPORT), (None,)])
+def test_what_is_no_stage_of_an_arm_is_refused(tmp_path: Path, stages: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"Got the stages \[.*\], expected some of rollout, locate, reset, build, tr"):
+        Run(tmp_path / "run", toy_config()).every(*stages)
+    assert not (tmp_path / "run").exists()
 
 
 @dataclass(frozen=True)
@@ -185,7 +260,7 @@ class Dishonest(NoReset):
 def test_an_arm_that_resets_nowhere_samples_the_questions(tmp_path: Path) -> None:
     run = Run(tmp_path, toy_config(arms={"nowhere": Nowhere()}))
     groups = run.reset("nowhere")
-    assert tokens_of(groups) == run.budget(run.rollout()) - tokens_of(run.rollout())
+    assert tokens_of(groups) == round(run.config.budget * tokens_of(run.rollout())) - tokens_of(run.rollout())
 
 
 def test_plain_sampling_takes_the_questions_in_their_order_or_mixed_ones_first(tmp_path: Path) -> None:
@@ -264,7 +339,7 @@ def test_an_engine_that_can_rest_is_kept_through_training(tmp_path: Path, kind: 
     assert run.engine(run.files.model("plain")) is not first or kind is Resting
     assert getattr(run.engine(run.files.model("plain")), "rests", 2) == 2
     assert first._closed is (kind is ChainEngine)
-    run.release_engine()
+    run.engine.release()
 
 
 def test_every_piece_of_sampling_names_the_policy_that_made_it(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.monte_carlo import MonteCarlo
 from gpo.experiment.run import Run
-from gpo.experiment.stages import locate, rollout
+from gpo.experiment.search import locate
+from gpo.experiment.stages import rollout
 from gpo.storage.events import Progress
 from gpo.storage.rounds import RoundState
 from gpo.toy import ChainEngine
@@ -55,10 +56,10 @@ def test_a_search_stops_within_its_share_however_long_the_trajectories_are(tmp_p
     )  # fmt: skip
     run = Run(tmp_path, config)
     run.reset("gpo")
-    budget = run.budget(run.rollout())
+    budget = round(run.config.budget * tokens_of(run.rollout()))
     spent = sum(score.tokens for score in run.files.scores("gpo").read())
     assert spent <= 0.4 * budget
-    assert tokens_of(run.files.groups("gpo")) < 1.2 * budget
+    assert tokens_of(RoundState.of(run.files, "gpo").groups()) < 1.2 * budget
 
 
 def test_what_the_limit_leaves_without_a_rollout_is_not_searched(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_matched_control_differs_in_the_place_only(tmp_path: Path) -> None:
     assert [s.critical_step for s in ours] != [s.critical_step for s in theirs]
     run.reset("random")
     run.reset("gpo")
-    spent = [tokens_of(run.files.groups(arm)) for arm in ("random", "gpo")]
+    spent = [tokens_of(RoundState.of(run.files, arm).groups()) for arm in ("random", "gpo")]
     assert abs(spent[0] - spent[1]) < 0.01 * spent[0]
 
 
@@ -204,6 +205,7 @@ def test_a_search_that_a_pilot_began_goes_on_with_all_questions(tmp_path: Path) 
     found = [score.trajectory_id for score in whole.locate("gpo")]
     assert found[:2] == begun
     assert len(set(found)) == len(found) > 4
-    assert sum(score.tokens for score in whole.files.scores("gpo").read()) <= 0.4 * whole.budget(whole.rollout())
+    share = 0.4 * whole.allowance(RoundState.of(whole.files, "gpo"))
+    assert sum(score.tokens for score in whole.files.scores("gpo").read()) <= share
     whole.reset("gpo")
     assert len(whole.files.searched("gpo")) == len(found)

@@ -29,6 +29,7 @@ from gpo.report.pictures import pictures_of, room_for
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.storage.directory import RunDirectory
+from gpo.storage.rounds import RoundState
 from gpo.tasks.data import conversation
 from gpo.tasks.squares import Squares, draw
 from gpo.types import Message, ModelRef, Problem, RoundContext
@@ -81,7 +82,7 @@ def finished(eye: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_that_is_sampled_names_the_picture_of_its_question(finished: Path) -> None:
     files = RunDirectory(finished)
     problems = {p.id: p for split in ("train", "test") for p in files.problems(split) or ()}  # type: ignore[arg-type]
-    groups = [*files.groups("gpo"), *files.evaluation("gpo").read()]
+    groups = [*RoundState.of(files, "gpo").groups(), *files.evaluation("gpo").read()]
     assert sum(bool(group.start.prefix_ids) for group in groups) > 5
     for group in groups:
         [name] = images_in(group.start.prompt_ids)
@@ -140,7 +141,7 @@ def test_an_online_update_learns_with_the_eyes_too(finished: Path, eye: Path) ->
     weights = dict(method.policy.model.named_parameters())
     looking = [name for name in weights if "vision_model.encoder" in name or "connector" in name]
     before = {name: weights[name].detach().clone() for name in looking}
-    metrics = method.update(files.groups("gpo"), context)
+    metrics = method.update(RoundState.of(files, "gpo").groups(), context)
     assert metrics["steps"] > 0
     assert metrics["ratio_error"] < 1e-3  # what was sampled has the log-probabilities that training computes
     assert sum(not before[name].equal(weights[name]) for name in looking) > len(looking) / 2
@@ -156,7 +157,7 @@ def test_shared_prefixes_are_trained_once_and_pictures_apart(finished: Path, eye
         [batch] = pack(sequences, 1 << 13)
         logps = dict(zip(batch.sequences, batch.split(scorer(batch).logps), strict=True))
     alone = len({prompt for prompt, _ in sequences}) * len(sequences[0][0])
-    assert alone <= batch.computed < sum(len(prompt) + len(tokens) for prompt, tokens in sequences) - alone
+    assert alone <= batch.token_ids.numel() < sum(len(prompt) + len(tokens) for prompt, tokens in sequences) - alone
     for i, trajectory in enumerate(trajectories):
         assert logps[i].tolist() == pytest.approx(trajectory.completion.logprobs, abs=1e-4)
 
@@ -176,7 +177,9 @@ def test_the_samples_of_a_run_serve_another_method_with_their_pictures(
     files = RunDirectory(tmp_path / "run")
     kept = {path.name: path.read_bytes() for path in files.images.iterdir()}
     assert kept == {path.name: path.read_bytes() for path in RunDirectory(finished).images.iterdir()}
-    assert {f"{name}.png" for group in files.groups("gpo") for name in images_in(group.start.prompt_ids)} <= kept.keys()
+    assert {
+        f"{name}.png" for group in RoundState.of(files, "gpo").groups() for name in images_in(group.start.prompt_ids)
+    } <= kept.keys()
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def test_an_engine_that_takes_no_images_leaves_no_run_behind(task: Squares, tmp_
 def test_training_without_the_pictures_says_what_is_missing(finished: Path, eye: Path, tmp_path: Path) -> None:
     from gpo.methods.grpo import GRPO
 
-    groups = RunDirectory(finished).groups("gpo")
+    groups = RoundState.of(RunDirectory(finished), "gpo").groups()
     with pytest.raises(DataError, match=r"The prompts have images, and the model in training takes none"):
         GRPO().update(groups, RoundContext(model=ModelRef(str(eye), "eye")))
     (tmp_path / "images").mkdir()

@@ -113,6 +113,17 @@ def test_random_numbers_and_rows_are_those_of_the_round(kind: Any, start: Path, 
 
 
 @pytest.mark.parametrize("kind", [DPO, GRPO])
+def test_paths_may_be_texts_and_data_may_come_one_by_one(kind: Any, start: Path, tmp_path: Path) -> None:
+    places: dict[str, Any] = {name: str(tmp_path / name) for name in ("images", "work_dir", "metrics_path")}
+    one_by_one, whole = kind(**fast(kind)), kind(**fast(kind))
+    metrics = one_by_one.update(iter(data(kind)), RoundContext(ModelRef(start, "s"), **places))
+    assert metrics == pytest.approx(whole.update(data(kind), RoundContext(ModelRef(start, "s"))))
+    assert rows(tmp_path / "metrics_path")
+    one_by_one.save(str(tmp_path / "saved"))
+    assert same(state(kind(tmp_path / "saved").policy.model), state(whole.policy.model))
+
+
+@pytest.mark.parametrize("kind", [DPO, GRPO])
 def test_a_training_that_is_done_again_replaces_its_rows_and_later_ones(kind: Any, start: Path, tmp_path: Path) -> None:
     contexts = [
         RoundContext(ModelRef(start, "s"), number=number, metrics_path=tmp_path / "training.jsonl")

@@ -3,17 +3,18 @@
 import copy
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from tiny_policy import make_model, make_pairs, make_tokenizer, same, state
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 import gpo
-from gpo.preferences.dataset import to_dataset, write_dataset
+from gpo.preferences.dataset import form_rows, to_table, write_dataset
 from gpo.types import PrefixIn
 
 SETTINGS = {
@@ -61,7 +62,8 @@ def test_the_trainers_of_the_page_train(tmp_path: Path, trainer: str, monkeypatc
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if trainer in block]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpo, "load_pairs", lambda run, arm, form="pairs": to_dataset(make_pairs(8), form=form))
+    rows = partial(form_rows, make_pairs(8), "prompt", seed=0)
+    monkeypatch.setattr(gpo, "load_pairs", lambda run, arm, form="pairs": Dataset(to_table(list(rows(form=form)))))
     for part in (make_model(), make_tokenizer()):
         part.save_pretrained("MODEL")
     code = code.replace('Config("trained"', 'Config("trained", max_steps=1, report_to="none", disable_tqdm=True')

@@ -79,17 +79,17 @@ def test_a_sampler_that_is_the_policy_changes_nothing(kind: type[Online]) -> Non
 
 def test_an_only_step_takes_the_policy_from_its_own_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    looked_up = Online._set_logps
+    looked_up = Online._set
 
-    def count(self: Online, model: Any, name: str, rows: Any) -> None:
+    def count(self: Online, name: str, model: Any, rows: Any) -> None:
         calls.append(name)
-        looked_up(self, model, name, rows)
+        looked_up(self, name, model, rows)
 
-    monkeypatch.setattr(Online, "_set_logps", count)
+    monkeypatch.setattr(Online, "_set", count)
     groups = mixed_groups(make_model())
     once, _ = run(GRPO, make_model(), groups)
     assert calls == []
-    monkeypatch.setattr(GRPO, "_look_up", lambda self, rows: self._set_logps(self.policy.model, "old", rows))
+    monkeypatch.setattr(GRPO, "_look_up", lambda self, rows: self._set("old", self.policy.model, rows))
     looked, _ = run(GRPO, make_model(), groups)
     assert calls == ["old"]
     assert same(state(once.policy.model), state(looked.policy.model))

@@ -183,7 +183,7 @@ def test_gradients_equal_finite_differences(kind: type[Online]) -> None:
     method._set_advantages(rows)
 
     def loss() -> torch.Tensor:
-        ((members, _, out),) = method._batches(scorer, rows)
+        ((members, _, out),) = method._lookup.batches(scorer, rows)
         return method._loss(members, out, len(rows))[0]
 
     with torch.no_grad():  # away from ratio 1, where the surrogate is no longer the plain policy gradient
@@ -225,7 +225,7 @@ def test_the_shared_prefix_takes_part_in_the_gradient_only_as_context() -> None:
     method = GRPO(model, make_tokenizer())
     rows, _ = method._rows(mixed_groups())
     with scoring(model) as scorer:
-        ((members, batch, _),) = method._batches(scorer, rows)
+        ((members, batch, _),) = method._lookup.batches(scorer, rows)
     assert sorted(batch.sizes) == [1, 2, 2, 3, 5]
     assert batch.targets.tolist() == [token for row in members for token in row.tokens]
 

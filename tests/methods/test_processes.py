@@ -161,6 +161,19 @@ def test_ways_of_training_together_that_would_go_wrong_are_refused(
             join(own_update=own_update)
 
 
+@pytest.mark.parametrize(("uses", "left"), [(None, None), ("true", "false")])
+def test_the_environment_stays_what_it_is_where_no_model_is_sharded(
+    monkeypatch: pytest.MonkeyPatch, uses: str | None, left: str | None
+) -> None:
+    monkeypatch.setattr("gpo.methods.processes.Accelerator", lambda: SimpleNamespace(distributed_type=None, state=None))
+    for name, value in (("ACCELERATE_USE_FSDP", uses), ("FSDP_CPU_RAM_EFFICIENT_LOADING", None)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    join(own_update=True)
+    assert os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == left
+
+
 def test_a_loss_of_a_whole_batch_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     method = DPO(None, loss_type="aot")
     monkeypatch.setitem(vars(method), "accelerator", SimpleNamespace(num_processes=2))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_policy import completion_logps, make_model
 
-from gpo.errors import ConfigError, DataError, EngineError
+from gpo.errors import DataError, EngineError
 from gpo.methods import attention, scoring
 from gpo.methods.attention import tile
 from gpo.methods.policy import quiet
@@ -185,25 +185,23 @@ def test_shared_tokens_are_computed_once() -> None:
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
     nodes = in_order([batch], [batch.predictors])
     assert [part.tolist() for part in nodes] == [[3, 4, 5], [3, 4, 5], [3]]
-    assert sorted(batch.sum(torch.ones(7)).tolist()) == [1.0, 3.0, 3.0]
+    assert sorted(batch.sizes) == [1, 3, 3]
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_a_budget_is_kept_and_pairs_stay_together(share: bool) -> None:
+def test_a_budget_is_kept(share: bool) -> None:
     sequences: list[Scored] = [
         ((9, problem, *range(10)), (side, problem, 1)) for problem in range(6) for side in (20, 21)
     ]
-    batches = pack(sequences, 40, share=share, together=2)
+    batches = pack(sequences, 40, share=share)
     assert len(batches) > 1
-    assert all(batch.computed <= 40 for batch in batches)
-    for batch in batches:
-        assert all(b == a + 1 for a, b in zip(batch.sequences[::2], batch.sequences[1::2], strict=True))
+    assert all(batch.token_ids.numel() <= 40 for batch in batches)
     assert sorted(i for batch in batches for i in batch.sequences) == list(range(12))
 
 
 def test_what_is_larger_than_the_budget_has_a_batch_to_itself() -> None:
     sequences: list[Scored] = [((1, 2, 3, 4, 5), (6,)), ((7,), (8,))]
-    assert sorted(batch.computed for batch in pack(sequences, 2)) == [1, 5]
+    assert sorted(batch.token_ids.numel() for batch in pack(sequences, 2)) == [1, 5]
 
 
 def test_sequences_that_cannot_be_scored_are_refused() -> None:
@@ -211,8 +209,6 @@ def test_sequences_that_cannot_be_scored_are_refused() -> None:
         pack([(P, (1,)), ((), (1, 2))], 100)
     with pytest.raises(DataError, match="and 0 to score"):
         pack([(P, ())], 100)
-    with pytest.raises(ConfigError, match="runs of 2 sequences"):
-        pack([(P, (1,))], 100, together=2)
     assert pack([], 100) == []
 
 
@@ -280,16 +276,16 @@ def test_bfloat16_is_close() -> None:
 
 
 def by_order(batch: PackedBatch) -> PackedBatch:
-    return replace(batch, positions=torch.arange(batch.computed)[None])
+    return replace(batch, positions=torch.arange(batch.token_ids.numel())[None])
 
 
 def without_branches(batch: PackedBatch) -> PackedBatch:
     assert batch.tree is not None
-    return replace(batch, tree=replace(batch.tree, ends=(batch.computed,) * batch.computed))
+    return replace(batch, tree=replace(batch.tree, ends=(len(batch.tree.ends),) * len(batch.tree.ends)))
 
 
 def one_late(batch: PackedBatch) -> PackedBatch:
-    return replace(batch, predictors=(batch.predictors + 1).clamp(max=batch.computed - 1))
+    return replace(batch, predictors=(batch.predictors + 1).clamp(max=batch.token_ids.numel() - 1))
 
 
 @pytest.mark.parametrize("bug", [by_order, without_branches, one_late])

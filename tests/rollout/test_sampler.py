@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from typing import Any
 
 import pytest
 
+from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler, request_seed
@@ -41,6 +43,40 @@ def test_trajectories_name_the_policy_that_sampled_them() -> None:
     groups = sampler(policy_version=3)(STARTS[:2], 2)
     assert [t.policy_version for group in groups for t in group.trajectories] == [3] * 4
     assert from_json(Group, to_json(groups[0])) == groups[0]
+
+
+def test_starts_may_come_one_by_one() -> None:
+    assert sampler()((start for start in STARTS[:3]), 2) == sampler()(STARTS[:3], 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"limit": -5}, "limit is -5, expected a whole number of tokens of at least 0"),
+        ({"limit": "5"}, "limit is '5', expected a whole number of tokens of at least 0"),
+        ({"max_tokens": 0}, "max_tokens is 0, expected a whole number of tokens of at least 1"),
+        ({"max_tokens": None}, "max_tokens is None, expected"),
+        (
+            {"segmenter": "newline"},
+            r"The segmenter is the name 'newline', expected an instance: gpo\.make\('segmenter'",
+        ),
+        ({"segmenter": Newline}, "The segmenter is the class Newline"),
+        (
+            {"task": Spec("task", "chain")},
+            r"The task is the name 'chain', expected an instance: gpo\.make\('task', 'cha",
+        ),
+        ({"task": ENGINE}, r"'ChainEngine' is not a task: it has no problems\(split\)"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sampler(**settings)
+
+
+@pytest.mark.parametrize("n", [0, 2.0, None])
+def test_a_number_of_rollouts_that_is_none_is_refused(n: Any) -> None:
+    with pytest.raises(ConfigError, match=f"Cannot sample {n!r} trajectories from a start; expected a whole n"):
+        sampler()(STARTS[:1], n)
 
 
 def test_what_is_sampled_does_not_depend_on_how_starts_are_split() -> None:

@@ -53,6 +53,33 @@ def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None
         from_json(Start, to_json(START) | change)
 
 
+def test_what_is_the_same_in_many_rows_is_one_object(tmp_path: Path) -> None:
+    """A search keeps the start of each of its rollouts, and token ids by the million."""
+    written = Chunks(tmp_path / "rows.jsonl", StepScores)
+    long = replace(START, prompt_ids=(30_000, 70_000))
+    other = replace(TRAJECTORY, start=long, completion=Completion((30_000, 1 << 30), "", "stop"))
+    written.append([replace(SCORES, rollouts=(GROUP, Group(long, (other, other, TRAJECTORY))))])
+    for rows in (written, Chunks(written.path, StepScores)):
+        [same, mixed] = rows.read()[0].rollouts
+        assert (same, mixed.trajectories) == (GROUP, (other, other, TRAJECTORY))
+        assert all(trajectory.start is same.start for trajectory in same.trajectories)
+        assert [trajectory.start is mixed.start for trajectory in mixed.trajectories] == [True, True, False]
+    again = from_json(Start, to_json(long) | {"prefix_ids": [70_000]})
+    assert again.prefix_ids[0] is mixed.start.prompt_ids[1]
+
+
+def test_a_wrong_start_of_a_group_or_of_a_trajectory_is_named() -> None:
+    data = to_json(GROUP)
+    with pytest.raises(DataError, match=r"Group\.start\.problem_id is 7"):
+        from_json(Group, data | {"start": data["start"] | {"problem_id": 7}})
+    wrong = data["trajectories"][0] | {"start": data["start"] | {"prompt_ids": [-1]}}
+    with pytest.raises(DataError, match=r"Group\.trajectories\[1\]\.start\.prompt_ids is \[-1\]"):
+        from_json(Group, data | {"trajectories": [data["trajectories"][0], wrong]})
+    for trajectories in (7, [7]):
+        with pytest.raises(DataError, match=r"Group\.trajectories.* is 7, expected"):
+            from_json(Group, data | {"trajectories": trajectories})
+
+
 def test_long_lists_of_one_kind_are_stored_as_their_entries_would_be() -> None:
     for values in ([1, 2], ["a"], [0.5, math.inf, math.nan], [1, 0.5, None, True], [[math.nan], (1,)], [START], []):
         assert to_json(values) == [to_json(value) for value in values]
@@ -250,3 +277,29 @@ def test_a_chunk_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path: Path, m
     assert rows.path.read_bytes() == kept
     rows.append([Row(2)])
     assert Chunks(rows.path, Row).read() == rows.read() == [Row(1), Row(2)]
+
+
+def test_a_summary_outlives_the_rows_and_not_a_change_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    parse = Chunks[Row]._parse
+    monkeypatch.setattr(Chunks, "_parse", lambda self: (parsed.append(self), parse(self))[1])
+    Chunks(tmp_path / "rows.jsonl", Row).append([Row(1), Row(2)])
+    rows = Chunks(tmp_path / "rows.jsonl", Row)
+    parsed.clear()
+    assert [rows.summary(len) for _ in range(3)] == [2] * 3
+    assert (rows._chunks, len(parsed)) == ([], 1)  # what nobody has read is not kept
+    assert rows.read() == [Row(1), Row(2)]
+    assert rows.summary(repr) == "[Row(n=1), Row(n=2)]"
+    assert len(rows._chunks) == 1
+    assert rows.append([Row(3)]) == [Row(3)]
+    assert rows.summary(len) == 3
+    rows.forget()
+    parsed.clear()
+    assert rows.summary(len) == 3
+    assert not parsed
+    Chunks(rows.path, Row).append([Row(4)])
+    assert rows.summary(len) == 4
+    rows.append([Row(5)])
+    assert Chunks(rows.path, Row).read() == rows.read() == [Row(n) for n in range(1, 6)]

@@ -9,6 +9,7 @@ from gpo.experiment.run import Run
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import RunDirectory, answers_of, model_name
 from gpo.storage.files import write_json
+from gpo.storage.rounds import RoundState
 from gpo.types import Completion, Group, Problem, Score, Start, StepScores, Trajectory
 from toy import toy_config
 
@@ -39,8 +40,8 @@ def test_a_directory_hands_out_one_object_for_each_file(tmp_path: Path, monkeypa
     files.fresh("gpo", 2).append([group("q")])
     for _ in range(3):
         assert [len(files.problems(split) or ()) for split in ("train", "test", "dev")] == [3, 1, 0]
-        assert files.groups("gpo") == [group("p")]
-        assert files.groups("gpo", 2) == [group("q")]
+        assert RoundState.of(files, "gpo").groups() == [group("p")]
+        assert RoundState.of(files, "gpo", 2).groups() == [group("q")]
     assert counts == {"_parse": 8, "__init__": 4}  # rollouts, scores, resets and more of two rounds; four problems
     assert files == RunDirectory(tmp_path)
     (files.problems("train") or []).clear()

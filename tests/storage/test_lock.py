@@ -144,7 +144,10 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_locks_a_file_says_who_works_there(tmp_path: Path) -> None:
     with (
         locked(tmp_path),
-        pytest.raises(ConfigError, match=r"Another process works in .*\.held says so, since its file system has no"),
+        pytest.raises(
+            ConfigError,
+            match=r"Another Run or thread of this process works in .*\.held says so, since its file system has no",
+        ),
         locked(tmp_path),
     ):
         pass

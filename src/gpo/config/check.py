@@ -122,8 +122,8 @@ def check_calls(kind: str, component: Any, name: str) -> None:
         except TypeError as error:
             raise _misfit(kind, name, f"{_shown(method, wanted)} cannot be called: {error}") from error
     if kind == "engine" and not isinstance(component, Engine):
-        named = [each for each in vars(Engine) if each[0] != "_"]
-        lacking = [each for each in (*named, "__enter__", "__exit__") if not hasattr(component, each)]
+        members = [each for each in vars(Engine) if each[0] != "_"]
+        lacking = [each for each in (*members, "__enter__", "__exit__") if not hasattr(component, each)]
         raise _misfit(kind, name, f"it has no {', '.join(lacking)}")
 
 

@@ -10,22 +10,13 @@ Every decision is a function of what is in the run directory, as in `budget`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heapreplace
 
+from gpo.experiment.starts import Known
 from gpo.rollout.turns import in_turns
 from gpo.statistics import STRATA, binned
-from gpo.types import Group, Start, StartKey, Trajectory
-
-
-@dataclass(frozen=True)
-class Known:
-    """Of the rollouts from a start."""
-
-    right: float = 0.0  # sum of the scores
-    graded: int = 0
-    sampled: int = 0  # of those that are trained on, with what could not be graded
+from gpo.types import Group, Trajectory
 
 
 def rare_outcomes(groups: Sequence[Group], per_problem: int) -> list[Trajectory]:
@@ -49,21 +40,6 @@ def rare_outcomes(groups: Sequence[Group], per_problem: int) -> list[Trajectory]
     )
 
 
-def outcomes(groups: Iterable[Group], untrained: Iterable[Group] = ()) -> dict[StartKey, Known]:
-    """What is known of each start, from what is trained on and from what is not."""
-    found: dict[StartKey, Known] = {}
-    for taught, several in ((True, groups), (False, untrained)):
-        for group in several:
-            values = [t.score.value for t in group.trajectories if t.score.value is not None]
-            before = found.get(group.start.key, Known())
-            found[group.start.key] = Known(
-                before.right + sum(values),
-                before.graded + len(values),
-                before.sampled + taught * len(group.trajectories),
-            )
-    return found
-
-
 def expected_variance(right: float, count: int) -> float:
     """The mean of p (1 - p) under the posterior Beta(1/2 + right, 1/2 + wrong), at most 1/4."""
     a, b = right + 0.5, count - right + 0.5
@@ -71,18 +47,18 @@ def expected_variance(right: float, count: int) -> float:
 
 
 def by_worth(
-    starts: Sequence[Start], n: int, lengths: Mapping[StartKey, float], known: Mapping[StartKey, Known]
-) -> Iterator[tuple[Start, int]]:
-    """The starts in the order in which they have their turns of n rollouts, the same one as often as it is due.
+    starts: Sequence[int], n: int, length: Callable[[int], float], known: Callable[[int], Known]
+) -> Iterator[tuple[int, int]]:
+    """The starts, by number, in the order in which they have their turns of n rollouts, the same one as often as due.
 
     Args:
-        lengths: expected tokens of a rollout from each start.
+        length: expected tokens of a rollout from a start.
         known: outcomes of the rollouts that there are already; those that are trained on count as had.
     """
     # D'Hondt: the next n rollouts go where weight / (rollouts with them) is largest; the first of equals.
-    of_start = [known.get(start.key, Known()) for start in starts]
+    of_start = [known(start) for start in starts]
     worth = [expected_variance(each.right, each.graded) for each in of_start]
-    weights = [of / lengths[start.key] for of, start in zip(worth, starts, strict=True)]
+    weights = [of / length(start) for of, start in zip(worth, starts, strict=True)]
     counts = [each.sampled for each in of_start]
     heap = [(-weight / (count + n), i) for i, (weight, count) in enumerate(zip(weights, counts, strict=True))]
     heapify(heap)
@@ -94,22 +70,22 @@ def by_worth(
 
 
 def tokens_for_resets(
-    resets: Sequence[Start],
-    questions: Sequence[Start],
-    lengths: Mapping[StartKey, float],
-    known: Mapping[StartKey, Known],
+    resets: Sequence[int],
+    questions: Sequence[int],
+    length: Callable[[int], float],
+    known: Callable[[int], Known],
     *,
     left: int,
     n: int,
     at_most: int,
 ) -> int:
     """How many of the tokens that are left go to reset starts if all starts are apportioned together."""
-    inside = {start.key for start in resets}
+    inside = set(resets)
     wanted, spent = 0.0, 0.0
-    for start, rollouts in by_worth([*resets, *questions], n, lengths, known):
-        cost = rollouts * lengths[start.key]
+    for start, rollouts in by_worth([*resets, *questions], n, length, known):
+        cost = rollouts * length(start)
         spent += cost
         if spent > left:
             break
-        wanted += cost * (start.key in inside)
+        wanted += cost * (start in inside)
     return max(0, min(at_most, round(wanted)))

@@ -5,14 +5,14 @@ Every decision is a function of what is in the run directory, so that a run that
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count, takewhile
 
 from gpo.rollout.turns import in_turns
 from gpo.types import Group, Start, StartKey, StepScores, Trajectory
 
 SEARCH_MOST = 2 / 3  # of what the first rollouts leave of a round, for the search
+MANY = 0.2  # of rollouts that were cut off, for a warning
 SAFE_SHARE = 0.8  # of the tokens left, for a chunk of resets
 
 
@@ -56,7 +56,7 @@ def search_limit(budget: float, first: float, share: float) -> int:
 
 def search_weight(trajectory: Trajectory) -> int:
     """What one rollout from every boundary of a trajectory takes, in tokens, if all ended where it did."""
-    length = len(trajectory.response_ids)
+    length = len(trajectory.start.prefix_ids) + len(trajectory.completion.token_ids)
     return sum(length - boundary for boundary in trajectory.boundaries[:-1]) or 1
 
 
@@ -81,8 +81,10 @@ def next_searches(
     chosen: list[Trajectory] = []
     cost = 0.0
     for trajectory in candidates:
+        if len(chosen) == most:
+            break
         more = cost + search_weight(trajectory) * spent / weight
-        if len(chosen) < most and more <= (left / 2 if chosen else left):
+        if more <= (left / 2 if chosen else left):
             chosen.append(trajectory)
             cost = more
     return chosen
@@ -99,64 +101,34 @@ def reset_starts(scores: Iterable[StepScores], trajectories: Iterable[Trajectory
     return list(starts.values())
 
 
-def expected_lengths(starts: Sequence[Start], groups: Iterable[Group]) -> dict[StartKey, float]:
-    """Tokens that a rollout from each start takes.
-
-    The mean of those seen from it, else what its parent had left behind it, else the mean of all.
-
-    Args:
-        groups: everything sampled so far.
-    """
-    groups = list(groups)
-    parents = {trajectory.id: trajectory for group in groups for trajectory in group.trajectories}
-    seen: dict[StartKey, list[int]] = {}
-    for group in groups:
-        lengths = [len(trajectory.completion.token_ids) for trajectory in group.trajectories]
-        seen.setdefault(group.start.key, []).extend(lengths)
-    every = [length for lengths in seen.values() for length in lengths]
-    expected = {}
-    for start in starts:
-        if own := seen.get(start.key):
-            expected[start.key] = sum(own) / len(own)
-        elif start.parent in parents:
-            left = len(parents[start.parent].response_ids) - len(start.prefix_ids)
-            expected[start.key] = float(max(1, left))
-        else:
-            expected[start.key] = sum(every) / len(every) if every else 1.0
-    return expected
-
-
-def rollouts_from(groups: Iterable[Group]) -> Counter[StartKey]:
-    """How many graded trajectories begin at each start."""
-    counts: Counter[StartKey] = Counter()
-    for group in groups:
-        counts[group.start.key] += sum(t.score.value is not None for t in group.trajectories)
-    return counts
-
-
 def round_robin(
-    starts: Sequence[Start], n: int, *, done: int = 0, had: Mapping[StartKey, int] | None = None, turns: int = 0
-) -> Iterator[tuple[Start, int]]:
-    """Starts and their rollouts, in turns of `n` each.
+    starts: Sequence[int], n: int, *, had: Mapping[int, int] | None = None, turns: int = 0
+) -> Callable[[int], Iterator[tuple[int, int]]]:
+    """Starts, by number, and their rollouts, in turns of `n` each; those that come when there were so many turns.
 
     In the first turn the rollouts that a start `had` count: it gets what is missing to `n`, those that miss most come
     first, and one that misses none is passed over.
 
     Args:
-        done: turns that there were already, which are left out.
         had: rollouts of each start that there are already, such as those of a search.
         turns: of each start, at most; 0: no limit.
     """
     had = had or {}
-    missing = {start.key: n - had.get(start.key, 0) for start in starts}
-    first = sorted((s for s in starts if missing[s.key] > 0), key=lambda s: -missing[s.key])
-    later = ((start, n) for _ in (range(turns - 1) if turns else count()) for start in starts)
-    return islice(chain(((start, missing[start.key]) for start in first), later if starts else ()), done, None)
+    missing = {start: n - had.get(start, 0) for start in starts}
+    first = sorted((start for start in starts if missing[start] > 0), key=lambda start: -missing[start])
+    last = len(first) + (turns - 1) * len(starts) if turns or not starts else None
+
+    def due(done: int) -> Iterator[tuple[int, int]]:
+        for turn in takewhile(lambda turn: last is None or turn < last, count(done)):
+            later = turn - len(first)
+            yield (first[turn], missing[first[turn]]) if later < 0 else (starts[later % len(starts)], n)
+
+    return due
 
 
 def next_chunk(
-    turns: Iterable[tuple[Start, int]], lengths: Mapping[StartKey, float], *, left: int, most: int
-) -> tuple[list[Start], int]:
+    turns: Iterable[tuple[int, int]], length: Callable[[int], float], *, left: int, most: int
+) -> tuple[list[int], int]:
     """The starts of the next chunk and the rollouts of each; no starts once `left` tokens are spent to within half one.
 
     Lengths are expectations, so a chunk is planned to take no more than SAFE_SHARE of what is left; then one start at a
@@ -164,17 +136,17 @@ def next_chunk(
     at most.
 
     Args:
-        turns: starts and their rollouts in order; a chunk ends where the number of rollouts changes.
-        lengths: expected tokens of a rollout from each start.
+        turns: starts, by number, and their rollouts in order; a chunk ends where the number of rollouts changes.
+        length: expected tokens of a rollout from a start.
         most: starts at most.
     """
-    chosen: list[Start] = []
+    chosen: list[int] = []
     cost, each = 0.0, 0
     for start, n in turns:
         each = each or n
-        cost += n * lengths[start.key]
+        cost += n * length(start)
         if n != each or len(chosen) == most or cost > (SAFE_SHARE * left if chosen else left):
-            if not chosen and (affordable := round(left / lengths[start.key])) > 0:
+            if not chosen and (affordable := round(left / length(start))) > 0:
                 return [start], min(each, affordable)
             break
         chosen.append(start)

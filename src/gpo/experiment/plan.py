@@ -36,26 +36,6 @@ def foretell(config: RunConfig, questions: int, tests: int, length: float) -> di
     return planned
 
 
-def foretell_training(config: RunConfig, questions: int, prompt: float, length: float, *, pairs: bool) -> int:
-    """Tokens, context included, that an arm trains on in all rounds, one epoch each.
-
-    Of pairs as many as there may be. All rollouts beyond the first ones are taken to be half as long, as if behind a
-    reset, so that there are twice as many.
-
-    Args:
-        questions: how many training problems there are.
-        prompt, length: mean tokens of a prompt and of a response.
-        pairs: the method trains on preference pairs, else on groups.
-    """
-    asked = min(config.round_problems or questions, questions)
-    if pairs:
-        count = asked * (config.pairs.per_problem or config.rollouts * config.pairs.per_start)
-        sequences = 2.0 * min(count, count if config.pairs.most is None else config.pairs.most)
-    else:
-        sequences = asked * config.rollouts * (2 * config.budget - 1)
-    return round(config.rounds * sequences * (prompt + length))
-
-
 @dataclass(frozen=True)
 class Look:
     """A few responses, and what they tell of a run that is not begun."""

@@ -98,12 +98,13 @@ def copy_samples(source: Path, target: Path, config: RunConfig) -> None:
     arms = arms_alike(stored, config)
     work = Resources(target, replace(config, launch=None))
     with work.held():
-        for path in _samples(files, sorted(arms), same_questions=_ask_alike(stored, config)):
+        for path in _samples(files, sorted(arms), same_questions=ask_alike(stored, config)):
             with replacing(target / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
 
 
-def _ask_alike(one: RunConfig, other: RunConfig) -> bool:
+def ask_alike(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two runs that have the same first rollouts ask the same test questions alike."""
     return not any(each.startswith(OF_TEST) for each in differences(describe(one), describe(other)))
 
 

@@ -10,9 +10,12 @@ from gpo.errors import ConfigError
 from gpo.estimators.matched import MatchedRandom
 from gpo.estimators.none import NoReset
 from gpo.experiment import stages, training, workers
+from gpo.experiment.metrics import write_rounds
 from gpo.experiment.plan import foretell
+from gpo.experiment.resets import reset
 from gpo.experiment.resources import Resources
 from gpo.experiment.schedule import Unit
+from gpo.experiment.search import locate
 from gpo.experiment.workers import Workers
 from gpo.preferences.pairs import read_pairs
 from gpo.report.results import Results, summarize, write_results
@@ -23,8 +26,8 @@ from gpo.types import Group, Pair, Stage, StepScores
 # What a round does, in this order; each step finds what those before it have written.
 ROUND: dict[Stage, Callable[[Resources, RoundState], None]] = {
     Stage.ROLLOUT: stages.rollout,
-    Stage.LOCATE: stages.locate,
-    Stage.RESET: stages.reset,
+    Stage.LOCATE: locate,
+    Stage.RESET: reset,
     Stage.BUILD: stages.build,
     Stage.TRAIN: training.train,
 }
@@ -34,6 +37,7 @@ class Run(Resources):
     """The stages on one run directory. A stage does what is left of it, and what is missing before it.
 
     With several `rounds` each goes on with the model that the one before has trained; `train` goes through all of them.
+    A run is for one thread at a time.
     """
 
     def all(self) -> Results:
@@ -48,7 +52,13 @@ class Run(Resources):
 
         Args:
             stages: in their order. Evaluation is of the model before training too.
+
+        Raises:
+            ConfigError: there are none, or one that is no stage of an arm.
         """
+        known = (*ROUND, Stage.EVALUATE)
+        if not stages or not all(stage in known for stage in stages):
+            raise ConfigError(f"Got the stages {list(map(str, stages))}, expected some of {', '.join(known)}.")
         if Stage.EVALUATE in stages:
             self._refuse_without_questions()
         with self.held():
@@ -70,8 +80,7 @@ class Run(Resources):
         elif unit.stage == Stage.EVALUATE:
             self.evaluate(unit.name)
         else:
-            with self.held():
-                self._advance(unit.name, 1, unit.stage)
+            self._advance(unit.name, 1, unit.stage)
 
     def _searching(self) -> list[str]:
         """The arms that have a search of their own."""
@@ -96,34 +105,30 @@ class Run(Resources):
 
     def rollout(self, arm: str | None = None, number: int = 1) -> list[Group]:
         """Rollouts from the questions of a round; those of the first round are the same for all arms."""
-        with self.held():
-            return self._advance(arm or next(iter(self.config.arms)), number, Stage.ROLLOUT).rollouts.read()
+        return self._advance(arm or next(iter(self.config.arms)), number, Stage.ROLLOUT).rollouts.read()
 
     def locate(self, arm: str, number: int = 1) -> list[StepScores]:
         """Search trajectories for their critical steps until the search's share of the budget is spent."""
-        with self.held():
-            return self._advance(arm, number, Stage.LOCATE).scores.read()
+        return self._advance(arm, number, Stage.LOCATE).scores.read()
 
     def reset(self, arm: str, number: int = 1) -> list[Group]:
         """Rollouts from the reset boundaries, and from the questions, until the arm's budget is spent."""
-        with self.held():
-            state = self._advance(arm, number, Stage.RESET)
-            return [*state.resets.read(), *state.more.read()]
+        state = self._advance(arm, number, Stage.RESET)
+        return [*state.resets.read(), *state.more.read()]
 
     def build(self, arm: str, number: int = 1) -> list[Pair]:
         """Preference pairs of what the arm has sampled in a round."""
-        with self.held():
-            self._advance(arm, number, Stage.BUILD)
-            return read_pairs(self.files.pairs(arm, number))
+        self._advance(arm, number, Stage.BUILD)
+        return read_pairs(self.files.pairs(arm, number))
 
     def train(self, arm: str) -> Path:
         """Train the arm's model, round after round; the directory of the last checkpoint."""
+        self.check_arm(arm)
         with self.held():
-            self.check_arm(arm)
-            for number in range(training.trained(self, arm) + 1, self.config.rounds + 1):
-                self._advance(arm, number, Stage.TRAIN)
+            if training.trained(self, arm) < self.config.rounds:
+                self._advance(arm, self.config.rounds, Stage.TRAIN)
             if self.config.rounds > 1:
-                training.write_rounds(self.files, arm)
+                write_rounds(self.files, arm)
             for leftover in ("unfinished", "checkpoints"):
                 shutil.rmtree(self.files.arm(arm) / leftover, ignore_errors=True)
             return self.files.model(arm)
@@ -134,9 +139,11 @@ class Run(Resources):
         All models answer the same questions with the same seeds, so that they can be compared question by question.
 
         Raises:
-            ConfigError: the run has no test questions.
+            ConfigError: the run has no test questions, or no such arm.
         """
         self._refuse_without_questions()
+        if name != BASE:
+            self.check_arm(name)
         with self.held():
             stages.evaluate(self, name, None if name == BASE else self.train(name))
             return self.files.evaluation(name).read()
@@ -153,19 +160,23 @@ class Run(Resources):
         return foretell(self.config, len(self.problems("train")), len(self.problems("test")), length)
 
     def _advance(self, arm: str, number: int, last: Stage) -> RoundState:
-        """Do what is left of a round up to a stage.
+        """Do what is left of a round up to a stage, and of the rounds before it.
 
         Raises:
-            ConfigError: there is no such arm, or the run holds traces, which are searched and not trained on.
+            ConfigError: there is no such arm or round, or the run holds traces, which are searched and not trained on.
         """
         self.check_arm(arm)
+        self.check_round(number)
         self._refuse_traces(last)
-        state = RoundState.of(self.files, arm, number)
-        for stage, do in ROUND.items():
-            if stage != Stage.BUILD or last == Stage.BUILD or self.trains_on_pairs:
-                do(self, state)
-            if stage == last:
-                break
+        with self.held():
+            for earlier in range(training.trained(self, arm) + 1, number):
+                self._advance(arm, earlier, Stage.TRAIN)
+            state = RoundState.of(self.files, arm, number)
+            for stage, do in ROUND.items():
+                if stage != Stage.BUILD or last == Stage.BUILD or self.trains_on_pairs:
+                    do(self, state)
+                if stage == last:
+                    break
         return state
 
     def _refuse_without_questions(self) -> None:

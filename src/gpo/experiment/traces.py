@@ -133,14 +133,6 @@ def column(row: Row, *names: str) -> str:
     raise DataError(f"{row.where}: expected a column {' or '.join(names)}, got {', '.join(map(str, row.fields))}.")
 
 
-def as_trajectory(
-    problem: Problem, steps: Sequence[str], task: Task, engine: Engine, *, temperature: float = 1.0, room: int = 0
-) -> Trajectory | None:
-    """One of `as_trajectories`."""
-    [made] = as_trajectories([problem], [steps], task, engine, temperature=temperature, room=room)
-    return made
-
-
 def as_trajectories(
     problems: Sequence[Problem],
     solutions_P: Sequence[Sequence[str] | str],

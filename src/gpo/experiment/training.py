@@ -1,4 +1,4 @@
-"""Training of a round, in this process or in one of its own, and what came of it."""
+"""Training of a round, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from math import isfinite, isnan
+from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from gpo.config.components import made, setting_types
 from gpo.contracts import Method
 from gpo.engines.allocation import give_back_freed_memory
 from gpo.errors import ConfigError, DataError, EngineError, naming
+from gpo.experiment.metrics import round_metrics
 from gpo.experiment.resources import Resources
 from gpo.preferences.pairs import read_pairs
 from gpo.storage.codec import to_json
-from gpo.storage.directory import RunDirectory
-from gpo.storage.files import read_json, remove, replacing, write_json, write_rows
+from gpo.storage.files import read_json, remove, replacing, write_json
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState, sampled_by
-from gpo.types import Group, RoundContext, Stage, StepScores, Trajectory
+from gpo.types import Group, RoundContext, Stage
 
 STEP = "step {} of {}"  # which a training that was launched says on its output
 METHODS_LOG = logging.getLogger("gpo.methods.training")  # by its name: no method is imported for it
@@ -56,7 +55,7 @@ def train(work: Resources, state: RoundState) -> None:
 
     with work.piece(Stage.TRAIN, state.label) as report:
         on_step(0, 0)  # it may be long until the first step
-        work.make_room()
+        work.engine.make_room()
         if work.config.launch is None:
             metrics = train_round(work, state, on_step)
         else:
@@ -65,6 +64,8 @@ def train(work: Resources, state: RoundState) -> None:
             gc.collect()  # trainers, and their models, hold themselves in cycles
             give_back_freed_memory()
         remove(work.files.path / "journal.jsonl")  # of the model that was there before
+        if state.number < work.config.rounds and state.number > work.config.buffer:
+            work.files.forget(state.arm, state.number - work.config.buffer)  # nothing looks further back
         steps = round(metrics.get("steps", 1))
         report(steps, steps, "steps", 0)
 
@@ -100,7 +101,7 @@ def train_round(
             metrics = method.update(training_groups(work, state), context)
     metrics = _checked(name, metrics)
     if _writes():
-        write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)})
+        write_json(files.arm(arm, number) / "training.json", {**metrics, **sampled_by(files, arm, number)[-1]})
     with naming(name):
         _save(method, name, target)
     if _writes():
@@ -139,16 +140,16 @@ def training_groups(work: Resources, state: RoundState) -> list[Group]:
     """What a round trains on.
 
     Raises:
-        DataError: a rollout is of an older policy than `max_staleness` allows.
+        DataError: a rollout is of an older policy than the round began with.
     """
     groups = state.groups(search=bool(work.config.reuse))
-    oldest = work.policy_version(state.checkpoint) - work.config.max_staleness
+    expected = work.policy_version(state.checkpoint)
     for trajectory in (each for group in groups for each in group.trajectories):
-        if trajectory.policy_version is not None and trajectory.policy_version < oldest:
+        if trajectory.policy_version is not None and trajectory.policy_version < expected:
             raise DataError(
                 f"The rollout {trajectory.id!r} of {state.label} was sampled by the policy after "
-                f"{trajectory.policy_version} rounds of training; expected at least {oldest}. Put back the files "
-                f"of this round in {work.files.arm(state.arm, state.number)}, or allow older ones: --max_staleness."
+                f"{trajectory.policy_version} rounds of training; expected {expected}. Put back the files of this "
+                f"round in {work.files.arm(state.arm, state.number)}."
             )
     return groups
 
@@ -280,66 +281,3 @@ def _say(done: int, steps: int) -> None:
 def _writes() -> bool:
     """Whether this is the process that writes, of those that train together."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def round_metrics(work: Resources, state: RoundState) -> dict[str, float]:
-    """What every row of a round's metrics tells of its sampling, as far as it is known.
-
-    reward (mean score of the round's groups), tokens_sampled (by the arm so far), tokens_per_second (while it sampled
-    so far, by the clock) and critical_advantage (mean over the searched trajectories with a critical step).
-    """
-    groups = state.groups(search=bool(work.config.reuse))
-    known = {
-        "reward": _mean(t.score.value for group in groups for t in group.trajectories),
-        "tokens_sampled": float(work.spent(state.arm, state.number)),
-        "tokens_per_second": work.files.events.tokens_per_second(state.arm),
-        "critical_advantage": _mean(map(critical_advantage, state.scores.read())),
-    }
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def write_rounds(files: RunDirectory, arm: str) -> None:
-    """Write `rounds.jsonl`: a line for each round, with what it sampled and the metrics of its update."""
-    write_rows(files.arm(arm) / "rounds.jsonl", [_row(files, arm, number) for number in files.rounds(arm)])
-
-
-def _row(files: RunDirectory, arm: str, number: int) -> dict[str, Any]:
-    """`accuracy` is that of the first rollouts of the round, by the model that the round began with.
-
-    `buffered` is how many of the trajectories that were searched are of rounds before.
-    """
-    state = RoundState.of(files, arm, number)
-    tokens = state.tokens()
-    first: Sequence[Group] = state.rollouts.read()
-    return {
-        "round": number,
-        "accuracy": _mean(
-            float(t.score.right) for group in first for t in group.trajectories if t.score.value is not None
-        ),
-        "tokens": {
-            "rollout": tokens[Stage.ROLLOUT] + tokens[Stage.MORE],
-            "locate": tokens[Stage.LOCATE],
-            "reset": tokens[Stage.RESET],
-        },
-        "buffered": sum(older(t, number) for t, _ in files.searched(arm, number)),
-        "critical_advantage": _mean(map(critical_advantage, state.scores.read())),  # the best of noisy values
-        "training": read_json(files.arm(arm, number) / "training.json"),
-    }
-
-
-def older(trajectory: Trajectory, number: int) -> bool:
-    """Whether a trajectory that a round searches is one of the buffer, sampled in a round before."""
-    return trajectory.policy_version is not None and trajectory.policy_version < number - 1
-
-
-def critical_advantage(score: StepScores) -> float | None:
-    """The advantage of the critical step as searched; None without one or where it was not estimated."""
-    if score.critical_step is None or isnan(score.advantages[score.critical_step]):
-        return None
-    return score.advantages[score.critical_step]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of the numbers; None without one."""
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if numbers else None

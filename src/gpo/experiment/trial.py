@@ -60,7 +60,7 @@ def try_training(work: Resources, groups: Sequence[Group], tokenizer: Tokenizer,
         images=images,
         on_step=lambda row: ends.append(time.monotonic()),
     )
-    work.make_room()
+    work.engine.make_room()
     with naming(f"The method {type(method).__name__}"):
         if pairs:
             count = STEPS * getattr(method, "batch_size", 1)

@@ -67,7 +67,7 @@ class _Worker:
                 while (unit := self._orders.get()) is not None:
                     run.do(unit)
                     self._tell("done", _memory())
-                run.release_engine()
+                run.engine.release()
         except Exception as error:
             if os.environ.get("GPO_DEBUG"):
                 traceback.print_exc()

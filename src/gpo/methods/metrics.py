@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from gpo.storage.files import append, told
+from gpo.storage.disk import told
+from gpo.storage.files import append
 
 
 def begin_rows(path: Path, update: int) -> None:

@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Offline(Training):
         if self.schedule not in (schedules := [kind.value for kind in SchedulerType]):
             raise unknown("schedule", self.schedule, schedules)
 
-    def update(self, pairs: Sequence[Pair], context: RoundContext = DEFAULT) -> dict[str, float]:
+    def update(self, pairs: Iterable[Pair], context: RoundContext = DEFAULT) -> dict[str, float]:
         """Train on these pairs. Where none is usable the model stays as it is.
 
         Returns:
@@ -73,6 +73,7 @@ class Offline(Training):
             DataError: token ids outside the vocabulary, or a loss that is no number.
         """
         self._begin(context)
+        pairs = list(pairs)
         fitting = self._usable(pairs)
         too_long = float(len(pairs) - len(fitting))
         if not fitting:
@@ -114,11 +115,11 @@ class Offline(Training):
         counts = {"pairs": float(len(fitting)), "pairs_too_long": too_long, "steps": float(len(steps))}
         return counts | of_pairs | {"trained_tokens": trained} | means
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the model and its tokenizer to a directory, and forget the checkpoints of the last update."""
         card = model_card(self.policy.model, type(self).__name__, self._context)
         exact = not self._context.last
-        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, card=card)
+        save_policy(self.policy, Path(path), write=self._writes, merge=self.merges, exact=exact, card=card)
         if self._writes and self._context.work_dir is not None:
             _clear(self._context.work_dir)
         self.accelerator.wait_for_everyone()

@@ -14,9 +14,10 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
@@ -26,13 +27,13 @@ from torch import Tensor
 
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods import rows as of_rows
+from gpo.methods.lookup import Lookup
 from gpo.methods.losses import kl_estimate, policy_loss
 from gpo.methods.policy import Policy, check_token_ids, load_policy, model_card, save_policy, saved_state
-from gpo.methods.processes import add_up, clip_gradients, gather, is_sharded, load_optimizer, shard, whole
+from gpo.methods.processes import add_up, clip_gradients, is_sharded, load_optimizer, shard, whole
 from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_step_advantages
-from gpo.methods.scoring import Scorer, Scores, scoring
+from gpo.methods.scoring import Scores, scoring
 from gpo.methods.training import Training, logger
-from gpo.methods.tree import PackedBatch, pack
 from gpo.methods.update_checkpoint import SaveClock, UpdateCheckpoint
 from gpo.preferences.credit import as_meant
 from gpo.types import Group, RoundContext
@@ -134,7 +135,7 @@ class Online(Training):
             shard(self.accelerator, model)
         return model
 
-    def update(self, groups: Sequence[Group], context: RoundContext = DEFAULT) -> dict[str, float]:
+    def update(self, groups: Iterable[Group], context: RoundContext = DEFAULT) -> dict[str, float]:
         """Train on these groups; groups of the same start are one group. Without a difference the model stays.
 
         Returns:
@@ -152,6 +153,7 @@ class Online(Training):
             DataError: token ids outside the vocabulary, or a loss that is no number.
         """
         self._begin(context)
+        groups = list(groups)
         optimizer, _ = self.optimizer, self.frozen  # the state of a run that goes on comes with them
         rows, left_out = self._rows(groups)
         of_rows = {"rows": float(len(rows)), "rows_left_out": float(left_out)}
@@ -176,14 +178,14 @@ class Online(Training):
         self.updates += 1
         return metrics
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the model, its tokenizer and the state of training to a directory."""
         about = {"method": type(self).__name__, "updates": self.updates, "shapes": self._shapes}
         state = {**about, "optimizer": whole(self.optimizer.state_dict(), keep=self._writes), **self._extra_state()}
         kept = None if self.merges and self.lora is not None else state  # whole weights are no adapters to go on with
         exact = not self._context.last
         card = model_card(self.policy.model, type(self).__name__, self._context)
-        save_policy(self.policy, path, write=self._writes, merge=self.merges, exact=exact, state=kept, card=card)
+        save_policy(self.policy, Path(path), write=self._writes, merge=self.merges, exact=exact, state=kept, card=card)
         if self._writes and self._context.work_dir is not None:
             UpdateCheckpoint(self._context.work_dir).clear()
         self.accelerator.wait_for_everyone()
@@ -280,25 +282,9 @@ class Online(Training):
         rows = [row for row in rows if len(row.ids) <= limit]
         return rows, total - len(rows)
 
-    def _batches(
-        self, scorer: Scorer, rows: Sequence[TrainingRow]
-    ) -> Iterator[tuple[list[TrainingRow], PackedBatch, Scores]]:
-        """What the model says of this process's part of the rows, as much at a time as there may be in memory.
-
-        Processes that hold shards call the model equally often: a batch without rows is done for the others.
-        """
-        own = of_rows.part(rows, self.accelerator.process_index, self.accelerator.num_processes)
-        sequences = [(row.context, row.tokens) for row in own]
-        batches = pack(sequences, self.max_tokens, share=scorer.shares)
-        told = [[own[i] for i in batch.sequences] for batch in batches]
-        if is_sharded(scorer.model):
-            missing = max(gather([len(batches)])) - len(batches)
-            again = batches[:1] or pack([(rows[0].context, rows[0].tokens)], self.max_tokens, share=scorer.shares)
-            batches, told = batches + again * missing, told + [[]] * missing
-        for members, batch in zip(told, batches, strict=True):
-            with torch.autocast(scorer.model.device.type, torch.bfloat16, enabled=self.bf16):
-                out = scorer(batch, self._context.temperature, entropy=True, hidden=self.reads_hidden)
-            yield members, batch, out
+    @property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.accelerator, self.max_tokens, self._context.temperature, self.bf16, self.reads_hidden)
 
     def _look_up(self, rows: Sequence[TrainingRow]) -> None:
         """Log-probabilities of the policy before the update, and those of the reference."""
@@ -306,25 +292,16 @@ class Online(Training):
             row.old = row.sampled if self.importance_cap is None else None
         # The forward pass of an only step tells them too.
         if self.epochs * self.minibatches > 1 or (self.beta > 0 and self.kl_in == "reward"):
-            self._set_logps(self.policy.model, "old", [row for row in rows if row.old is None])
+            self._set("old", self.policy.model, [row for row in rows if row.old is None])
         if self.frozen is not None:
-            self._set_logps(self.frozen, "reference", rows)
+            self._set("reference", self.frozen, rows)
 
-    def _set_logps(self, model: Any, name: str, rows: Sequence[TrainingRow]) -> None:
-        self._set(model, name, rows, lambda out: out.logps)
-
-    @torch.no_grad()
-    def _set(self, model: Any, name: str, rows: Sequence[TrainingRow], read: Callable[[Scores], Tensor]) -> None:
-        """Give each row (T,) numbers that the model tells; the processes share the work and all get all of them."""
-        numbers = {id(row): number for number, row in enumerate(rows)}
-        found: list[tuple[int, Tensor]] = []
-        with scoring(model) as scorer:
-            for members, batch, out in self._batches(scorer, rows):
-                if members:
-                    parts = batch.split(read(out).cpu())
-                    found += [(numbers[id(row)], part) for row, part in zip(members, parts, strict=True)]
-        for number, values in gather(found):
-            setattr(rows[number], name, values)
+    def _set(
+        self, name: str, model: Any, rows: Sequence[TrainingRow], read: Callable[[Scores], Tensor] = attrgetter("logps")
+    ) -> None:
+        """Give each row (T,) numbers that the model tells, by default log-probabilities."""
+        for row, values in zip(rows, self._lookup(model, rows, read), strict=True):
+            setattr(row, name, values)
 
     def _kl_penalty(self, row: TrainingRow) -> Tensor:
         """(T,) what the KL takes from the reward of each token."""
@@ -341,7 +318,7 @@ class Online(Training):
         # A backward pass takes the mean over the processes of what it adds up to shards.
         times = self.accelerator.num_processes if is_sharded(self.policy.model) else 1
         with scoring(self.policy.model) as scorer:
-            for members, _, out in self._batches(scorer, rows):
+            for members, _, out in self._lookup.batches(scorer, rows):
                 if not members:
                     self.accelerator.backward(0 * out.logps.sum())
                     continue

@@ -99,7 +99,7 @@ class PPO(Online):
         return {"head": self.head.state_dict()}
 
     def _set_values(self, rows: Sequence[TrainingRow]) -> None:
-        self._set(self.policy.model, "values", rows, self._critic)
+        self._set("values", self.policy.model, rows, self._critic)
 
     def _critic(self, out: Scores) -> Tensor:
         assert out.hidden is not None

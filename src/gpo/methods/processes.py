@@ -33,8 +33,9 @@ def join(*, own_update: bool) -> Accelerator:
     Raises:
         ConfigError: they are to train in a way that this does not do.
     """
-    # Each process reads the weights that it shards. That one reads and sends is a part of accelerate's own sharding.
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Each process reads what it shards. That one reads and sends is a part of accelerate's own sharding.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator()
     shard_on_cpus(accelerator)
     kind, state = accelerator.distributed_type, accelerator.state

@@ -5,7 +5,6 @@ Axes: N nodes of a packed row, S scored tokens of all sequences of a batch, T sc
 
 from __future__ import annotations
 
-from bisect import bisect, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import DataError
 
 Ids = tuple[int, ...]
 Scored = tuple[Sequence[int], Sequence[int]]  # the context, which carries no loss, and the tokens (T,) that do
@@ -48,43 +47,24 @@ class PackedBatch:
     targets: Tensor  # (S,) token ids, sequence after sequence
     tree: Tree | None = None
 
-    @property
-    def computed(self) -> int:
-        """Tokens that the model computes, padding included."""
-        return self.token_ids.numel()
-
     def split(self, values: Tensor) -> list[Tensor]:
         """(S, ...) numbers of the scored tokens as (T, ...) for each sequence."""
         return list(torch.split(values, self.sizes))
 
-    def sum(self, values: Tensor) -> Tensor:
-        """(S,) numbers of the scored tokens added up for each sequence."""
-        sizes = torch.tensor(self.sizes, device=values.device)
-        owners = torch.arange(len(sizes), device=values.device).repeat_interleave(sizes)
-        return values.new_zeros(len(sizes)).index_add(0, owners, values)
 
-
-def pack(sequences: Sequence[Scored], max_tokens: int, *, share: bool = True, together: int = 1) -> list[PackedBatch]:
+def pack(sequences: Sequence[Scored], max_tokens: int, *, share: bool = True) -> list[PackedBatch]:
     """Lay sequences out in batches of at most `max_tokens` computed tokens.
 
     Sequences that agree from their first token on share nodes, those of scored tokens as well: such a node has the
     gradients of all its sequences. Neighbours in sorted order go to the same batch; where the budget cuts a tree,
-    what its parts share is computed in each of them.
+    what its parts share is computed in each of them. A sequence that is larger than the budget has a batch to itself.
 
     Args:
         share: False gives padded rows, sorted by length, for a model whose attention does not take a tree.
-        together: every run of so many sequences stays in one batch, as 2 for chosen, rejected, chosen, rejected. A run
-            that is larger than the budget has a batch to itself.
 
     Raises:
         DataError: a sequence without context, whose first token nothing predicts, or without a token to score.
-        ConfigError: the number of sequences is no multiple of `together`, or a number below 1.
     """
-    if max_tokens < 1 or together < 1 or len(sequences) % together:
-        raise ConfigError(
-            f"Expected max_tokens and together of at least 1 and runs of {together} sequences, got max_tokens "
-            f"{max_tokens} and {len(sequences)} sequences."
-        )
     for index, (context, tokens) in enumerate(sequences):
         if not context or not tokens:
             raise DataError(
@@ -92,9 +72,8 @@ def pack(sequences: Sequence[Scored], max_tokens: int, *, share: bool = True, to
                 "one of each. Leave out empty completions, and begin an empty prompt with the tokenizer's BOS."
             )
     inputs = [(*context, *tokens)[:-1] for context, tokens in sequences]
-    runs = [tuple(range(first, first + together)) for first in range(0, len(inputs), together)]
     layout, parts = (_lay_tree, _trees) if share else (_lay_rows, _rows)
-    return [layout(sequences, inputs, part) for part in parts(inputs, runs, max_tokens)]
+    return [layout(sequences, inputs, part) for part in parts(inputs, max_tokens)]
 
 
 def common_prefix(left: Ids, right: Ids) -> int:
@@ -128,39 +107,27 @@ def grow(sequences: Sequence[Ids]) -> tuple[Tree, dict[Ids, list[int]]]:
     return Tree(tuple(ids), tuple(depths), tuple(ends)), paths
 
 
-def _trees(inputs: Sequence[Ids], runs: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+def _trees(inputs: Sequence[Ids], max_tokens: int) -> Iterator[list[int]]:
     part: list[int] = []
-    nodes, known = 0, list[Ids]()  # of the part, the latter sorted
-    for run in sorted(runs, key=lambda run: inputs[run[0]]):
-        added = _insert(known, [inputs[i] for i in run])
+    nodes, previous = 0, Ids()
+    for i in sorted(range(len(inputs)), key=lambda i: inputs[i]):
+        added = len(inputs[i]) - common_prefix(previous, inputs[i])
         if part and nodes + added > max_tokens:
             yield part
-            part, nodes, known = [], 0, []
-            added = _insert(known, [inputs[i] for i in run])
-        part += run
-        nodes += added
+            part, nodes, added = [], 0, len(inputs[i])
+        part.append(i)
+        nodes, previous = nodes + added, inputs[i]
     if part:
         yield part
 
 
-def _insert(known: list[Ids], sequences: Sequence[Ids]) -> int:
-    """Put sequences into a sorted list; how many nodes that adds to its tree."""
-    added = 0
-    for sequence in sequences:
-        place = bisect(known, sequence)
-        shared = max((common_prefix(other, sequence) for other in known[max(0, place - 1) : place + 1]), default=0)
-        added += len(sequence) - shared
-        insort(known, sequence)
-    return added
-
-
-def _rows(inputs: Sequence[Ids], runs: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+def _rows(inputs: Sequence[Ids], max_tokens: int) -> Iterator[list[int]]:
     part: list[int] = []
-    for longest, run in sorted((max(len(inputs[i]) for i in run), run) for run in runs):
-        if part and (len(part) + len(run)) * longest > max_tokens:
+    for i in sorted(range(len(inputs)), key=lambda i: len(inputs[i])):
+        if part and (len(part) + 1) * len(inputs[i]) > max_tokens:
             yield part
             part = []
-        part += run
+        part.append(i)
     if part:
         yield part
 

@@ -13,7 +13,7 @@ from gpo.report.strata import OF_STRATA, Stratum, right_samples, strata
 from gpo.statistics import Interval, bootstrap_mean, paired_difference
 from gpo.storage.directory import BASE, RunDirectory, answers_of, model_name
 from gpo.storage.files import read_json, read_rows, write_json, write_text
-from gpo.storage.rounds import sampled_by
+from gpo.storage.rounds import RoundState, Sampled, Searched, sampled_by
 from gpo.types import Group, Verdict, tokens_of
 
 STAGES = ("rollout", "locate", "reset")
@@ -97,6 +97,7 @@ def summarize(files: RunDirectory) -> Results:
     references = [name for name in (BASE, *arms[:1]) if name in evaluated]
     sources = {str(problem.metadata.get("source", "")) for problem in problems}
     budget = round(config["budget"] * tokens_of(first)) * config.get("rounds", 1)
+    buffer = config.get("buffer", 0)
     base = evaluated.get(BASE, [])
     by_share, by_steps = strata(first, base, evaluated if base else {})
     return Results(
@@ -105,7 +106,7 @@ def summarize(files: RunDirectory) -> Results:
         test_questions=asked(sources, config.get("test_split", "test")),
         questions=questions,
         samples=samples,
-        arms=tuple(_arm(files, arm, config["arms"][arm]["name"], first, budget) for arm in arms),
+        arms=tuple(_arm(files, arm, config["arms"][arm]["name"], budget, buffer) for arm in arms),
         models=tuple(
             _model(name, groups, subtasks, {other: evaluated[other] for other in references if other != name})
             for name, groups in evaluated.items()
@@ -115,13 +116,14 @@ def summarize(files: RunDirectory) -> Results:
     )
 
 
-def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], budget: int) -> ArmResults:
+def _arm(files: RunDirectory, arm: str, estimator: str, budget: int, buffer: int) -> ArmResults:
     numbers = files.rounds(arm)
-    searched = [score for number in numbers for _, score in files.searched(arm, number)]
-    resets = [files.resets(arm, number).read() for number in numbers]
-    asked = sum(tokens_of(files.fresh(arm, number).read()) for number in numbers if number > 1)
-    asked += sum(tokens_of(files.more(arm, number).read()) for number in numbers)
-    spent = (tokens_of(first) + asked, sum(score.tokens for score in searched), sum(map(tokens_of, resets)))
+    searched, resets, asked = _by_round(files, arm, numbers, buffer)
+    spent = (
+        sum(each.tokens for each in asked),
+        sum(each.tokens for each in searched),
+        sum(each.tokens for each in resets),
+    )
     pairs = [len(read_rows(path)) for number in numbers if (path := files.pairs(arm, number)).exists()]
     training = {number: _training(files, arm, number) for number in numbers}
     _check_sampled(files, arm, training)
@@ -130,13 +132,31 @@ def _arm(files: RunDirectory, arm: str, estimator: str, first: Sequence[Group], 
         estimator=estimator,
         tokens=dict(zip(STAGES, spent, strict=True)),
         budget=budget,
-        located=0 if estimator == "none" else len(searched),
-        critical=sum(score.critical_step is not None for score in searched),
-        reset_starts=sum(len({group.start.key for group in groups if group.start.prefix_ids}) for groups in resets),
+        located=0 if estimator == "none" else sum(each.trajectories for each in searched),
+        critical=sum(each.critical for each in searched),
+        reset_starts=sum(each.inside for each in resets),
         pairs=sum(pairs) if pairs else None,
         untrained=tuple(number for number, metrics in training.items() if metrics.get("skipped")),
         rounds=len(numbers),
     )
+
+
+def _by_round(
+    files: RunDirectory, arm: str, numbers: Sequence[int], buffer: int
+) -> tuple[list[Searched], list[Sampled], list[Sampled]]:
+    """What the searches of an arm came to, its resets, and all that it asked: each round is in memory for a while."""
+    searched, resets, asked = [], [], []
+    for number in numbers:
+        files.searched(arm, number)  # refuses results that fit no trajectory
+        if number == 1:
+            files.resets(arm).read()  # as plots and pages do, so that it stays in memory, too
+        state = RoundState.of(files, arm, number)
+        searched.append(state.scores.summary(Searched.of))
+        resets.append(state.resets.summary(Sampled.of))
+        asked += [state.rollouts.summary(Sampled.of), state.more.summary(Sampled.of)]
+        if number - buffer > 1:
+            files.forget(arm, number - buffer)
+    return searched, resets, asked
 
 
 def _training(files: RunDirectory, arm: str, number: int) -> Mapping[str, Any]:
@@ -148,8 +168,9 @@ def _training(files: RunDirectory, arm: str, number: int) -> Mapping[str, Any]:
 
 def _check_sampled(files: RunDirectory, arm: str, training: Mapping[int, Mapping[str, Any]]) -> None:
     """Raises: DataError if rounds hold something else now than when they were trained: a file was cut at a chunk."""
+    noted = sampled_by(files, arm, max(training))
     for number, metrics in training.items():
-        for name, found in sampled_by(files, arm, number).items():
+        for name, found in noted[number - 1].items():
             if metrics.get(name, found) != found:
                 raise DataError(
                     f"{files.arm(arm, number)}: the files of {arm!r} have {found} {name.replace('_', ' ')} up to round "

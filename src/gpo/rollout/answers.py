@@ -8,8 +8,8 @@ from math import isnan
 from typing import Any, get_args
 
 from gpo.contracts import Engine
-from gpo.errors import DataError, EngineError
-from gpo.types import Completion, FinishReason, Group, Request, StepScores, Trajectory, tokens_of
+from gpo.errors import EngineError
+from gpo.types import Completion, FinishReason, Request, StepScores, Trajectory, tokens_of
 
 _MOST_NATS = 1e-3  # rounding may put a log-probability a little above 0
 _PADDING = 1024  # embeddings are padded to round numbers, and a model may sample what no token stands for
@@ -122,13 +122,3 @@ def _size(tokenizer: Any) -> int | None:
         return len(tokenizer) + _PADDING
     except TypeError:
         return None
-
-
-def refuse_a_broken_grader(groups: Sequence[Group]) -> None:
-    """Raises: DataError if none of these first answers could be graded."""
-    scores = [trajectory.score for group in groups for trajectory in group.trajectories]
-    if scores and all(score.verdict == "failed" for score in scores):
-        raise DataError(
-            f"None of the first {len(scores)} answers could be graded: {scores[0].reason or 'no reason is known'}. "
-            "Nothing was kept. Mend the task's `score`, then run the same command again."
-        )

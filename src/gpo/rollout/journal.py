@@ -24,7 +24,8 @@ from gpo.contracts import Engine, RemoteEngine
 from gpo.errors import DataError, naming
 from gpo.rollout.answers import check_answers
 from gpo.storage.codec import from_json, to_json
-from gpo.storage.files import append, read_json, refuse_link, remove, told, write_json
+from gpo.storage.disk import told
+from gpo.storage.files import append, read_json, refuse_link, remove, write_json
 from gpo.types import Completion, ModelRef, Request
 
 TOGETHER = 1.0  # seconds of answers that are written together where they come one by one

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from numbers import Integral
 
+from gpo.config.check import check_instance
 from gpo.contracts import Engine, Task
 from gpo.errors import ConfigError, DataError, EngineError, naming
 from gpo.rollout.answers import check_answers, check_ends, check_logprobs
@@ -35,6 +37,9 @@ class Sampler:
     trajectories and counts as skipped. With a `limit`, no more than that many tokens are sampled, whatever the rollouts
     cost: what might not fit waits until it is known what the rollouts before it took, and is withheld where one more
     still might not. Then nothing is `left`.
+
+    Raises:
+        ConfigError: task or segmenter are none, or `max_tokens` or `limit` is out of its range.
     """
 
     engine: Engine
@@ -59,6 +64,15 @@ class Sampler:
     _draws: Counter[tuple[int, ...]] = field(default_factory=Counter, init=False, repr=False)
     _serials: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        for kind in ("task", "segmenter"):
+            check_instance(kind, getattr(self, kind))
+        for name, least in (("max_tokens", 1), ("limit", 0)):
+            value = getattr(self, name)
+            none = name == "limit" and value is None
+            if not (none or (isinstance(value, Integral) and int(value) >= least)):
+                raise ConfigError(f"{name} is {value!r}, expected a whole number of tokens of at least {least}.")
+
     @property
     def sampled(self) -> int:
         """Trajectories so far."""
@@ -69,16 +83,17 @@ class Sampler:
         """Tokens that may still be sampled, none once a rollout was withheld; None: no limit."""
         return None if self.limit is None else 0 if self.withheld else max(0, self.limit - self.tokens)
 
-    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
+    def __call__(self, starts: Iterable[Start], n: int) -> list[Group]:
         """One group of n trajectories for each start, in order; fewer or none where the limit or the room ends.
 
         Raises:
-            ConfigError: n is not positive.
+            ConfigError: n is not a positive whole number.
             DataError: a start belongs to no known problem.
             EngineError: the engine answers something else than it was asked.
         """
-        if n < 1:
-            raise ConfigError(f"Cannot sample {n} trajectories from a start; expected n of at least 1.")
+        if not isinstance(n, Integral) or n < 1:
+            raise ConfigError(f"Cannot sample {n!r} trajectories from a start; expected a whole n of at least 1.")
+        starts = list(starts)
         for start in starts:
             if start.problem_id not in self.problems:
                 raise DataError(

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic, TypeVar
 
 from gpo.errors import DataError
 from gpo.storage.codec import T, from_json, plain, to_json
-from gpo.storage.files import append, dump, refuse_link, told
+from gpo.storage.disk import told
+from gpo.storage.files import append, dump, refuse_link
 
+S = TypeVar("S")
 REMAKE = "Delete this line and all after it to have them made again."
 
 
@@ -36,9 +38,13 @@ class Chunks(Generic[T]):
         self._chunks: list[list[T]] = []  # complete ones
         self._end = 0  # bytes of them
         self._seen: tuple[int, ...] | None = None  # the file when it was parsed or written; None before
+        self._summaries: dict[Hashable, tuple[tuple[int, ...], Any]] = {}  # and the file of each
 
-    def append(self, rows: Sequence[T]) -> None:
+    def append(self, rows: Sequence[T]) -> list[T]:
         """Write one chunk durably: after this returns it survives a kill; before, it leaves no trace.
+
+        Returns:
+            The rows as another process would read them.
 
         Raises:
             DataError: the file cannot be written, or is a symbolic link.
@@ -56,13 +62,31 @@ class Chunks(Generic[T]):
             with told(self.path):
                 os.truncate(self.path, self._end)
         append(self.path, b"".join(lines))
-        self._chunks.append([from_json(self.kind, row) for row in data])  # as another process would read them
+        self._chunks.append([from_json(self.kind, row) for row in data])
         self._end += sum(map(len, lines))
         self._seen = self._stamp()
+        return list(self._chunks[-1])
 
     def read(self) -> list[T]:
         """The rows of all complete chunks."""
         return [row for chunk in self.chunks() for row in chunk]
+
+    def summary(self, of: Callable[[list[T]], S]) -> S:
+        """What a function says of the rows: asked once, as long as the file stays as it is.
+
+        Rows that nobody has read before are not kept in memory on its account.
+        """
+        stamp, held = self._stamp(), self._seen is not None
+        known: tuple[tuple[int, ...], S] | None = self._summaries.get(of)
+        if known is None or known[0] != stamp:
+            known = self._summaries[of] = (stamp, of(self.read()))
+            if not held and stamp:
+                self.forget()
+        return known[1]
+
+    def forget(self) -> None:
+        """Keep no rows in memory until they are read again; summaries stay."""
+        self._chunks, self._seen = [], None
 
     def chunks(self) -> Iterator[list[T]]:
         """The rows of each complete chunk, in order."""

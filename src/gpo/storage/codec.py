@@ -14,8 +14,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from gpo.errors import DataError
 from gpo.images.tokens import FIRST
+from gpo.types import Group, Start
 
 T = TypeVar("T")
+SHARED = 18  # bits of the whole numbers that are one object wherever they come: of every vocabulary
 
 
 def to_json(value: Any) -> Any:
@@ -47,6 +49,8 @@ def _list_to_json(values: Sequence[Any]) -> list[Any]:
 def from_json(kind: type[T], data: Any) -> T:
     """The inverse of `to_json` for a dataclass or any type its fields may have.
 
+    What is often the same is one object: the start of a group and those of its trajectories, and each token id.
+
     Raises:
         DataError: a field is missing, unknown or of another type; the message names it.
     """
@@ -56,7 +60,7 @@ def from_json(kind: type[T], data: Any) -> T:
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind):
-        return _decode_dataclass(kind, data, where)
+        return data if type(data) is kind else _decode_dataclass(kind, data, where)
     if kind is float:
         return math.nan if data is None else float(plain(data, where, int, float))
     if kind is Path:
@@ -93,9 +97,17 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
 def _whole_numbers(data: list[Any], where: str) -> tuple[int, ...]:
     """Token ids, offsets and counts: from 0, and small enough for 32 bits, or of an image."""
     odd = set(map(type, data)) - {int} or (data and not (min(data) >= 0 and max(data) < 2**31))
+    if not odd and data and (bits := max(data).bit_length()) <= SHARED:
+        return tuple(map(_numbers(bits).__getitem__, data))  # 8 bytes each, not 40
     if odd and not _of_images(data):
         raise DataError(f"{where} is {_short(data)}, expected whole numbers from 0 on.")
     return tuple(data)
+
+
+@cache
+def _numbers(bits: int) -> list[int]:
+    """The whole numbers of so many bits, each at its place."""
+    return list(range(1 << bits))
 
 
 def _of_images(data: list[Any]) -> bool:
@@ -119,7 +131,20 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
         raise DataError(f"{where} lacks {', '.join(sorted(missing))}.")
     if extra := data.keys() - hints.keys():
         raise DataError(f"{where} has no field {', '.join(sorted(extra))}.")
+    if kind is Group:
+        data = _with_one_start(data, where)
     return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def _with_one_start(data: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The data of a group with its start decoded, here and in the trajectories that begin there: nearly all do."""
+    same, trajectories = data["start"], plain(data["trajectories"], f"{where}.trajectories", list)
+    start = _decode(Start, same, f"{where}.start")
+    shared = [
+        {**each, "start": start} if isinstance(each, dict) and each.get("start") == same else each
+        for each in trajectories
+    ]
+    return {"start": start, "trajectories": shared}
 
 
 @cache

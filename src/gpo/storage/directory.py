@@ -12,12 +12,13 @@ from typing import Any, cast
 from gpo.errors import ConfigError, DataError
 from gpo.storage.chunks import REMAKE, Chunks
 from gpo.storage.codec import T, from_json, plain, to_json
+from gpo.storage.disk import told
 from gpo.storage.events import Events
-from gpo.storage.files import lines_of, read_json, told, write_rows
+from gpo.storage.files import lines_of, read_json, write_rows
 from gpo.types import Group, Problem, Split, StepScores, Trajectory
 
 SETTINGS: dict[str, tuple[type, ...]] = {  # that readers use, beside components
-    **dict.fromkeys(("test_samples", "rounds", "seed"), (int,)),
+    **dict.fromkeys(("test_samples", "rounds", "buffer", "seed"), (int,)),
     **dict.fromkeys(("budget", "temperature"), (int, float)),
     **{"model": (str,), "pairs": (dict,)},
 }
@@ -71,8 +72,8 @@ class RunDirectory:
 
     def rounds(self, arm: str) -> list[int]:
         """The rounds that an arm has begun, from 1."""
-        later = (self.arm(arm) / "rounds").glob("*")
-        return [1, *sorted(int(folder.name) for folder in later if folder.name.isdecimal())]
+        later = [int(path.name) for path in (self.arm(arm) / "rounds").glob("*") if path.name.isdecimal()]
+        return [1, *sorted(number for number in later if number > 1)]
 
     def model(self, arm: str) -> Path:
         """The model of the last round."""
@@ -115,13 +116,6 @@ class RunDirectory:
     def arms(self) -> list[str]:
         """The names of the arms, in their order."""
         return list(self.config()["arms"])
-
-    def groups(self, arm: str, number: int = 1, *, search: bool = True) -> list[Group]:
-        """Everything an arm has sampled in a round: rollouts from the questions, search (if `search`) and resets."""
-        scores = self.scores(arm, number).read() if search else []
-        searched = [group for score in scores for group in score.rollouts]
-        more = self.more(arm, number).read()
-        return [*self.fresh(arm, number).read(), *searched, *self.resets(arm, number).read(), *more]
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration.
@@ -209,6 +203,11 @@ class RunDirectory:
         rows = [{"split": split, **to_json(problem)} for split, problems in chosen.items() for problem in problems]
         write_rows(self.path / "problems.jsonl", rows)
         self._problems.clear()
+
+    def forget(self, arm: str, number: int) -> None:
+        """Keep the rows of a round in memory no longer; whoever asks for them reads them again."""
+        for file in (self.fresh, self.scores, self.resets, self.more):
+            file(arm, number).forget()
 
     def _chunks(self, path: Path, kind: type[T]) -> Chunks[T]:
         return cast(Chunks[T], self._files.setdefault(path, Chunks(path, kind)))

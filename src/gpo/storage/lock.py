@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpo.errors import ConfigError, DataError, TryLater
-from gpo.storage.files import holding, make_folder, refuse_link, refuse_linked_folders, told
+from gpo.storage.disk import told
+from gpo.storage.files import holding, holds, make_folder, refuse_link, refuse_linked_folders
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+WAIT = "Wait for it to end, or choose another run directory."
 MOMENT = 0.05  # seconds for which one who only asks whether a directory is held may hold it
 SETTLED = 0.2  # seconds in which two that take over the same name see each other
 
 
 class Held(ConfigError, TryLater):
-    """A directory that another process works in."""
+    """A directory that another process works in, or this one in another place."""
 
 
 def is_held(directory: Path) -> bool:
@@ -66,7 +68,7 @@ def locked(directory: Path) -> Iterator[Lock]:
     All that writes whole files or appends below it asks first whether the directory is still there.
 
     Raises:
-        Held: another process holds it.
+        Held: another process holds it, or this one already.
         DataError: it cannot be written, or a folder in it is a symbolic link.
     """
     lock = directory / ".lock"
@@ -96,14 +98,16 @@ def _lock(descriptor: int, directory: Path) -> AbstractContextManager[None]:
     try:
         _take(descriptor)
     except BlockingIOError:
-        raise Held(
-            f"Another process works in {directory}. Wait for it to end, or choose another run directory."
-        ) from None
+        raise Held(f"{_who(directory)} works in {directory}. {WAIT}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         return _named(directory)
     return nullcontext()
+
+
+def _who(directory: Path) -> str:
+    return "Another Run or thread of this process" if holds(directory) else "Another process"
 
 
 def _take(descriptor: int) -> None:
@@ -127,8 +131,8 @@ def _named(directory: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
     if not _write_new(path, own):
         raise Held(
-            f"Another process works in {directory}: {path} says so, since its file system has no locks. Wait for it "
-            "to end, or choose another run directory. If it is gone, delete that file."
+            f"{_who(directory)} works in {directory}: {path} says so, since its file system has no locks. {WAIT} "
+            "If it is gone, delete that file."
         )
     try:
         yield

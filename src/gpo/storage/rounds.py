@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from statistics import fmean
 
 from gpo.storage.chunks import Chunks
 from gpo.storage.directory import RunDirectory
 from gpo.types import Evidence, Group, Stage, StepScores, tokens_of
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What is told of groups once their rows are no longer in memory."""
+
+    tokens: int
+    accuracy: float | None  # share of right ones among those that are graded; None without one
+    inside: int  # distinct starts behind a step
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Sampled:
+        graded = [float(t.score.right) for g in groups for t in g.trajectories if t.score.value is not None]
+        inside = len({group.start.key for group in groups if group.start.prefix_ids})
+        return cls(tokens_of(groups), fmean(graded) if graded else None, inside)
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The same of what a search found."""
+
+    tokens: int
+    trajectories: int
+    critical: int  # of them with a critical step
+    critical_advantage: float | None  # mean of the critical steps as searched, the best of noisy values; None: of none
+
+    @classmethod
+    def of(cls, scores: Sequence[StepScores]) -> Searched:
+        steps = [(score, score.critical_step) for score in scores if score.critical_step is not None]
+        known = [score.advantages[step] for score, step in steps if not isnan(score.advantages[step])]
+        tokens = sum(score.tokens for score in scores)
+        return cls(tokens, len(scores), len(steps), fmean(known) if known else None)
 
 
 @dataclass(frozen=True)
@@ -55,17 +90,19 @@ class RoundState:
     def tokens(self) -> dict[Stage, int]:
         """Sampled tokens by stage."""
         return {
-            Stage.ROLLOUT: tokens_of(self.rollouts.read()),
-            Stage.LOCATE: sum(score.tokens for score in self.scores.read()),
-            Stage.RESET: tokens_of(self.resets.read()),
-            Stage.MORE: tokens_of(self.more.read()),
+            Stage.ROLLOUT: self.rollouts.summary(Sampled.of).tokens,
+            Stage.LOCATE: self.scores.summary(Searched.of).tokens,
+            Stage.RESET: self.resets.summary(Sampled.of).tokens,
+            Stage.MORE: self.more.summary(Sampled.of).tokens,
         }
 
 
-def sampled_by(files: RunDirectory, arm: str, number: int) -> dict[str, int]:
-    """What training notes of the files of an arm's rounds up to this one: if one is cut off later, that is seen."""
-    states = [RoundState.of(files, arm, each) for each in range(1, number + 1)]
-    return {
-        "tokens_sampled": sum(sum(state.tokens().values()) for state in states),
-        "trajectories_searched": sum(len(state.scores.read()) for state in states),
-    }
+def sampled_by(files: RunDirectory, arm: str, number: int) -> list[dict[str, int]]:
+    """What training notes of an arm's files up to each round, `number` the last: what is cut off later is seen."""
+    noted, tokens, searched = [], 0, 0
+    for each in range(1, number + 1):
+        state = RoundState.of(files, arm, each)
+        tokens += sum(state.tokens().values())
+        searched += state.scores.summary(Searched.of).trajectories
+        noted.append({"tokens_sampled": tokens, "trajectories_searched": searched})
+    return noted
