@@ -151,7 +151,8 @@ def markdown(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}. "
         f"Arms of a row are {MATCHED[suite.matched]} and compared on the same {questions} "
         f"{'development ' if suite.split == 'dev' else ''}questions, {counted(samples, 'sample')} each. "
-        f"Differences are paired; intervals are 95%, over seeds and questions where there are several seeds. {_by_chance(found)}",
+        "Differences are paired; intervals are 95%, over seeds and questions where there are several seeds. "
+        f"{_by_chance(found)}",
         "",
         *[f"- {line}" for line in verdict(found)],
         "",
