@@ -32,7 +32,7 @@ def test_a_run_goes_on_with_all_that_a_pilot_sampled(tmp_path: Path, capsys: pyt
     assert len(files.rollouts.read()) == 4
     assert files.scores("gpo").read()
     assert all(len(line) <= 80 for line in said.splitlines() if directory not in line)
-    assert "with groups there is base success 0.05 to 0.63" in " ".join(said.split())
+    assert "with groups there is base success 0.05 to 0.93" in " ".join(said.split())
     told = json.loads((tmp_path / "run/advice.json").read_text())
     assert told["model"] is None
     assert "operations and memory are not known" in " ".join(said.split())

@@ -209,8 +209,11 @@ def test_questions_may_be_mended_until_one_was_asked(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="None of the first 16 answers could be graded: ZeroDivisionError"):
         Run(tmp_path, toy_config(task=Mended())).rollout()
+    with pytest.raises(DataError, match="None of the first 16 answers"):
+        (run := Run(tmp_path, toy_config(task=Mended()))).rollout()
     Mended.broken = False
-    assert len(Run(tmp_path, toy_config(task=Mended())).rollout()) == 8
+    assert len(run.rollout()) == 8
+    assert Run(tmp_path, toy_config(task=Mended())).locate("gpo")
 
 
 @dataclass(frozen=True)

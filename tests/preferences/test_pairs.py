@@ -265,3 +265,7 @@ def test_only_what_is_chosen_is_decoded() -> None:
     (pair,) = build_pairs([group("p", (), *rows)], Counting(), settings=PairSettings(most=1))
     assert pair.chosen
     assert Counting.calls < 10
+    Counting.calls = 0
+    few = [((3, EOS), "right"), *(((4, i, EOS), "wrong") for i in range(8))]
+    assert len(build_pairs([group("p", (2,), *few)], Counting())) == 8
+    assert Counting.calls == 1 + 2 + 2 * 9  # the prompt, the prefix, and each continuation once, each behind a head

@@ -108,5 +108,5 @@ def _count(rows: Sequence[Evidence]) -> str:
 
 
 def _bases(rows: Sequence[Evidence]) -> str:
-    low, high = min(row.base for row in rows), max(row.base for row in rows)
-    return f"base success {low:.2f}" if low == high else f"base success {low:.2f} to {high:.2f}"
+    low, high = (f"{of(row.base for row in rows):.2f}" for of in (min, max))
+    return f"base success {low}{f' to {high}' * (low != high)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from threading import get_ident
@@ -26,7 +26,7 @@ from gpo.images.tokenizer import keep_images
 from gpo.rollout.prompting import Conclusions
 from gpo.rollout.sampler import Sampler
 from gpo.storage.codec import to_json
-from gpo.storage.directory import RunDirectory
+from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.events import Partial, Progress
 from gpo.storage.files import remove
 from gpo.storage.lock import Held, Lock, joined, locked
@@ -88,12 +88,20 @@ class Resources:
             DataError: they are not there any more.
         """
         if split not in self._problems:
-            with self.held():
+            with nullcontext() if self._begun else self.held():
                 chosen = self.files.problems(split)
             if chosen is None:
                 raise DataError(f"{self.files.path / 'problems.jsonl'} was removed. Put it back as it was.")
             self._problems[split] = chosen
         return self._problems[split]
+
+    def forget_problems(self) -> None:
+        """Choose the problems again next time, where none was answered: their task is to be mended."""
+        answered = [self.files.rollouts, *(self.files.evaluation(name) for name in (BASE, *self.config.arms))]
+        if not any(file.read() for file in answered):
+            remove(self.files.path / "problems.jsonl")
+            self._problems.clear()
+            self._begun = False
 
     @cached_property
     def task(self) -> Task:

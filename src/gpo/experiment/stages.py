@@ -23,8 +23,6 @@ from gpo.preferences.pairs import build_pairs, read_pairs, write_pairs
 from gpo.preferences.step_pairs import build_step_pairs
 from gpo.rollout import asking
 from gpo.storage.chunks import Chunks
-from gpo.storage.directory import BASE
-from gpo.storage.files import remove
 from gpo.storage.rounds import RoundState
 from gpo.types import Group, Pair, Problem, Split, Stage
 
@@ -70,16 +68,9 @@ def ask(
             try:
                 asking.ask(file, batch, n, sampler)
             except BrokenGrader:
-                _forget_problems(work)
+                work.forget_problems()
                 raise
             report(done + len(batch), len(problems), "problems", sampler.tokens)
-
-
-def _forget_problems(work: Resources) -> None:
-    """Choose the problems again next time, where none was answered: their task is to be mended."""
-    answered = [work.files.rollouts, *(work.files.evaluation(name) for name in (BASE, *work.config.arms))]
-    if not any(file.read() for file in answered):
-        remove(work.files.path / "problems.jsonl")
 
 
 def build(work: Resources, state: RoundState) -> None:

@@ -181,18 +181,23 @@ class _Texts:
 
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
+    heads: dict[int, tuple[str, str]] = field(default_factory=dict)  # prompt and prefix, by object of the start
     known: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)  # by object of the start, and ids
 
     def pair(self, choice: _Choice, provenance: Mapping[str, Any]) -> Pair:
         start = choice.start
+        if id(start) not in self.heads:
+            prompt = self.tokenizer.decode(start.prompt_ids, skip_special_tokens=False)
+            self.heads[id(start)] = prompt, text_behind(self.tokenizer, start.prompt_ids, start.prefix_ids)
+        prompt, prefix = self.heads[id(start)]
         return Pair(
             problem_id=start.problem_id,
             prompt_ids=start.prompt_ids,
             prefix_ids=start.prefix_ids,
             chosen_ids=choice.chosen_ids,
             rejected_ids=choice.rejected_ids,
-            prompt=self.tokenizer.decode(start.prompt_ids, skip_special_tokens=False),
-            prefix=text_behind(self.tokenizer, start.prompt_ids, start.prefix_ids),
+            prompt=prompt,
+            prefix=prefix,
             chosen=self._behind(start, choice.chosen_ids),
             rejected=self._behind(start, choice.rejected_ids),
             provenance={"chosen_id": choice.chosen_id, "rejected_id": choice.rejected_id, **provenance},

@@ -106,8 +106,8 @@ def _whole_numbers(data: list[Any], where: str) -> tuple[int, ...]:
 
 @cache
 def _numbers(bits: int) -> list[int]:
-    """The whole numbers of so many bits, each at its place."""
-    return list(range(1 << bits))
+    """The whole numbers of so many bits, each at its place; those of fewer bits are the same objects."""
+    return [*_numbers(bits - 1), *range(1 << bits - 1, 1 << bits)] if bits else [0]
 
 
 def _of_images(data: list[Any]) -> bool:
