@@ -30,8 +30,8 @@ from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.events import Partial, Progress
 from gpo.storage.files import remove
 from gpo.storage.lock import Held, Lock, joined, locked
-from gpo.storage.rounds import RoundState
-from gpo.types import ModelRef, Problem, Split, Stage, Start, tokens_of
+from gpo.storage.rounds import RoundState, Sampled
+from gpo.types import ModelRef, Problem, Split, Stage, Start
 
 
 class Resources:
@@ -205,7 +205,7 @@ class Resources:
 
     def allowance(self, state: RoundState) -> int:
         """Tokens that an arm may sample in a round."""
-        first = self.files.rollouts.summary(tokens_of)
+        first = self.files.rollouts.summary(Sampled.of).tokens
         return allowance(first, self.config.budget, state.number, self.spent(state.arm, state.number - 1))
 
     def spent(self, arm: str, number: int) -> int:

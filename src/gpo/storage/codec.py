@@ -17,7 +17,7 @@ from gpo.images.tokens import FIRST
 from gpo.types import Group, Start
 
 T = TypeVar("T")
-SHARED = 18  # bits of the whole numbers that are one object wherever they come: of every vocabulary
+SHARED = 18  # bits of the whole numbers that are one object wherever they come: token ids of nearly all vocabularies
 
 
 def to_json(value: Any) -> Any:
