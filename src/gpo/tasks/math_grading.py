@@ -57,7 +57,7 @@ class _Worker:
         self.jobs = 0
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gpo.tasks.math_worker", str(seconds)],
+            [sys.executable, "-P", "-m", "gpo.tasks.math_worker", str(seconds)],  # not from the folder where it runs
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
