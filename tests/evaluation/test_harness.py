@@ -1,17 +1,19 @@
 """lm-evaluation-harness runs its own tasks on our models: offline, with its task files on local rows."""
 
 import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import gpo
 from gpo.cli import main
 from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError, EngineError, MissingDependency
 from gpo.evaluation.evaluation import Evaluation, EvaluationConfig
-from gpo.evaluation.harness import TASKS, HarnessConfig, evaluate_with, run_harness, task_manager
+from gpo.evaluation.harness import TASKS, HarnessConfig, _load, evaluate_with, run_harness, task_manager
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness: gpo[lm-eval]")
 ignored = pytest.mark.filterwarnings("ignore")  # of the harness and of what it imports
@@ -112,6 +114,24 @@ def test_adapters_are_measured_as_what_a_run_trains(tasks: Path, tmp_path: Path)
     results = json.loads((tmp_path / "out/results.json").read_text())
     base, mine = (results[name]["bbh_local"]["metrics"]["exact_match,get-answer"] for name in models)
     assert base > mine == 0  # such adapters break it
+
+
+@needs_harness
+@ignored
+def test_the_harness_renders_with_the_arguments_and_drops_what_is_thought(tmp_path: Path) -> None:
+    model = gpo.make("engine", "hf", model="reasoner")
+    shutil.copytree(model.model_ref.source, tmp_path / "thinks")
+    template = "{{ messages[0].content }}{% if not quick %}<think>{% endif %}{# </think> #}"
+    model.tokenizer.chat_template = template
+    model.tokenizer.save_pretrained(tmp_path / "thinks")
+    parts, asked = {"pretrained": str(tmp_path / "thinks")}, [{"role": "user", "content": "1?"}]
+    open_thought, quick = (_load(parts, HarnessConfig(chat_template_kwargs=each)) for each in (None, {"quick": True}))
+    assert open_thought.apply_chat_template(asked) == "1?<think>"
+    assert quick.apply_chat_template(asked) == "1?"
+    assert quick.think_end_token == "</think>"
+    assert _load({"pretrained": str(model.model_ref.source)}, HarnessConfig()).think_end_token is None
+    with pytest.raises(ConfigError, match="chat_template_kwargs has 'quickly'"):
+        _load(parts, HarnessConfig(chat_template_kwargs={"quickly": True}))
 
 
 @needs_harness

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,22 @@ def test_an_evaluation_of_base_binds_the_settings_too(tmp_path: Path) -> None:
     Run(tmp_path, toy_config()).evaluate("base")
     with pytest.raises(ConfigError, match="seed was 0, now 1"):
         Run(tmp_path, toy_config(seed=1))
+
+
+def test_other_arguments_of_the_chat_template_make_another_run(tmp_path: Path) -> None:
+    def described(**settings: object) -> dict[str, Any]:
+        return describe(RunConfig(engine=Spec("engine", "hf", settings)))
+
+    plain, brief = described(), described(chat_template_kwargs={"enable_thinking": False})
+    assert differences(plain, brief) == ['engine.chat_template_kwargs was null, now {"enable_thinking": false}']
+    assert describe(resolve({}, json.loads(json.dumps(brief)))) == brief
+    text = '{"enable_thinking": false}'
+    assert describe(resolve({"engine.chat_template_kwargs": text})) == brief
+    del plain["engine"]["chat_template_kwargs"]  # as versions without the setting have written it
+    assert differences(plain, described()) == []
+    for wrong in ("[1]", "false", "enable_thinking"):
+        with pytest.raises(ConfigError, match=r"chat_template_kwargs is '.*', expected a JSON object or none"):
+            resolve({"engine.chat_template_kwargs": wrong})
 
 
 def test_settings_that_another_process_took_since_are_seen(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConf
 
 from gpo.engines.contract import check_engine
 from gpo.engines.hf import HFEngine
+from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError, DataError, EngineError
 from gpo.images import embedding
 from gpo.images.tokenizer import ImageTokenizer
@@ -167,6 +168,16 @@ def test_a_model_of_text_alone_is_told(eye: Path, engine: HFEngine) -> None:
         render(asked(ONE, text="What is <image> here?"), tokenizer)
     assert isinstance(tokenizer, ImageTokenizer)
     assert tokenizer.eos_token_id == tokenizer.text.eos_token_id
+
+
+def test_arguments_reach_the_template_of_a_model_that_sees(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    brief = engine.tokenizer.chat_template + "{% if brief %}How{% endif %}"
+    monkeypatch.setattr(engine.tokenizer.processor, "chat_template", brief)
+    told = with_arguments(engine.tokenizer, {"brief": True})
+    for turns in (asked(ONE), asked()):
+        plain = render(turns, engine.tokenizer)
+        assert render(turns, told)[: len(plain)] == plain
+        assert told.decode(render(turns, told)[len(plain) :]) == "How"
 
 
 def test_a_model_without_a_chat_template_does_not_lose_the_image(

@@ -11,7 +11,7 @@ from gpo.config.components import Spec
 from gpo.errors import ConfigError, DataError
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler, request_seed
-from gpo.rollout.segmenters import Newline
+from gpo.rollout.segmenters import LowProbability, Newline
 from gpo.storage.codec import from_json, to_json
 from gpo.toy import EOS, ChainEngine, ChainTask
 from gpo.types import Completion, Group, Problem, Request, Score, Start
@@ -197,3 +197,19 @@ def test_the_response_is_decoded_in_one_piece() -> None:
 
     sampler(engine=SplitCharacterEngine(), task=Reader())([Start("0", (0x61,), (0xC3,))], 1)
     assert texts == ["é"]
+
+
+def test_log_probabilities_are_looked_up_at_the_temperature_of_sampling() -> None:
+    told: list[float] = []
+
+    class Silent(ChainEngine):
+        def generate(self, requests: Sequence[Request], *, temperature=1.0, logprobs=False) -> list[list[Completion]]:
+            return super().generate(requests, temperature=temperature)
+
+        def logprobs(self, contexts, continuations, *, temperature=1.0) -> list[tuple[float, ...]]:
+            told.append(temperature)
+            return super().logprobs(contexts, continuations, temperature=temperature)
+
+    for temperature in (0.5, 0.0):
+        sampler(engine=Silent(), segmenter=LowProbability(), temperature=temperature)(STARTS[:1], 1)
+    assert told == [0.5, 1.0]  # greedy: by the model as it is

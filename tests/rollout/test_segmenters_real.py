@@ -84,10 +84,13 @@ def steps_of(segmenter: Segmenter, token_ids: Sequence[int], tokenizer: Any) -> 
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text with their newlines; a blank one belongs to the line before, or to the first one after."""
+    """The lines of a text with their newlines; a blank one belongs to the line before, or to the first one after.
+
+    The mark that begins a thought is as good as blank.
+    """
     lines: list[str] = []
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-        if lines and (line.isspace() or lines[-1].isspace()):
+        if lines and (line.isspace() or not lines[-1].replace("<think>", "").strip()):
             lines[-1] += line
         else:
             lines.append(line)

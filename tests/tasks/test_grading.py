@@ -217,6 +217,7 @@ def test_the_answer_of_a_worked_solution(solution: str, answer: str) -> None:
 def test_thinking_that_never_ends_has_no_answer() -> None:
     assert answer_text("<think>so 5") is None
     assert answer_text("so</think> 5") == " 5"
+    assert answer_text("so</think> 5 <think>or 6") is None
 
 
 @pytest.mark.parametrize(

@@ -265,5 +265,7 @@ def words(kind: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (tuple, list) and arguments:
         return f"a comma-separated list of {words(arguments[0])}"
+    if origin is Mapping:
+        return "a JSON object"
     names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "none", str: "a text"}
     return names.get(kind, f"JSON of {getattr(kind, '__name__', kind)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from gpo.engines.packing import pack
 from gpo.engines.prefixes import Continuations, shared_prompts
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.teacher_forcing import teacher_forced
+from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError, EngineError
 from gpo.images.album import Album
 from gpo.images.embedding import check_sight, see, sees
@@ -55,6 +56,7 @@ class HFEngine:
     # quarter of the memory that is free has room for.
     max_batch_tokens: int | None = None
     kernel: str = "auto"  # "library" decodes with the model's forward pass even where there is a faster one
+    chat_template_kwargs: Mapping[str, Any] | None = None  # what the chat template reads beside the turns, as JSON
     _end_of_turn: int | None = field(default=None, init=False, repr=False, compare=False)
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)  # None: closed
@@ -82,7 +84,8 @@ class HFEngine:
             tokenizer = ImageTokenizer(tokenizer, album)
         elif tokenizer is None:
             raise ConfigError("A loaded model comes without a tokenizer. Give tokenizer= as well.")
-        self.tokenizer, self._end_of_turn = tokenizer, end_of_turn(tokenizer)
+        self.tokenizer = with_arguments(tokenizer, self.chat_template_kwargs)
+        self._end_of_turn = end_of_turn(self.tokenizer)
         self._take(ref)
 
     def load(self, model: ModelRef) -> None:

@@ -64,7 +64,8 @@ def end_of_turn(tokenizer: Any) -> int | None:
     said = "answer"
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
     try:
-        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+        arguments = getattr(tokenizer, "chat_template_kwargs", None) or {}
+        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **arguments)
     except (TypeError, ValueError, TemplateError):
         return None
     behind: list[int] = []  # special tokens since the last other one; white space is none

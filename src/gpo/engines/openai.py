@@ -45,6 +45,7 @@ class OpenAIEngine:
     samples_per_request: int = 1  # more than one is for servers that give each a seed of its own, as vLLM does
     timeout: float = 600.0  # seconds that an answer may take
     patience: float = 600.0  # seconds after its first failure that a request is asked again; also to wait for a start
+    chat_template_kwargs: Mapping[str, Any] | None = None  # what the chat template reads beside the turns, as JSON
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)  # None: closed
     _facts: TokenFacts | None = field(default=None, init=False, repr=False, compare=False)
     _connection: Connection | None = field(default=None, init=False, repr=False, compare=False)
@@ -59,7 +60,7 @@ class OpenAIEngine:
         if self.model is None:
             raise ConfigError("Which model do the servers serve? Give model= its directory or hub id.")
         ref = self.model if isinstance(self.model, ModelRef) else ModelRef(str(self.model), str(self.model))
-        self._facts = facts_of(ref, self.tokenizer)
+        self._facts = facts_of(ref, self.tokenizer, self.chat_template_kwargs)
         self.tokenizer = self._facts.tokenizer
         self._base = self._facts.base
         self._weights = Weights.of(ref, self._base)

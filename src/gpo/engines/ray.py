@@ -13,6 +13,7 @@ from gpo.config.models import reference
 from gpo.engines.actors import Piece, Pool
 from gpo.engines.host import Facts
 from gpo.engines.requests import check_temperature, token_limits
+from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError, EngineError
 from gpo.images.tokenizer import text_tokenizer
 from gpo.types import Completion, ModelRef, Request
@@ -60,6 +61,7 @@ class RayEngine:
             self._pool.wake()
             if self.tokenizer is None or isinstance(self.tokenizer, str):
                 self.tokenizer = text_tokenizer(self._pool.tell("tokenizer"))
+            self.tokenizer = with_arguments(self.tokenizer, spec.settings.get("chat_template_kwargs"))
             self._ref = reference(self.model) if "model" in known else self._pool.tell("model_ref")
         except BaseException:
             self.close()

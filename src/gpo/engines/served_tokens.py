@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpo.engines.templates import with_arguments
 from gpo.errors import EngineError
 from gpo.storage.hub import hub_options
 from gpo.storage.weights import first_line
@@ -31,11 +32,15 @@ class TokenFacts:
         return Completion(ids, text, "stop" if ids[-1] in self.stop_ids else "length", nats)
 
 
-def facts_of(ref: ModelRef, tokenizer: Any) -> TokenFacts:
+def facts_of(ref: ModelRef, tokenizer: Any, arguments: Mapping[str, Any] | None = None) -> TokenFacts:
     """Read tokenizer and configurations of a directory (of a model or of LoRA adapters) or of a hub id.
 
+    Args:
+        arguments: what the chat template is given in every prompt.
+
     Raises:
-        EngineError: they are not there.
+        ConfigError: the template does not read one of the arguments.
+        EngineError: the files are not there.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -48,6 +53,7 @@ def facts_of(ref: ModelRef, tokenizer: Any) -> TokenFacts:
     given = tokenizer if tokenizer is not None else ref.tokenizer if ref.tokenizer is not None else source
     if isinstance(given, str | Path):
         given = load_tokenizer(str(given), ref.revision if str(given) == source else None)
+    given = with_arguments(given, arguments)
     revision = ref.revision if base == source else None
     try:
         config = AutoConfig.from_pretrained(base, revision=revision, **hub_options(base)).get_text_config(decoder=True)

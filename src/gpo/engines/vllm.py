@@ -29,6 +29,7 @@ class VLLMEngine:
     gpu_memory: float = 0.9  # share of a GPU's memory that it takes
     tensor_parallel: int = 1  # GPUs that share the model
     options: Mapping[str, Any] = field(default_factory=dict)  # more arguments of vllm.LLM, as JSON
+    chat_template_kwargs: Mapping[str, Any] | None = None  # what the chat template reads beside the turns, as JSON
     _ref: ModelRef | None = field(default=None, init=False, repr=False, compare=False)  # None: closed
     _facts: TokenFacts | None = field(default=None, init=False, repr=False, compare=False)
     _llm: Any = field(default=None, init=False, repr=False, compare=False)  # None: made when something is asked
@@ -47,7 +48,7 @@ class VLLMEngine:
             raise ConfigError("The engine has no model. Give model= a directory or a hub id.")
         _vllm()
         ref = reference(self.model)
-        self._facts = facts_of(ref, self.tokenizer)
+        self._facts = facts_of(ref, self.tokenizer, self.chat_template_kwargs)
         self.tokenizer = self._facts.tokenizer
         self._ref, self._weights = ref, Weights.of(ref, self._facts.base)
         try:

@@ -15,9 +15,11 @@ from typing import Any, Literal, get_type_hints
 from gpo.config.parse import parse
 from gpo.config.presets import EMBEDDED, model_path
 from gpo.config.run import differences
+from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError, DataError, EngineError, MissingDependency, unknown
 from gpo.evaluation.evaluation import model_names
 from gpo.report.results import markdown_table
+from gpo.rollout.thought import ANSWER
 from gpo.storage.files import read_json, write_json, write_text
 from gpo.storage.hub import hub_options
 from gpo.storage.lock import locked
@@ -37,6 +39,7 @@ class HarnessConfig:
     include: Path | None = None  # folder of task files beside those of the harness
     limit: int | None = None  # documents of each task; None: all
     chat: Literal["auto", "true", "false"] = "auto"  # through the chat template; auto: where there is one
+    chat_template_kwargs: Mapping[str, Any] | None = None  # what the template reads beside the turns, as JSON
     batch_size: int = 8
     seed: int = 0  # of the choice of few-shot examples, and of sampling
 
@@ -88,7 +91,7 @@ def run_harness(directory: Path, config: HarnessConfig) -> Table:
                 file = directory / "harness" / name / f"{task}.json"
                 settings = {"model": model, **asked}
                 if not file.exists():
-                    loaded = loaded or _load(parts[name], config.batch_size)
+                    loaded = loaded or _load(parts[name], config)
                     write_json(file, {"settings": settings, **_evaluate(loaded, task, manager, config)})
                 found[name][task] = read_json(file)
                 if changed := differences(found[name][task]["settings"], settings):
@@ -136,12 +139,17 @@ def _parts(source: str) -> dict[str, str]:
     return {"pretrained": base} if adapters is None else {"pretrained": base, "peft": source, "tokenizer": source}
 
 
-def _load(parts: Mapping[str, str], batch_size: int) -> Any:
+def _load(parts: Mapping[str, str], config: HarnessConfig) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HFLM(**parts, device=device, batch_size=batch_size, dtype="auto")
+    arguments = dict(config.chat_template_kwargs or {})
+    model = HFLM(**parts, device=device, batch_size=config.batch_size, dtype="auto", chat_template_args=arguments)
+    with_arguments(model.tokenizer, arguments)  # refuses what its template does not read
+    if ANSWER in str(model.tokenizer.chat_template):
+        model.think_end_token = ANSWER  # what is thought before it is no answer
+    return model
 
 
 def _evaluate(model: Any, task: str, manager: Any, config: HarnessConfig) -> dict[str, Any]:
@@ -157,10 +165,7 @@ def _evaluate(model: Any, task: str, manager: Any, config: HarnessConfig) -> dic
             apply_chat_template=chat,
             log_samples=False,
             bootstrap_iters=1000,
-            random_seed=config.seed,
-            numpy_random_seed=config.seed,
-            torch_random_seed=config.seed,
-            fewshot_random_seed=config.seed,
+            **{f"{of}random_seed": config.seed for of in ("", "numpy_", "torch_", "fewshot_")},
         )
     # datasets, huggingface_hub and httpx all raise their own errors where the hub cannot be reached.
     except (OSError, RuntimeError, ValueError) as error:

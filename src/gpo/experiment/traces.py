@@ -25,6 +25,7 @@ from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import checked_score
 from gpo.rollout.segmenters import Newline, Segmenter
+from gpo.rollout.thought import THINK, Thought
 from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
 from gpo.tasks.grading import solution_answer
@@ -155,16 +156,19 @@ def as_trajectories(
         None for each that the context does not hold.
     """
     cut: Segmenter = segmenter or Newline()
+    thought = Thought(engine.tokenizer)
     made: list[Trajectory | None] = []
     for problem, solution in zip(problems, solutions_P, strict=True):
         start = question_start(problem, task, engine.tokenizer)
-        steps = [solution.strip()] if isinstance(solution, str) else solution
+        steps = [solution.strip()] if isinstance(solution, str) else list(solution)
+        written = "\n".join(steps)
+        if steps and thought.begun(start.prompt_ids):  # in the prompt already
+            steps[0] = steps[0].removeprefix(THINK).removeprefix("\n")
         ids, ends = encode(steps, engine)
-        text = "\n".join(steps)
         fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length
-        completion = Completion(ids, text, "stop")
+        completion = Completion(ids, "\n".join(steps), "stop")
         made.append(
-            Trajectory(problem.id, start, completion, checked_score(task, problem, text), ends) if fits else None
+            Trajectory(problem.id, start, completion, checked_score(task, problem, written), ends) if fits else None
         )
     kept = [trajectory for trajectory in made if trajectory is not None]
     nats = iter(

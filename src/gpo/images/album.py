@@ -35,7 +35,9 @@ class Album:
         name = name_for(pixels)
         known = self._file(name)
         if known is None:
-            self._keep(name, _png(pixels))
+            target = BytesIO()
+            pixels.save(target, "PNG")
+            self._keep(name, target.getvalue())
         elif _decoded(known, name).tobytes() != pixels.tobytes():
             raise DataError(
                 f"Two images have the name {name}: 48 bits of their hashes are equal. Change a pixel of one."
@@ -135,9 +137,3 @@ def _rgb(image: Image) -> Image:
         upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "white"), upright)
     converted: Image = upright.convert("RGB")
     return converted
-
-
-def _png(pixels: Image) -> bytes:
-    target = BytesIO()
-    pixels.save(target, "PNG")
-    return target.getvalue()

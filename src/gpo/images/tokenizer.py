@@ -51,9 +51,19 @@ class ImageTokenizer:
         return int(self.processor.image_token_id)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False, **_: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = False,
+        **arguments: Any,
     ) -> list[int]:
         """Token ids of a conversation, the tokens of images among them.
+
+        Args:
+            tokenize, return_dict: as tokenizers have them, which are asked alike.
+            arguments: what the template is given beside the messages.
 
         Raises:
             DataError: an image cannot be read, or the template has no place for one.
@@ -66,7 +76,11 @@ class ImageTokenizer:
             told = [{"type": "image"} if part["type"] == "image" else dict(part) for part in parts]
             turns.append({"role": message["role"], "content": told})
         text = self.processor.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
+            turns,
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **arguments,
         )
         if not names:
             ids: list[int] = self.text.encode(text, add_special_tokens=False)
@@ -103,9 +117,12 @@ class ImageTokenizer:
                 add_special_tokens=False,
             )
             self._inputs[name] = dict(told)
-            while len(self._inputs) > 1 and sum(map(_bytes, self._inputs.values())) > KEPT:
+            while len(self._inputs) > 1 and self._size() > KEPT:
                 del self._inputs[next(iter(self._inputs))]
         return self._inputs[name]
+
+    def _size(self) -> int:
+        return sum(int(each.nbytes) for inputs in self._inputs.values() for each in inputs.values())
 
     def count(self, name: str) -> int:
         """How many tokens an image has.
@@ -131,10 +148,6 @@ class ImageTokenizer:
             f"The conversation has {what}. Does the chat template show every image, and does no text hold "
             f"{self.processor.image_token!r}?"
         )
-
-
-def _bytes(inputs: Mapping[str, Any]) -> int:
-    return sum(int(each.nbytes) for each in inputs.values())
 
 
 def load_processor(source: str, revision: str | None = None) -> Any:

@@ -19,6 +19,7 @@ from gpo.report.terminal import Row, print_question, print_verdict, rows_between
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import request_seed
 from gpo.rollout.segmenters import Segmenter, pieces
+from gpo.rollout.thought import Thought
 from gpo.rollout.turns import in_turns
 from gpo.storage.directory import RunDirectory
 from gpo.types import Completion, Problem, Request, Score, Start, Trajectory
@@ -149,4 +150,5 @@ def graded(task: Task, problem: Problem, engine: Engine, start: Start, written: 
     """What was written, as a trajectory with its score."""
     text = engine.tokenizer.decode(written.token_ids, skip_special_tokens=True)
     completion = Completion(written.token_ids, text, "length" if written.cut_off else "stop")
-    return Trajectory("watch", start, completion, task.score(problem, text), written.step_ends)
+    turn = Thought(engine.tokenizer).turn(start.prompt_ids, written.token_ids, text)
+    return Trajectory("watch", start, completion, task.score(problem, turn), written.step_ends)

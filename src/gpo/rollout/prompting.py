@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gpo.contracts import Task
 from gpo.errors import ConfigError, DataError, naming
 from gpo.images.tokenizer import ImageTokenizer, shows_images
 from gpo.rollout.scoring import LIMIT, within
+from gpo.rollout.thought import Thought
 from gpo.types import Message, Problem, Start
 
 
 def render(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a conversation whose next turn is the model's, left open for a prefix to continue.
 
-    With a chat template, the template decides (few-shot examples are earlier user and assistant turns). Without one,
+    With a chat template, the template decides (few-shot examples are earlier user and assistant turns), given the
+    `chat_template_kwargs` that an engine has set on its tokenizer (`gpo.engines.templates`). Without one,
     a question alone stands on lines of its own, and examples make the few-shot form of base models: "Question: ..."
     and "Answer: ..." with blank lines between, where grading ends an answer that runs on into a next "Question:".
 
@@ -55,8 +58,9 @@ def _rendered(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     """
 
     def apply() -> object:
+        arguments = getattr(tokenizer, "chat_template_kwargs", None) or {}
         return tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
         )
 
     try:
@@ -103,11 +107,19 @@ class Conclusions:
     problems: Mapping[str, Problem]
     tokenizer: Any
 
+    @cached_property
+    def _thought(self) -> Thought:
+        return Thought(self.tokenizer)
+
     def __call__(self, start: Start, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What comes before the answer behind a prefix, on a line of its own, and the answer."""
+        """What comes before the answer behind a prefix, on a line of its own, and the answer.
+
+        A thought that the prefix ends in is ended first.
+        """
         before, behind = form_of(self.task.prompt(self.problems[start.problem_id]))
         last = self.tokenizer.decode(start.prefix_ids[-1:], skip_special_tokens=True)
         line = "\n" if last and not last.endswith("\n") else ""
+        line += self._thought.end(start.prompt_ids, start.prefix_ids)
         phrase, whole = (
             tuple(self.tokenizer.encode(text, add_special_tokens=False))
             for text in (line + before, line + before + answer + behind)

@@ -15,6 +15,7 @@ from gpo.rollout.answers import check_answers, check_ends, check_logprobs
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import Scorer, failure_kind
 from gpo.rollout.segmenters import Newline, Segmenter
+from gpo.rollout.thought import Thought
 from gpo.types import Completion, Group, Problem, Request, Score, Start, Trajectory
 
 __all__ = ["Sampler", "question_start", "request_seed"]
@@ -63,6 +64,7 @@ class Sampler:
     withheld: int = field(default=0, init=False)  # rollouts that the limit left no tokens for
     _draws: Counter[tuple[int, ...]] = field(default_factory=Counter, init=False, repr=False)
     _serials: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _thought: Thought = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind in ("task", "segmenter"):
@@ -72,6 +74,7 @@ class Sampler:
             none = name == "limit" and value is None
             if not (none or (isinstance(value, Integral) and int(value) >= least)):
                 raise ConfigError(f"{name} is {value!r}, expected a whole number of tokens of at least {least}.")
+        self._thought = Thought(self.engine.tokenizer)
 
     @property
     def sampled(self) -> int:
@@ -195,10 +198,8 @@ class Sampler:
 
     def _text(self, start: Start, completion: Completion) -> str:
         """What is graded, decoded in one piece: a character may be split between prefix and completion."""
-        if not start.prefix_ids:
-            return completion.text
-        text: str = self.engine.tokenizer.decode(start.prefix_ids + completion.token_ids, skip_special_tokens=True)
-        return text
+        whole = None if start.prefix_ids else completion.text
+        return self._thought.turn(start.prompt_ids, start.prefix_ids + completion.token_ids, whole)
 
     def _cut(self, response: tuple[int, ...], logprobs: tuple[float, ...] | None) -> tuple[int, ...]:
         """The ends of a response's steps."""

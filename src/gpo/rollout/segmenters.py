@@ -3,7 +3,8 @@
 A segmenter maps the token ids of a response to `step_ends` (K,): increasing token offsets, the last of which is the
 length of the response, so that the steps joined give the response back. Text is looked at token by token and never
 tokenised again. A step ends after the token that holds the end of its separator; an end-of-sequence token belongs to
-the last step; text without a visible character makes no step of its own. An empty response has no steps: ().
+the last step; text without a visible character makes no step of its own, nor does the mark that begins a thought
+(`<think>`). An empty response has no steps: ().
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from gpo.errors import ConfigError
+from gpo.rollout.thought import THINK
 
 SENTENCE = re.compile(r"""[.!?]['")\]]*(?=\s)|\n""")
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
@@ -69,6 +71,11 @@ def spread(ends: Sequence[int], max_steps: int | None) -> tuple[int, ...]:
     return tuple(ends[(step + 1) * len(ends) // max_steps - 1] for step in range(max_steps))
 
 
+def _visible(text: str) -> bool:
+    """Whether there is anything in it but white space and the mark that begins a thought."""
+    return bool(text.replace(THINK, "").strip())
+
+
 @dataclass(frozen=True)
 class _Limits:
     """The limits that every segmenter has."""
@@ -115,12 +122,12 @@ class _TextSegmenter(_Limits):
             if not self._ends_step(match, token + 1 - first):
                 continue
             end, first = character_ends[token], token + 1
-            if not text[begin:end].isspace():
+            if _visible(text[begin:end]):
                 ends.append(token + 1)
             elif ends:  # a blank piece joins the step before it, or at the start of the response the one after it
                 ends[-1] = token + 1
             begin = end
-        if not text[begin:].strip() and ends:
+        if ends and not _visible(text[begin:]):
             ends.pop()
         return self._limit([*ends, len(token_ids)])
 

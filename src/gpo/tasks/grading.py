@@ -65,8 +65,8 @@ def answer_text(text: str) -> str | None:
 
     A base model that goes on with a question of its own after answering is cut there.
     """
-    _, closed, rest = text.rpartition("</think>")
-    if not closed and "<think>" in text:
+    rest = text.rpartition("</think>")[2]
+    if "<think>" in rest:
         return None
     mark = _MARK.search(rest)
     following = _NEXT_QUESTION.search(rest, mark.end()) if mark else None
