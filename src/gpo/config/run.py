@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from types import NoneType
@@ -15,7 +14,7 @@ from gpo.config.presets import EMBEDDED, OTHERS, PIECE_SECONDS, REASONER, SEGMEN
 from gpo.contracts import Engine, Estimator, Method, Task
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.rollout.segmenters import Segmenter
-from gpo.storage.codec import from_json, to_json
+from gpo.storage.codec import from_json, shortened, to_json
 from gpo.types import Credit, PairSettings
 
 SEARCH = {"name": "adaptive", "rule": "drop", "rollouts": 4, "batch": 8, "certainty": 0.9, "smallest": 0.05}
@@ -29,6 +28,17 @@ AT_LEAST_ONE = (
     *("problems", "rollouts", "locate_per_problem", "reset_rollouts", "rounds", "test_samples", "max_tokens", "chunk"),
     *("workers", *OR_ALL),
 )
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # whether a value is in it, and what is expected
+    "budget": (lambda x: 1 < x < inf, "a number above 1: the first rollouts are part of it"),
+    "seed": (lambda x: 0 <= x < 2**32, f"a whole number from 0 to {2**32 - 1}"),
+    "locate_share": (lambda x: 0 < x < 1, "a share between 0 and 1"),
+    **dict.fromkeys(("reset_fraction", "fresh_least"), (lambda x: 0 <= x <= 1, "a share from 0 to 1")),
+    "reset_turns": (lambda x: x >= 0, "a number of turns; 0: no limit"),
+    "test_skip": (lambda x: x >= 0, "a number of test problems of at least 0"),
+    "buffer": (lambda x: x >= 0, "a number of rounds of at least 0"),
+    "temperature": (lambda x: 0 < x < inf, "a number above 0: rollouts must differ"),
+    "piece_seconds": (lambda x: 0 <= x < inf, "a number of at least 0"),
+}
 
 
 def default_arms() -> dict[str, Estimator | Spec | str]:
@@ -46,18 +56,16 @@ class RunConfig:
     engine: Engine | Spec | str = "hf"
     method: Method | Spec | str = "dpo"
     segmenter: Segmenter | Spec | str = "newline"
-    credit: Credit = (
-        "tail"  # what carries loss: all behind a start, the step behind it, or each step by its worth (tree)
-    )
+    credit: Credit = "tail"  # what carries loss: all behind a start, the step behind it, or each step by worth (tree)
     pairs: PairSettings = PairSettings()  # how an offline method's pairs are made
     arms: Mapping[str, Estimator | Spec | str] = field(default_factory=default_arms)  # one trained model each
     problems: int = 120  # training problems, taken evenly from the sub-tasks
     rollouts: int = 8  # of each training problem, before anything is located
     budget: float = 2.5  # tokens of each arm in a round, as a multiple of those of the first round's first rollouts
-    locate_share: float | None = None  # of the budget, at most, for the search; None: with `reuse` 0.4, else 0.08
+    locate_share: float | None = None  # of the budget, at most, for the search; None: 0.08, single steps 0.4
     locate_per_problem: int = 4  # trajectories to search at most
     reset_rollouts: int = 8  # of each reset start when its turn comes
-    reset_turns: int | None = None  # of a reset start, then questions; 0: no limit; None: with `reuse` 0, else 1
+    reset_turns: int | None = None  # of a reset start, then questions; 0: no limit; None: 1, single steps 0
     reset_fraction: float = 1.0  # of the budget, at most, from reset starts; what is left goes to the questions again
     allocation: str = "uniform"  # starts take turns; stratum, or arms that do: tokens go where most is learned for each
     fresh_least: float = 0.5  # of the budget, from the questions themselves, where tokens go by stratum
@@ -91,13 +99,7 @@ class RunConfig:
                 raise ConfigError(
                     f"{name} is {value}, expected at least {least}{', or none for all' * (name in OR_ALL)}."
                 )
-        if not 1 < self.budget < inf:
-            raise ConfigError(f"budget is {self.budget}, expected a number above 1: the first rollouts are part of it.")
         self._check_ranges()
-        if not 0 < self.temperature < inf:
-            raise ConfigError(f"temperature is {self.temperature}, expected a number above 0: rollouts must differ.")
-        if not 0 <= (self.piece_seconds or 0) < inf:
-            raise ConfigError(f"piece_seconds is {self.piece_seconds}, expected a number of at least 0.")
         if self.piece_seconds and (self.workers or 1) > 1:
             raise ConfigError(f"{self.workers} workers write whole chunks. Add --piece_seconds 0, or take --workers 1.")
         if not self.arms:
@@ -119,19 +121,9 @@ class RunConfig:
         return engine == "hf" and resolve_model(self).name in SHIPPED
 
     def _check_ranges(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
-        if self.locate_share is not None and not 0 < self.locate_share < 1:
-            raise ConfigError(f"locate_share is {self.locate_share}, expected a share between 0 and 1.")
-        for name in ("reset_fraction", "fresh_least"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1.")
-        if (self.reset_turns or 0) < 0:
-            raise ConfigError(f"reset_turns is {self.reset_turns}, expected a number of turns; 0: no limit.")
-        if self.test_skip < 0:
-            raise ConfigError(f"test_skip is {self.test_skip}, expected a number of test problems of at least 0.")
-        if self.buffer < 0:
-            raise ConfigError(f"buffer is {self.buffer}, expected a number of rounds of at least 0.")
+        for name, (fits, expected) in RANGES.items():
+            if (value := getattr(self, name)) is not None and not fits(value):
+                raise ConfigError(f"{name} is {value}, expected {expected}.")
         if self.allocation not in ("uniform", "stratum"):
             for name in self.allocation.split(","):
                 if name.strip() not in self.arms:
@@ -181,7 +173,7 @@ def _check_types(settings: RunConfig) -> None:
 def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunConfig:
     """With what is None decided: as a directory has it stored, else by credit and method (lab notes).
 
-    `reuse`, and by it how much is searched and how often a start has its turn.
+    What is trained on, how much is searched and how often a start has its turn.
     """
     known = stored or {}
     config = _seeded(config, known.get("method", {}))
@@ -189,12 +181,13 @@ def settled(config: RunConfig, stored: Mapping[str, Any] | None = None) -> RunCo
         return config
     method = Spec("method", config.method) if isinstance(config.method, str) else config.method
     kind = method.component_class() if isinstance(method, Spec) else type(method)
-    reuse = _first(config.reuse, known.get("reuse"), config.credit != "tail" or getattr(kind, "reuses", True))
+    tail = config.credit == "tail"
+    reuse = _first(config.reuse, known.get("reuse"), not tail or getattr(kind, "reuses", True))
     return replace(
         config,
         reuse=reuse,
-        reset_turns=_first(config.reset_turns, known.get("reset_turns"), 0 if reuse else 1),
-        locate_share=_first(config.locate_share, known.get("locate_share"), 0.4 if reuse else 0.08),
+        reset_turns=_first(config.reset_turns, known.get("reset_turns"), 1 if tail else 0),
+        locate_share=_first(config.locate_share, known.get("locate_share"), 0.08 if tail else 0.4),
     )
 
 
@@ -218,10 +211,8 @@ def describe(config: RunConfig) -> dict[str, Any]:
     described |= {kind: with_whole_paths(describe_component(kind, described[kind])) for kind in COMPONENTS}
     described["model"] = resolve_model(config).name
     described["pairs"] = to_json(config.pairs)
-    described["arms"] = {
-        name: with_whole_paths(describe_component("estimator", arm)) for name, arm in config.arms.items()
-    }
-    return described
+    arms = {name: describe_component("estimator", arm) for name, arm in config.arms.items()}
+    return described | {"arms": {name: with_whole_paths(arm) for name, arm in arms.items()}}
 
 
 def with_whole_paths(component: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,10 +231,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{where}.")
         elif before != after:
-            found.append(f"{where} was {_short(before)}, now {_short(after)}")
+            found.append(f"{where} was {shortened(before)}, now {shortened(after)}")
     return found
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
