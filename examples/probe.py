@@ -1,6 +1,6 @@
 """Fit a linear probe of the success probability to a model's hidden states, and say how good it is on unseen questions.
 
-    python examples/probe.py [DIRECTORY]
+    python examples/probe.py [DIRECTORY [PROBLEMS]]
 
 `gpo states RUN` has written the states; nothing here knows GPO from then on. Ridge regression on every boundary,
 cross-validated so that no question is in both parts.
@@ -50,8 +50,10 @@ def auc(score: np.ndarray, right: np.ndarray) -> float:
 
 if __name__ == "__main__":
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/probe")
+    problems = int(sys.argv[2]) if len(sys.argv) > 2 else 90
     search = gpo.Spec("estimator", "monte_carlo", {"rollouts": 8, "share_path": True})
-    run = gpo.Run(directory, gpo.RunConfig(problems=90, rollouts=2, test_problems=1, budget=12, arms={"gpo": search}))
+    config = gpo.RunConfig(problems=problems, rollouts=2, test_problems=1, budget=12, arms={"gpo": search})
+    run = gpo.Run(directory, config)
     run.locate("gpo")
     path, boundaries = write_states(directory, every=True)
 

@@ -1,6 +1,7 @@
+import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,16 @@ CHROMIUM = ("GPO_CHROMIUM", "chromium", "chromium-browser", "google-chrome")
 def chromium() -> str | None:
     """The browser's path: that of the environment variable, else Debian's or another that is installed."""
     return os.environ.get(CHROMIUM[0]) or next((path for name in CHROMIUM[1:] if (path := shutil.which(name))), None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays, and is not looked through for garbage again and again meanwhile."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +112,19 @@ def fake(served_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the tests start is not noted in the user's home."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """What is loaded before a file's tests, all libraries, is not looked through by each round's `gc.collect`."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process draws no plots, which take longer than all else of a small one."""
+    monkeypatch.setattr("gpo.report.plots.write_plots", lambda *_: None)
 
 
 @pytest.fixture

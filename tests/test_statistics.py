@@ -220,3 +220,34 @@ def test_one_seed_has_the_interval_over_questions_and_equal_values_one_with_a_wi
     assert crossed_mean([]).n == 0
     some = crossed_mean([[0.5, nan, 0.25], [0.0, nan, nan]])
     assert (some.n, some.estimate) == (2, 0.25)
+
+
+def test_a_sum_that_rounding_leaves_beside_a_whole_number_is_that_number() -> None:
+    tenths = sum([0.1] * 10)
+    assert tenths < 1
+    assert (exact(tenths, 10).lower, exact(tenths, 10).upper) == (exact(1, 10).lower, exact(1, 10).upper)
+
+
+def test_a_bootstrap_leans_to_where_the_data_have_their_tail() -> None:
+    """BCa by scipy with expanded tails; the percentile interval would be [.028, .389]."""
+    shares = (0.01, 0.02, 0.02, 0.03, 0.03, 0.05, 0.06, 0.1, 0.2, 0.9)
+    assert near(bootstrap_mean([[share] for share in shares]), 0.142, 0.040, 0.490, abs=0.02)
+
+
+def test_what_is_missing_adds_nothing_to_the_interval_over_seeds_and_questions() -> None:
+    """By hand: seeds have the means .0375 and 0, questions .025 each; what is left is .0125 each way in one seed."""
+    found = crossed_mean([[0.05, nan, 0.025], [0.0, nan, nan]])
+    by_seed, rest = 2 * (0.0125**2 + 0.025**2), 2 * 0.0125**2
+    freedom = by_seed**2 / (
+        rest**2 + by_seed**2 + rest**2
+    )  # questions differ less than the rest, which stands for them
+    half = stats.t.ppf(0.975, freedom) * (by_seed / 4) ** 0.5
+    assert near(found, 0.025, 0.025 - half, 0.025 + half)
+
+
+def test_several_seeds_of_one_question_have_the_interval_of_a_bootstrap() -> None:
+    assert crossed_mean([[0.25], [0.75]]) == crossed_mean([[0.5]])
+
+
+def test_a_majority_is_of_different_samples() -> None:
+    assert maj_at_k(["1", "2", "2", "2"], [True, False, False, False], 3) == 0.0

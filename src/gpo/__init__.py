@@ -38,28 +38,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "gpo.config.components": ("Spec", "make"),
-    "gpo.config.run": ("RunConfig",),
-    "gpo.preferences.dataset": ("load_pairs",),
-    "gpo.diagnosis": ("Diagnosis", "diagnose"),
-    "gpo.errors": ("ConfigError", "DataError", "EngineError", "GPOError", "MissingDependency"),
-    "gpo.preferences.pairs": ("build_pairs",),
-    "gpo.report.results": ("Results",),
-    "gpo.experiment.run": ("Run",),
-    "gpo.rollout.sampler": ("Sampler", "question_start"),
-    "gpo.types": (
-        "Completion",
-        "Group",
-        "Pair",
-        "PairSettings",
-        "Problem",
-        "Score",
-        "Start",
-        "StepScores",
-        "Trajectory",
-    ),
+    "gpo.config.components": "Spec make",
+    "gpo.config.run": "RunConfig",
+    "gpo.preferences.dataset": "load_pairs",
+    "gpo.diagnosis": "Diagnosis diagnose",
+    "gpo.errors": "ConfigError DataError EngineError GPOError MissingDependency",
+    "gpo.preferences.pairs": "build_pairs",
+    "gpo.report.results": "Results",
+    "gpo.experiment.run": "Run",
+    "gpo.rollout.sampler": "Sampler question_start",
+    "gpo.types": "Completion Group Pair PairSettings Problem Score Start StepScores Trajectory",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,9 +36,7 @@ class Diagnosis:
     trajectory: Trajectory
     scores: StepScores
     steps: tuple[str, ...]  # (K,) the text of each step
-    fresh: tuple[Interval, Interval] | None = (
-        None  # values before and after the critical step, sampled after its choice
-    )
+    fresh: tuple[Interval, Interval] | None = None  # values around the critical step, sampled after its choice
 
     @property
     def confirmed(self) -> bool | None:

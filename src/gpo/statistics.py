@@ -23,6 +23,7 @@ Bins = Sequence[tuple[str, float]]  # names and largest values, in order
 # How often a question is solved before training, and how many steps its solution takes.
 STRATA: Bins = (("never", 0.0), ("rarely", 0.25), ("sometimes", 0.75), ("nearly always", 1 - 1e-9), ("always", 1.0))
 HORIZONS: Bins = (("up to 8 steps", 8), ("9 to 16", 16), ("17 to 32", 32), ("more than 32", inf))
+LEVEL = 0.95  # of intervals
 By = Literal["", "wilson", "exact", "bootstrap", "crossed"]
 
 
@@ -40,16 +41,19 @@ class Interval:
         return f"{self.estimate:.3f} [{self.lower:.3f}, {self.upper:.3f}] (n={self.n})"
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+NOTHING = Interval(nan, nan, nan, 0)
+
+
+def wilson(successes: int, n: int) -> Interval:
     """Wilson score interval of a proportion; covers at its level on average over proportions."""
-    _check(successes, n, confidence)
+    _check(successes, n, LEVEL)
     if n == 0:
-        return Interval(nan, nan, nan, 0)
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+        return NOTHING
+    interval = stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return Interval(successes / n, float(interval.low), float(interval.high), n, "wilson")
 
 
-def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def exact(successes: float, n: int, confidence: float = LEVEL) -> Interval:
     """Clopper-Pearson interval of a proportion; covers at least at its level for every proportion.
 
     `successes` may be fractional (the sum of n scores in [0, 1]): a score in [0, 1] varies at most as much as a
@@ -57,7 +61,7 @@ def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """
     _check(successes, n, confidence)
     if n == 0:
-        return Interval(nan, nan, nan, 0)
+        return NOTHING
     tail = (1 - confidence) / 2
     # Whole successes on either side keep the bounds on the safe side of a fractional sum.
     low, high = floor(successes + 1e-9), ceil(successes - 1e-9)
@@ -66,7 +70,7 @@ def exact(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(successes / n, float(lower), float(upper), n, "exact")
 
 
-def bootstrap_mean(samples: Samples, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap_mean(samples: Samples, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean over questions of each question's mean score, with an expanded BCa bootstrap interval over questions.
 
     A bootstrap takes its spread from the sample, with divisor n, and knows no t distribution, so that plain BCa is too
@@ -79,12 +83,10 @@ def bootstrap_mean(samples: Samples, confidence: float = 0.95, resamples: int = 
     have no width; it is exact (Clopper-Pearson) then: a share of other questions as large as the upper bound of 0 in n.
     """
     means = _question_means(samples)
-    return _bootstrap(means[~np.isnan(means)], confidence, resamples, seed, (0.0, 1.0))
+    return _bootstrap(means[~np.isnan(means)], (0.0, 1.0), resamples, seed)
 
 
-def paired_difference(
-    a: Samples, b: Samples, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def paired_difference(a: Samples, b: Samples, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of b minus mean of a over the same questions, with a paired bootstrap interval over questions.
 
     `a[q]` and `b[q]` belong to the same question; the numbers of samples may differ. A question that one of them has no
@@ -96,10 +98,10 @@ def paired_difference(
     if len(a) != len(b):
         raise DataError(f"Paired arms must align: got {len(a)} and {len(b)} questions, expected the same in order.")
     difference = _question_means(b) - _question_means(a)
-    return _bootstrap(difference[~np.isnan(difference)], confidence, resamples, seed, (-1.0, 1.0))
+    return _bootstrap(difference[~np.isnan(difference)], (-1.0, 1.0), resamples, seed)
 
 
-def crossed_mean(values: Array | Sequence[Array] | Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
+def crossed_mean(values: Array | Sequence[Array] | Sequence[Sequence[float]]) -> Interval:
     """The mean of (S, Q) values in [-1, 1], the same Q questions in each of S seeds, and its interval.
 
     Two-way random effects: with the mean squares of seeds M_S, of questions M_Q and of what is left M_E, the mean has
@@ -117,25 +119,23 @@ def crossed_mean(values: Array | Sequence[Array] | Sequence[Sequence[float]], co
     """
     table = np.array(values, dtype=np.float64)
     if not table.size or np.isnan(table).all():
-        return Interval(nan, nan, nan, 0)
+        return NOTHING
     table = table[~np.isnan(table).all(axis=1)][:, ~np.isnan(table).all(axis=0)]
     seeds, questions = table.shape
     mean = float(np.nanmean(table))
     if seeds == 1 or questions == 1 or np.nanmax(table) == np.nanmin(table):
-        return _bootstrap(np.nanmean(table, axis=0), confidence, 10_000, 0, (-1.0, 1.0))
+        return _bootstrap(np.nanmean(table, axis=0), (-1.0, 1.0))
     of_seed, of_question = np.nanmean(table, axis=1, keepdims=True), np.nanmean(table, axis=0, keepdims=True)
     left = np.where(np.isnan(table), 0.0, table - of_seed - of_question + mean)
     degrees = seeds - 1, questions - 1, (seeds - 1) * (questions - 1)
     rest = float((left**2).sum()) / degrees[2]
     by_seed = questions * float(((of_seed - mean) ** 2).sum()) / degrees[0]
     by_question = seeds * float(((of_question - mean) ** 2).sum()) / degrees[1]
-    half = float(half_width(by_seed, by_question, rest, degrees=degrees, cells=table.size, confidence=confidence))
+    half = float(half_width(by_seed, by_question, rest, degrees=degrees, cells=table.size))
     return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half), questions, "crossed")
 
 
-def half_width(
-    by_seed: Any, by_question: Any, rest: Any, *, degrees: tuple[int, int, int], cells: int, confidence: float = 0.95
-) -> Any:
+def half_width(by_seed: Any, by_question: Any, rest: Any, *, degrees: tuple[int, int, int], cells: int) -> Any:
     """Half the width of the interval of `crossed_mean`.
 
     Args:
@@ -147,7 +147,7 @@ def half_width(
     total = by_question + np.where(differ, by_seed - rest, 0.0)
     of_seeds = np.where(differ, by_seed**2 / degrees[0] + rest**2 / degrees[2], 0.0)
     freedom = total**2 / (by_question**2 / degrees[1] + of_seeds)
-    return special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(total / cells)
+    return special.stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(total / cells)
 
 
 def binned(values: Sequence[float | None], bins: Bins) -> dict[str, list[int]]:
@@ -197,16 +197,15 @@ def _question_means(samples: Samples) -> Array:
     return np.array([sum(scores) / len(scores) if scores else nan for scores in graded], dtype=np.float64)
 
 
-def _bootstrap(values: Array, confidence: float, resamples: int, seed: int, limits: tuple[float, float]) -> Interval:
-    _check(0, 0, confidence)
+def _bootstrap(values: Array, limits: tuple[float, float], resamples: int = 10_000, seed: int = 0) -> Interval:
     n = len(values)
     if n == 0:
-        return Interval(nan, nan, nan, 0)
+        return NOTHING
     mean = float(values.mean())
     if np.ptp(values) == 0:
-        share = exact(0, n, confidence).upper
+        share = exact(0, n).upper
         return Interval(mean, mean + share * (limits[0] - mean), mean + share * (limits[1] - mean), n, "exact")
-    tail = special.ndtr(sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
+    tail = special.ndtr(sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1))
     statistic: Callable[..., Any] = np.mean
     result = stats.bootstrap(
         (values,),

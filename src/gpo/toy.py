@@ -20,7 +20,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from math import inf, log
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -89,6 +89,9 @@ class Process:
         return tuple(reversed(levels))
 
 
+Place = tuple[Process, Cursor]
+
+
 def random_process(
     seed: int, *, decisions: int = 6, states: int = 3, choices: int = 3, concentration: float = 1.0
 ) -> Process:
@@ -100,22 +103,19 @@ def random_process(
     probabilities = rng.dirichlet(np.full(choices, concentration), size=(decisions, states))
     successors = rng.integers(states, size=(decisions, states, choices))
     right = rng.permutation(states) < (states + 1) // 2
-    return Process(
-        tuple(tuple(tuple(float(p) for p in row) for row in rows) for rows in probabilities),
-        tuple(tuple(tuple(int(s) for s in row) for row in rows) for rows in successors),
-        tuple(bool(r) for r in right),
-    )
+    return Process(*(_frozen(each.tolist()) for each in (probabilities, successors, right)))
 
 
-def _random_processes() -> tuple[Process, ...]:
-    return tuple(random_process(seed) for seed in range(8))
+def _frozen(value: Any) -> Any:
+    """Lists within lists as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 @dataclass
 class ChainEngine:
     """Samples from toy processes; problem i is process i. A checkpoint is a directory that `save` wrote."""
 
-    processes: tuple[Process, ...] = field(default_factory=_random_processes)
+    processes: tuple[Process, ...] = field(default_factory=lambda: tuple(map(random_process, range(8))))
     padding: int = 0  # filler tokens after each decision, without effect on the value
     context_length: int = 4096
     tokenizer: ChainTokenizer = field(default_factory=ChainTokenizer)
@@ -148,13 +148,8 @@ class ChainEngine:
         limits = token_limits(requests, context_length=self.context_length, vocabulary=len(VOCABULARY))
         answers: list[list[Completion]] = []
         for request, limit in zip(requests, limits, strict=True):
-            process, cursor = self._follow(request.token_ids)
-            answers.append(
-                [
-                    self._complete(request, index, limit, process, cursor, temperature=temperature, logprobs=logprobs)
-                    for index in range(request.n)
-                ]
-            )
+            place = self._follow(request.token_ids)
+            answers.append([self._complete(request, i, limit, place, temperature, logprobs) for i in range(request.n)])
         return answers
 
     def logprobs(
@@ -255,27 +250,20 @@ class ChainEngine:
         return process, cursor
 
     def _complete(
-        self,
-        request: Request,
-        index: int,
-        limit: int,
-        process: Process,
-        cursor: Cursor,
-        *,
-        temperature: float,
-        logprobs: bool,
+        self, request: Request, index: int, limit: int, place: Place, temperature: float, logprobs: bool
     ) -> Completion:
+        process, cursor = place
         tokens: list[int] = []
         nats: list[float] = []
         while len(tokens) < limit and (options := self._options(process, cursor)):
             weights = tempered([p for _, p, _ in options], temperature or 1.0)
             if temperature == 0:
-                place = max(range(len(options)), key=lambda place: options[place][1])
+                best = max(range(len(options)), key=lambda i: options[i][1])
             else:
                 position = len(request.token_ids) + len(tokens)
                 point = _uniform(request.seed, index, position) * sum(weights) if len(options) > 1 else 0.0
-                place = min(bisect_right(list(accumulate(weights)), point), len(options) - 1)
-            chosen, chosen_p = options[place], weights[place] / sum(weights)
+                best = min(bisect_right(list(accumulate(weights)), point), len(options) - 1)
+            chosen, chosen_p = options[best], weights[best] / sum(weights)
             tokens.append(chosen[0])
             nats.append(log(chosen_p))
             cursor = chosen[2]
@@ -301,14 +289,10 @@ def read_processes(file: Path) -> tuple[Process, ...]:
     if not file.is_file():
         raise EngineError(f"No toy processes at {file}; expected a directory written by ChainEngine.save.")
     try:
-        return tuple(
-            Process(
-                tuple(tuple(tuple(row) for row in rows) for rows in item["probabilities"]),
-                tuple(tuple(tuple(row) for row in rows) for rows in item["successors"]),
-                tuple(item["right"]),
-            )
-            for item in json.loads(file.read_text())
-        )
+        rows = [
+            [item[name] for name in ("probabilities", "successors", "right")] for item in json.loads(file.read_text())
+        ]
+        return tuple(Process(*map(_frozen, row)) for row in rows)
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{file} holds no toy processes ({error}); expected what ChainEngine.save writes.") from error
 

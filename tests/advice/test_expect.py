@@ -109,3 +109,11 @@ def test_where_nothing_was_measured_rare_success_takes_the_search_if_the_rule_do
     assert "nothing was measured" in found.reason
     assert not expect(common, True, []).search
     assert not expect(pilot(*[asked(1, 7)] * 4), True, []).search  # nothing was searched
+
+
+def test_what_seeds_do_is_added_to_one_or_two_of_them_and_is_the_least_of_more() -> None:
+    measured, of_seed = (0.04 / (2 * 1.959964)) ** 2, 0.02**2
+    assert ROW.variance == pytest.approx(max(measured, of_seed / 5))
+    assert replace(ROW, lower=0.0399, upper=0.0401).variance == pytest.approx(of_seed / 5)
+    assert replace(ROW, seeds=2).variance == pytest.approx(measured + of_seed / 2)
+    assert replace(ROW, lower=0.0399, upper=0.0401, pairs=False).variance == pytest.approx(0.03**2 / 5)

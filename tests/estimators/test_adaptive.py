@@ -14,7 +14,9 @@ from gpo.contracts import Estimator
 from gpo.errors import ConfigError
 from gpo.estimators.adaptive import Adaptive, _choice
 from gpo.estimators.bisect import Bisect
+from gpo.estimators.branches import Branches
 from gpo.estimators.monte_carlo import MonteCarlo
+from gpo.estimators.tally import Tally
 from gpo.toy import ChainEngine, random_process
 from gpo.types import Completion, Score, Trajectory
 
@@ -229,3 +231,24 @@ def test_in_doubt_the_leading_step_is_named_if_it_is_worth_anything() -> None:
     assert named(40, 0.5) == 1  # no step is the likeliest answer, but not surely
     assert named(40, 0.5, -0.5) is None  # on average it is worth nothing
     assert named(1, 0.5, -0.001) is None  # surely none
+
+
+def test_random_numbers_are_of_the_seed_and_of_the_trajectory() -> None:
+    engine = ChainEngine((random_process(0),))
+    (trajectory,) = first_rollouts(engine, 1, logprobs=True)
+
+    def values(seed: int | None, of: Trajectory = trajectory) -> tuple[float, ...]:
+        return Adaptive(rollouts=1, seed=seed)([of], make_sampler(engine))[0].values
+
+    assert values(0) == values(None) != values(1)
+    assert values(0) != values(0, replace(trajectory, id="twin"))
+
+
+def test_an_interval_leaves_out_what_the_same_end_rules_out() -> None:
+    trajectories = first_rollouts(MISTAKES, 1, logprobs=True)
+    for trajectory, score in zip(
+        trajectories, Adaptive(rollouts=0.5)(trajectories, make_sampler(MISTAKES)), strict=True
+    ):
+        least, most = Branches([Tally(trajectory)]).bounds(0)
+        assert (np.minimum(least, score.values) <= score.lower).all()
+        assert (score.upper <= np.maximum(most, score.values)).all()

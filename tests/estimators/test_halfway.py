@@ -1,5 +1,6 @@
 """Halving for a value of 1/2 on chains whose values are known."""
 
+from dataclasses import replace
 from math import ceil, log2
 
 import numpy as np
@@ -10,7 +11,7 @@ from gpo.errors import ConfigError
 from gpo.estimators.halfway import Halfway
 from gpo.estimators.matched import MatchedRandom
 from gpo.toy import ChainEngine
-from gpo.types import Evidence, StepScores, Trajectory
+from gpo.types import Evidence, Score, StepScores, Trajectory
 
 HARD = ChainEngine((mistake_chain([0.25] * 12),))  # solved in 3% of the rollouts; the value rises step by step
 EASY = ChainEngine((mistake_chain([0.04, 0.04, 0.04] + [0.001] * 9),))  # solved in 88%
@@ -113,3 +114,9 @@ def test_where_no_boundary_has_both_outcomes_there_is_no_reset() -> None:
 def test_settings_that_make_no_search_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="Halfway got"):
         Halfway(**settings)  # type: ignore[arg-type]
+
+
+def test_an_ungraded_response_and_one_of_a_single_step_are_not_searched() -> None:
+    whole = SUCCESSES[0]
+    given = [replace(whole, score=Score(None, "failed")), replace(whole, step_ends=(len(whole.response_ids),))]
+    assert [(s.reset_boundary, s.tokens) for s in found(HARD, given)] == [(None, 0)] * 2

@@ -102,3 +102,17 @@ def test_where_all_questions_are_alike_the_interval_is_said_to_be_exact() -> Non
     assert "by bootstrap over questions (exact, Clopper-Pearson, where all questions are alike)." in markdown(nine)
     mixed = board(group(0, RIGHT), group(1, WRONG), group(2, WRONG))
     assert "by bootstrap over questions." in markdown(mixed)
+
+
+def test_what_a_grader_failed_on_is_no_sample_and_has_no_vote() -> None:
+    failed = Score(None, "failed", "0", reason="OSError: x")
+    [model] = board(group(0, RIGHT, WRONG, failed)).models
+    assert (model.passes[1].estimate, model.passes[2].estimate) == (0.5, 1.0)
+    assert model.majority.estimate == 0.5  # one of each
+
+
+def test_a_gain_is_what_a_model_has_more_than_the_first() -> None:
+    answers = {"first": [group(0, WRONG), group(1, WRONG)], "second": [group(0, RIGHT), group(1, WRONG)]}
+    found = score_models(answers, [Problem("0", "", ""), Problem("1", "", "")])
+    assert found.models[1].gain is not None
+    assert found.models[1].gain.estimate == 0.5

@@ -122,6 +122,7 @@ def test_test_samples_may_change_until_something_is_evaluated(tmp_path: Path) ->
         Run(tmp_path, toy_config(test_samples=5))
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_a_run_without_test_questions_trains_and_evaluates_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@ import pytest
 
 from gpo import DataError, RunConfig, make
 from gpo.experiment.budget import (
+    allowance,
     next_chunk,
     next_searches,
     reset_starts,
@@ -154,3 +155,13 @@ def test_a_start_has_so_many_turns_at_most() -> None:
     assert not list(round_robin([a, b], 4, turns=1)(2))
     assert list(round_robin([a, b], 4, turns=1, had={a: 5})(0)) == [(b, 4)]
     assert not list(round_robin([a, b], 4, turns=1, had={a: 5})(1))
+
+
+def test_every_round_may_take_the_same_whole_number_of_tokens() -> None:
+    assert [allowance(101, 2.5, number, 0) for number in (1, 2)] == [252, 504]
+    assert allowance(101, 2.5, 2, 250) == 254  # what the first has left
+
+
+def test_a_boundary_of_a_search_counts_from_the_question_and_not_from_where_it_was_sampled() -> None:
+    behind = Trajectory("r", Start("p", (0,), (1, 1)), Completion((1,) * 4, "", "stop"), Score(1.0, "right"), (2, 6))
+    assert search_weight(behind) == 6 + 4

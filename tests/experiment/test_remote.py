@@ -79,6 +79,7 @@ def answers(run: Run) -> list[Group]:
     return [group for name in run.models() for group in run.files.evaluation(name).read()]
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_a_run_on_a_server_that_fails_now_and_then(fake: FakeServer, tmp_path: Path) -> None:
     fake.faults = [status(503), cut, status(429, Retry_After="0.01")] * 3
     told: list[Progress] = []
@@ -125,6 +126,7 @@ def test_what_was_answered_before_a_server_died_is_not_asked_again(fake: FakeSer
     assert not (tmp_path / "run" / "journal.jsonl").exists()
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_the_command_line_samples_on_a_server(
     fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

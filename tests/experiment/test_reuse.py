@@ -39,6 +39,7 @@ def test_arms_of_every_search_may_be_alike(name: str) -> None:
     assert arms_alike(toy_config(arms=arms), toy_config(arms=arms)) == {"gpo", "own"}
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_a_second_method_trains_on_the_same_samples(source: Run, tmp_path: Path) -> None:
     target = tmp_path / "second"
     assert main(["run", str(target), "--samples", str(source.files.path), "--method.strength", "9"]) == 0

@@ -53,6 +53,7 @@ class Seeded:
     model: Any = None
 
 
+@pytest.mark.usefixtures("unplotted")
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_nothing_to_learn_is_a_result_and_the_run_goes_on(
     tmp_path: Path, letters: Path, method: str, caplog: pytest.LogCaptureFixture

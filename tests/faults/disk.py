@@ -59,17 +59,17 @@ class Recorder:
         self.calls = 0
         self.killed: list[State] = []
         self.powerless: dict[str, list[State]] = {"strict": [], "renamed": [], "zeros": []}
+        self._top = Folder()
         self._nodes: dict[int, File | Folder] = {}
-        self._last: Tree = {}
+        self._numbers: dict[str, int] = {}  # by path
         self._seen: dict[tuple[str, ...], set[int]] = {}
         self._bytes: dict[bytes, bytes] = {}  # one object for equal contents
-        self.forget_removed()
-        self._top = self._nodes[root.stat().st_ino]
+        self._last: Tree = {}
+        self.tree()
 
     def note(self, call: str, what: str) -> None:
         """The directory is about to change."""
         tree, name = self.tree(), f"{call} {what}"
-        self.forget_removed()
         for path, content in tree.items():
             before = self._last.get(path) or b""
             if content is not None and content != before:
@@ -83,8 +83,22 @@ class Recorder:
         self.calls += 1
 
     def tree(self) -> Tree:
-        found = sorted(self.root.rglob("*"))
-        return {str(p.relative_to(self.root)): self._content(p) if p.is_file() else None for p in found}
+        """What there is. The number of what was removed is given to another file."""
+        found: Tree = {}
+        nodes: dict[int, File | Folder] = {self.root.stat().st_ino: self._top}
+        self._numbers = {}
+        folders = [""]
+        for folder in folders:  # more are found on the way
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    path, number = f"{folder}{entry.name}", entry.inode()
+                    if entry.is_dir():
+                        folders.append(f"{path}/")
+                    found[path] = None if entry.is_dir() else self._content(entry.path)
+                    nodes[number] = self._nodes.get(number) or (Folder() if entry.is_dir() else File())
+                    self._numbers[path] = number
+        self._nodes = nodes
+        return dict(sorted(found.items(), key=lambda each: each[0].split("/")))
 
     def sync(self, descriptor: int) -> None:
         """What the descriptor is of survives the loss of power from now on: content, or names."""
@@ -97,18 +111,11 @@ class Recorder:
 
     def moved(self) -> None:
         """What a call has moved or removed is no write, which a kill could leave half done."""
-        self.forget_removed()
         self._last = self.tree()
 
-    def forget_removed(self) -> None:
-        """The number of what was removed is given to another file."""
-        there = {path.stat().st_ino: path for path in (self.root, *self.root.rglob("*"))}
-        self._nodes = {
-            number: self._nodes.get(number) or (Folder() if path.is_dir() else File()) for number, path in there.items()
-        }
-
-    def _content(self, path: Path) -> bytes:
-        content = path.read_bytes()
+    def _content(self, path: str | Path) -> bytes:
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
         return self._bytes.setdefault(content, content)
 
     def _keep(self, states: list[State], kind: str, name: str, tree: Tree) -> None:
@@ -123,7 +130,7 @@ class Recorder:
             return dict(_synced(self._top, ""))
         left: Tree = {}
         for path, content in tree.items():
-            node = self._nodes[(self.root / path).stat().st_ino]
+            node = self._nodes[self._numbers[path]]
             if content is not None and isinstance(node, File):
                 lost = max(0, len(content) - len(node.synced)) if model == "zeros" else 0
                 left[path] = node.synced + bytes(lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -26,10 +27,13 @@ from gpo.annotate.marks import Marks
 Survived = Callable[[str, int], None]
 # Its processes are forked from one that has loaded everything and started no thread: a kill costs no import.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["programs", "pyarrow.parquet"])
+SERVER.set_forkserver_preload(
+    ["programs", "pyarrow.parquet", "pandas", "gpo.report.plots", "transformers.models.qwen3.modeling_qwen3"]
+)
 
 
 def work_quickly(directory: Path, program: str) -> None:
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("gpo.report.plots.write_plots", lambda *_: None)
         work(directory, program)

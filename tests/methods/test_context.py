@@ -234,3 +234,28 @@ def test_settings_that_are_not_finite_are_refused(kind: Any, name: str) -> None:
     for value in (math.inf, -math.inf, math.nan):
         with pytest.raises(ConfigError, match=f"{name} must be a finite number, got {value}"):
             kind(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [DPO, GRPO])
+@pytest.mark.parametrize("setting", [{"weight_decay": 5.0}, {"max_grad_norm": 1e-12}])
+def test_settings_of_the_optimizer_reach_it(kind: Any, setting: dict[str, float]) -> None:
+    trained = [kind(make_model(), make_tokenizer(), **fast(kind, **more)) for more in ({}, setting)]
+    for each in trained:
+        each.update(data(kind))
+    assert not same(*(state(each.policy.model) for each in trained))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(GRPO, {}), (GRPO, {"beta": 0.1}), (RLOO, {"beta": 0.1}), (RLOO, {"beta": 0.1, "epochs": 2}), (PPO, {})],
+)
+def test_passes_without_gradients_are_told_as_they_are_made(
+    kind: type[Online], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    look_up = Online._set
+    monkeypatch.setattr(Online, "_set", lambda self, name, *rest: made.append(name) or look_up(self, name, *rest))
+    method = kind(make_model(), make_tokenizer(), **fast(kind, **settings))
+    method.update(mixed_groups())
+    several, reference = method.epochs * method.minibatches > 1, method.beta > 0  # what advice counts by itself
+    assert len(made) == several + reference + method.extra_passes

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from test_online import METHODS, group, mixed_groups, run
+from test_online import told as told_reference
 from tiny_policy import completion_logps, make_model, same, state
 
 from gpo.errors import ConfigError
 from gpo.methods.grpo import GRPO
 from gpo.methods.online import Online
 from gpo.methods.rloo import RLOO
+from gpo.methods.rows import group_by_start
 from gpo.types import Group, Trajectory
 
 
@@ -111,3 +113,55 @@ def test_the_clip_is_around_the_policy_before_the_update_and_not_around_the_samp
 def test_a_cap_that_is_no_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="importance_cap must be greater than 0, got 0"):
         run(GRPO, make_model(), mixed_groups(), importance_cap=0.0)
+
+
+def test_what_the_engine_told_is_taken_of_the_trained_tokens_only() -> None:
+    groups = mixed_groups(make_model())
+    for row in group_by_start(groups, train_prefix=True):  # it told nothing of a prefix
+        assert (row.sampled is None) == bool(row.start.prefix_ids)
+    for row in group_by_start(groups, credit="step"):
+        assert row.sampled is not None
+        assert len(row.sampled) == len(row.tokens) == 1
+
+
+def told_off(nats: tuple[float, float], model: Any) -> Group:
+    """Two and three tokens, of which the engine has told log-probabilities that are off by so many nats each."""
+    g = group([1, 2], [], ([3, 4], 1.0), ([5, 6, 7], 0.0), model=model)
+    return Group(g.start, tuple(told(t, each) for t, each in zip(g.trajectories, nats, strict=True)))
+
+
+def test_the_clip_upwards_may_be_another_one() -> None:
+    model = make_model()
+    changed = told_off((-math.log(1.5), math.log(1.5)), model)  # ratios 1.5 and 2/3
+    settings = {"importance_cap": None, "clip": 0.2, "clip_high": 0.6}
+    _, metrics = run(GRPO, copy.deepcopy(model), [changed], **settings)
+    assert metrics["clip_fraction"] == pytest.approx(3 / 5)
+
+
+def test_the_largest_error_of_all_batches_is_told() -> None:
+    model = make_model()
+    for nats in ((-math.log(1.5), 0.0), (0.0, -math.log(1.5))):
+        _, metrics = run(GRPO, copy.deepcopy(model), [told_off(nats, model)], max_tokens=4)
+        assert metrics["ratio_error"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_kl_in_the_loss_is_of_each_token_and_has_the_weight_of_the_sampler() -> None:
+    """RLOO, whose ratio and weight are of the completion: rho of the KL is the token's all the same."""
+    model, sampler, reference = make_model(), make_model(), make_model()
+    with torch.no_grad():
+        for p, q in zip(sampler.parameters(), reference.parameters(), strict=True):
+            p.add_(0.01 * torch.randn_like(p))
+            q.mul_(0.9)
+    groups, terms = mixed_groups(sampler), []
+    for t in (t for g in groups for t in g.trajectories):
+        context, ids = t.start.token_ids, t.completion.token_ids
+        logps, ref = completion_logps(model, context, ids), completion_logps(reference, context, ids).detach()
+        weight = (logps.detach() - torch.tensor(t.completion.logprobs)).sum().exp()
+        k3 = (ref - logps).exp() - (ref - logps) - 1
+        terms.append((weight * (logps - logps.detach()).exp() * k3).mean())
+    loss = weighted_loss(model, groups, 20.0, whole=True) + 0.5 * torch.stack(terms).mean()
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradients(model, loss)))
+    settings = {"beta": 0.5, "kl_in": "loss", "importance_cap": 20.0}
+    _, metrics = run(RLOO, copy.deepcopy(model), groups, told_reference(reference), **settings)
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)

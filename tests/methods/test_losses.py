@@ -81,3 +81,14 @@ def test_whitening_is_over_all_rows_together() -> None:
 def test_equal_rewards_have_no_advantage_whatever_rounding_does() -> None:
     for value, size in ((0.7, 7), (0.3, 8)):
         assert not normalised_advantages(torch.full((size,), value)).any()
+
+
+def test_each_side_of_the_clip_has_its_own_bound() -> None:
+    ratio, advantages = torch.tensor([1.25, 1.35, 0.85, 0.75]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    loss, held = policy_loss(ratio.log(), advantages, 0.2, 0.3)
+    close(loss, [-1.25, -1.3, 0.85, 0.8])
+    assert held.tolist() == [False, True, False, True]
+
+
+def test_a_value_is_kept_near_the_old_one_from_below_too() -> None:
+    close(value_loss(torch.tensor([0.1]), torch.tensor([0.5]), torch.tensor([0.0]), 0.2), [0.5 * 0.3**2])

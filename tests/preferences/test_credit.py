@@ -229,3 +229,49 @@ def test_a_step_that_ends_the_response_is_not_one_that_goes_on() -> None:
     wording = as_meant(lambda step: step, Letters())
     assert wording((3, 0)) != wording((3,))
     assert as_meant(None, Letters()) is as_written
+
+
+def answered(*scores: tuple[int, float], prefix: tuple[int, ...] = ()) -> Group:
+    """Rollouts of one step of one token each, behind a prefix of such steps."""
+    start, ends = Start("p", (1,), prefix), tuple(range(1, len(prefix) + 2))
+    return Group(
+        start,
+        tuple(
+            Trajectory(
+                str(i), start, Completion((token,), "", "stop"), Score(right, "right" if right else "wrong"), ends
+            )
+            for i, (token, right) in enumerate(scores)
+        ),
+    )
+
+
+def test_a_response_that_was_cut_off_is_shrunk_like_any_prefix() -> None:
+    group = answered((2, 0.0), (3, 1.0))
+    cut, whole = group.trajectories
+    cut = replace(cut, completion=replace(cut.completion, finish_reason="length"))
+    [tree] = grow([Group(group.start, (cut, whole))]).values()
+    assert list(values_along(tree.path(cut), 1.0).values()) == pytest.approx([0.5, 0.25])
+    assert list(values_along(tree.path(whole), 1.0).values()) == pytest.approx([0.5, 1.0])
+
+
+def test_the_certainty_of_a_pair_is_by_the_value_before_it_as_a_prior() -> None:
+    [tree] = grow([answered((2, 1.0), (2, 1.0), (2, 1.0), (3, 0.0))]).values()
+    [[pair]] = preferences(tree, strength=2.0, certainty=0.5, starts_only=False, most=9)
+    better, worse = (3 + 2 * 0.75, 2 * 0.25), (2 * 0.75, 1 + 2 * 0.25)
+    assert pair.gain == pytest.approx(4.5 / 5 - 1.5 / 3)
+    assert pair.certainty == pytest.approx(probability_of_more(*((a + 0.5, b + 0.5) for a, b in (better, worse))))
+
+
+def test_the_surest_pair_comes_first_and_then_steps_that_are_in_none() -> None:
+    right = {2: 3, 3: 1, 4: 4, 5: 0}  # of four rollouts that took the step
+    [tree] = grow([answered(*((step, float(i < n)) for step, n in right.items() for i in range(4)))]).values()
+    [found] = preferences(tree, strength=0.0, certainty=0.5, starts_only=False, most=2)
+    assert [(pair.better.step, pair.worse.step) for pair in found] == [((4,), (5,)), ((2,), (3,))]
+
+
+def test_a_step_that_no_rollout_took_is_in_no_pair() -> None:
+    """One that a reset kept, whose response is not there."""
+    [tree] = grow([answered((2, 0.0), (3, 1.0)), answered((6, 1.0), prefix=(4, 5))]).values()
+    for strength in (0.0, 2.0):
+        [[pair]] = preferences(tree, strength=strength, certainty=0.0, starts_only=False, most=9)
+        assert (pair.better.step, pair.worse.step) == ((3,), (2,))

@@ -269,3 +269,24 @@ def test_only_what_is_chosen_is_decoded() -> None:
     few = [((3, EOS), "right"), *(((4, i, EOS), "wrong") for i in range(8))]
     assert len(build_pairs([group("p", (2,), *few)], Counting())) == 8
     assert Counting.calls == 1 + 2 + 2 * 9  # the prompt, the prefix, and each continuation once, each behind a head
+
+
+def test_a_question_that_a_search_resets_to_is_a_critical_start_too() -> None:
+    question = group("p", (), ((2, 3, EOS), "right"), ((4, EOS), "wrong"))
+    behind = [group("p", (5,) * n, ((6, EOS), "right"), ((7, EOS), "wrong"), parent="other") for n in (1, 2, 3)]
+    parent = question.trajectories[0].id
+    nothing = (0.5, 0.5)
+    score = StepScores(parent, nothing, (1, 1), nothing, nothing, (0.0,), critical_step=0, reset_boundary=0, tokens=0)
+    for seed in range(4):
+        assert build_pairs([*behind, question], Letters(), scores=[score], seed=seed)[0].prefix_ids == ()
+
+
+def test_which_continuation_is_rejected_depends_on_the_seed() -> None:
+    rows = group("p", (), ((2, EOS), "right"), *(((i, EOS), "wrong") for i in range(3, 8)))
+    few = PairSettings(per_start=1)
+    assert len({build_pairs([rows], Letters(), settings=few, seed=seed)[0].rejected_ids for seed in range(8)}) > 1
+
+
+def test_a_response_without_an_answer_is_a_wrong_one() -> None:
+    rows = group("p", (), ((3, EOS), "right"), ((4, EOS), "ungradable"))
+    assert ids_of(build_pairs([rows], Letters())) == [((), (3, EOS), (4, EOS))]

@@ -110,6 +110,7 @@ def test_what_is_no_run_is_told_from_one(tmp_path: Path) -> None:
             files.arms()
 
 
+@pytest.mark.usefixtures("unplotted")
 def test_a_run_of_three_arms_parses_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[Path] = Counter()
     parse = Chunks._parse

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from gpo.errors import ConfigError, DataError
-from gpo.tasks import generated
 from gpo.tasks.data import Hub
 from gpo.tasks.generated import Generated
 from gpo.types import Problem
@@ -44,7 +43,7 @@ def test_without_real_questions_the_test_is_generated_and_says_so(monkeypatch: p
         raise DataError("no network")
 
     monkeypatch.delenv("GPO_DATA", raising=False)
-    monkeypatch.setattr(generated.Hub, "rows", unreachable)
+    monkeypatch.setattr(Hub, "rows", unreachable)
     problems = small().problems("test")
     assert len(problems) == 8
     assert {problem.metadata["source"] for problem in problems} == {"generated"}

@@ -7,18 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gpo.advice.cost import (
-    Gpu,
-    Hours,
-    ModelShape,
-    Operations,
-    TrainingMemory,
-    Work,
-    gpu_hours,
-    operations,
-    shape_of,
-    training_memory,
-)
+from gpo.advice.cost import Gpu, Hours, ModelShape, Operations, TrainingMemory, Work, gpu_hours, shape_of
 from gpo.advice.expect import Expectation, expect, known_evidence
 from gpo.advice.pilot import Pilot, pilot_of
 from gpo.advice.work import Training, searches, work_of
@@ -176,19 +165,11 @@ def advise(
         work = work_of(config, name, questions, pilot, training)
         done = hours = None
         if shape is not None:
-            done = operations(shape, work, lora=training.lora, twice=training.twice)
+            done = training.operations(shape, work)
             hours = None if gpu is None else gpu_hours(shape, work, done, gpu, bf16=training.bf16, hf=hf)
         arms[name] = ArmCost(work, done, hours)
-    memory = None
-    if shape is not None:
-        memory = training_memory(
-            shape,
-            training.tokens_in_memory(pilot),
-            lora=training.lora,
-            twice=training.twice,
-            models=1 + training.reference,
-        )
-    else:
+    memory = None if shape is None else training.memory(shape, pilot)
+    if shape is None:
         notes.append("The model is no causal language model of transformers: operations and memory are not known.")
     tests = len(run.problems("test"))
     asked = foretell(config, questions, tests, pilot.response)[EVALUATION] / (1 + len(arms))

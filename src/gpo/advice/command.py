@@ -18,14 +18,13 @@ from gpo.config.parse import parse
 from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.run import Run
-from gpo.report.console import Console
+from gpo.report.console import Console, say
 from gpo.report.progress import ProgressDisplay, clock, rich_table, short
 from gpo.storage.codec import to_json
 from gpo.storage.directory import RunDirectory
 from gpo.storage.files import write_json
-from gpo.types import Stage
+from gpo.types import DEFAULT_RUN, Stage
 
-DEFAULT = "runs/gpo"
 OPTIONS = {
     "--budget_tokens N": "sampled tokens that an arm may take; questions and budget are fitted to them",
     "--gpu NAME": f"hours of one GPU at stated utilisations: {', '.join(GPUS)}",
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(names) > 1:
         raise ConfigError(f"gpo advise takes one run directory, got {len(names)} names: {' '.join(names)}.")
     take_data_folder(options)
-    directory = names[0] if names else DEFAULT
+    directory = names[0] if names else DEFAULT_RUN
     own = {name: options.pop(name, None) for name in ("budget_tokens", "gpu", "questions")}
     tokens = _positive("budget_tokens", own["budget_tokens"])
     gpu = None if own["gpu"] is None else gpu_named(own["gpu"])
@@ -73,7 +72,7 @@ def usage(options: dict[str, str]) -> str:
     """What `gpo advise --help` says."""
     text = (
         "gpo advise [RUN]: what a run would take and which arm to choose, from a pilot\n"
-        f"of its first training questions. RUN is {DEFAULT} if none is given; gpo run RUN\n"
+        f"of its first training questions. RUN is {DEFAULT_RUN} if none is given; gpo run RUN\n"
         "goes on with what was sampled. All options of gpo run, and:\n"
     )
     return "\n".join([text, *entries(OPTIONS), "", options_text("run", options)])
@@ -113,13 +112,8 @@ def print_advice(console: Console, advice: Advice, directory: str) -> None:
     """On 80 columns."""
     pilot = advice.pilot
     rollouts = sum(each.graded for each in pilot.asked)
-    console.print(
-        f"\nPilot: {len(pilot.asked)} questions, {rollouts} responses, {len(pilot.searched)} searches; kept in "
-        f"{directory}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    asked = f"{len(pilot.asked)} questions, {rollouts} responses, {len(pilot.searched)} searches"
+    say(console, f"\nPilot: {asked}; kept in {directory}", whole=True)
     seen = Table.grid(padding=(0, 2))
     seen.add_column(width=14)
     seen.add_column()
@@ -128,56 +122,37 @@ def print_advice(console: Console, advice: Advice, directory: str) -> None:
     console.print(seen, highlight=False, markup=False)
     console.print()
     console.print(rich_table(*cost_rows(advice)))
-    for line in [*memory_lines(advice), *advice.notes]:
-        console.print(line, highlight=False, markup=False)
-    console.print()
-    for line in expectation_lines(advice):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"\n  {advice.command}\n", highlight=False, markup=False, soft_wrap=True)
+    for line in [*memory_lines(advice), *advice.notes, "", *expectation_lines(advice)]:
+        say(console, line)
+    say(console, f"\n  {advice.command}\n", whole=True)
     if len(advice.config.arms) > 1:
-        console.print(
-            f"Without --arms {advice.arm} all arms are trained and compared on test questions.",
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"Without --arms {advice.arm} all arms are trained and compared on test questions.")
 
 
 def seen_rows(advice: Advice) -> list[tuple[str, str]]:
     """What the pilot showed: a label and a sentence each."""
     pilot = advice.pilot
     strata = ", ".join(f"{name} {count}" for name, count in pilot.strata.items())
+    tokens = f"{pilot.response:.0f} a response; prompts of {pilot.prompt:.0f}"
     rows = [
         ("solved", f"{strata}; {pilot.success:.0%} of the responses"),
-        (
-            "horizon",
-            f"{pilot.steps:.1f} steps of {pilot.response / max(pilot.steps, 1):.0f} tokens, "
-            f"{pilot.response:.0f} a response; prompts of {pilot.prompt:.0f}",
-        ),
+        ("horizon", f"{pilot.steps:.1f} steps of {pilot.response / max(pilot.steps, 1):.0f} tokens, {tokens}"),
     ]
     if pilot.repeats:
         low, high = quartiles(pilot.repeats)
-        rows.append(
-            (
-                "shared paths",
-                f"a step is taken again with probability {pilot.repeat:.2f} (median; quartiles {low:.2f}, {high:.2f}); "
-                f"a rollout from the question tells of {pilot.reached:.0%} of the boundaries",
-            )
-        )
+        again = f"a step is taken again with probability {pilot.repeat:.2f} (median; quartiles {low:.2f}, {high:.2f})"
+        told = f"a rollout from the question tells of {pilot.reached:.0%} of the boundaries"
+        rows.append(("shared paths", f"{again}; {told}"))
     if pilot.search is not None and not isnan(pilot.search_tokens):
         work = advice.arms[pilot.search].work
         candidates = advice.questions * min(advice.config.locate_per_problem, advice.config.rollouts)
-        rows.append(
-            (
-                "search",
-                f"{pilot.search}: {pilot.search_tokens:,.0f} tokens a trajectory (uniform with 4 rollouts a boundary: "
-                f"{advice.uniform:,.0f}); the budget pays for {work.details['searched']:,.0f} of {candidates:,}",
-            )
-        )
+        uniform = f"uniform with 4 rollouts a boundary: {advice.uniform:,.0f}"
+        paid = f"the budget pays for {work.details['searched']:,.0f} of {candidates:,}"
+        rows.append(("search", f"{pilot.search}: {pilot.search_tokens:,.0f} tokens a trajectory ({uniform}); {paid}"))
     if not isnan(pilot.tail):
         values = [each.value for each in pilot.searched if not isnan(each.value)]
-        rows.append(
-            ("resets", f"{pilot.tail:.0f} tokens before the end, at a value of {sum(values) / len(values):.2f}")
-        )
+        value = sum(values) / len(values)
+        rows.append(("resets", f"{pilot.tail:.0f} tokens before the end, at a value of {value:.2f}"))
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import betabinom
 
-from gpo.advice.cost import Work
+from gpo.advice.cost import ModelShape, Operations, TrainingMemory, Work, operations, training_memory
 from gpo.advice.pilot import Asked, Pilot
 from gpo.config.components import Spec, made
 from gpo.config.run import RunConfig, describe, settled
@@ -58,10 +58,14 @@ class Training:
             tokens_together=getattr(method, "max_tokens", 8192),
         )
 
-    def tokens_in_memory(self, pilot: Pilot) -> float:
-        """Distinct tokens of a batch."""
+    def memory(self, shape: ModelShape, pilot: Pilot) -> TrainingMemory:
+        """By the distinct tokens of a batch."""
         one = pilot.prompt + (2 if self.pairs else 1) * pilot.response
-        return self.pairs_together * one if self.pairs else max(one, float(self.tokens_together))
+        tokens = self.pairs_together * one if self.pairs else max(one, float(self.tokens_together))
+        return training_memory(shape, tokens, lora=self.lora, twice=self.twice, models=1 + self.reference)
+
+    def operations(self, shape: ModelShape, work: Work) -> Operations:
+        return operations(shape, work, lora=self.lora, twice=self.twice)
 
 
 def searches(estimator: Any) -> bool:

@@ -16,7 +16,7 @@ from gpo.annotate.marks import Mark, Marks
 from gpo.annotate.reading import read_marks, read_mistakes
 from gpo.errors import DataError
 from gpo.report.clean import counted, one_line
-from gpo.report.console import Console
+from gpo.report.console import Console, say
 from gpo.report.results import NAME
 from gpo.statistics import Interval
 from gpo.storage.directory import RunDirectory
@@ -85,13 +85,11 @@ def percent(interval: Interval) -> str:
 def show(console: Console, found: Study) -> None:
     """The tables: all searches, then every solution by the first of them."""
     alpha = "not defined" if math.isnan(found.alpha) else f"{found.alpha:.2f}"
-    console.print(
-        f"{counted(found.marks, 'mark')} of {counted(found.annotators, 'annotator')}; Krippendorff's alpha {alpha}",
-        highlight=False,
-    )
+    of_whom = f"{counted(found.marks, 'mark')} of {counted(found.annotators, 'annotator')}"
+    say(console, f"{of_whom}; Krippendorff's alpha {alpha}")
     if found.inattentive:
         names = ", ".join(one_line(name, NAME) for name in found.inattentive)
-        console.print(f"Left out, attention checks failed: {names}", highlight=False, markup=False)
+        say(console, f"Left out, attention checks failed: {names}")
     search = Column("search", overflow="fold")
     table = Table(search, "solutions", "chose its step, %", "one of its top 2, %", "chance, %", show_edge=False)
     for arm in found.arms:
@@ -107,33 +105,23 @@ def show(console: Console, found: Study) -> None:
         name, share = one_line(item.item, 2 * NAME), percent(item.share)
         table.add_row(*map(Text, (name, str(item.steps), critical, str(item.people), share, favourite)))
     console.print(table)
-    console.print("Intervals are 95%; steps count from 1.", style="dim", highlight=False)
+    say(console, "Intervals are 95%; steps count from 1.", style="dim")
 
 
 def figure(found: Study) -> Figure:
     """Share of people who chose the step of each search, by solution, beside chance."""
-    from matplotlib.figure import Figure as NewFigure
+    from gpo.report.plots import new_figure, reach
 
     items = found.arms[0].items
-    drawn = NewFigure(figsize=(8, 1.6 + 0.28 * len(items) * max(1, len(found.arms) / 2)), dpi=130, layout="constrained")
+    drawn = new_figure(8, 1.6 + 0.28 * len(items) * max(1, len(found.arms) / 2))
     axes = drawn.subplots()
     for number, arm in enumerate(found.arms):
         shares = {item.item: item.share for item in arm.items}
         rows = [(i, shares[item.item]) for i, item in enumerate(items) if item.item in shares]
         heights = [i + (number - (len(found.arms) - 1) / 2) * 0.2 for i, _ in rows]
-        values = [100 * share.estimate for _, share in rows]
-        errors = [
-            [max(0.0, 100 * (share.estimate - share.lower)) for _, share in rows],
-            [max(0.0, 100 * (share.upper - share.estimate)) for _, share in rows],
-        ]
-        axes.errorbar(
-            values,
-            heights,
-            xerr=errors,
-            fmt="osD^v"[number % 5],
-            capsize=2,
-            label=one_line(f"{arm.arm} ({arm.estimator})", NAME),
-        )
+        values, errors = [100 * share.estimate for _, share in rows], reach([share for _, share in rows])
+        label = one_line(f"{arm.arm} ({arm.estimator})", NAME)
+        axes.errorbar(values, heights, xerr=errors, fmt="osD^v"[number % 5], capsize=2, label=label)
     axes.plot([100 * item.chance for item in items], range(len(items)), "|", color="#666666", ms=10, label="chance")
     axes.set_yticks(range(len(items)), [one_line(item.item, NAME).replace("$", r"\$") for item in items], fontsize=7)
     axes.invert_yaxis()

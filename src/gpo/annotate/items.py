@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from gpo.errors import ConfigError, DataError
+from gpo.errors import DataError
 from gpo.report.texts import StepTexts
 from gpo.storage.directory import RunDirectory
 
@@ -36,8 +36,8 @@ def load_items(files: RunDirectory, count: int, arm: str | None = None) -> list[
         ConfigError: there is no such arm.
         DataError: there are none, or a file of the run does not fit another.
     """
-    if arm and arm not in files.arms():
-        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(files.arms())}.")
+    if arm:
+        files.check_arm(arm)
     arms = [arm] if arm else sorted(files.arms(), key=lambda name: name != "gpo")
     problems = {problem.id: problem for problem in files.problems("train") or []}
     texts = StepTexts(files)

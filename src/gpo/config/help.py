@@ -139,9 +139,7 @@ def entries(items: Mapping[str, str]) -> list[str]:
 
 def entry(name: str, text: str) -> list[str]:
     """An option and what it is, within 80 columns; a long name has a line of its own."""
-    indent = " " * 25
-    if len(name) > 22:
-        lines = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
-        return [f"  {name}", *lines]
-    first = f"  {name:<22} "
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False)
+    indent, fits = " " * 25, len(name) <= 22
+    first = f"  {name:<22} " if fits else indent
+    lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False)
+    return lines if fits else [f"  {name}", *lines]

@@ -21,9 +21,8 @@ from gpo.storage.codec import from_json, to_json
 from gpo.types import PairSettings
 
 T = TypeVar("T")
-RENAMED: tuple[
-    tuple[dict[str, Any], dict[str, Any]], ...
-] = (  # of an estimator: what an earlier version wrote, and now
+Settings = dict[str, Any]
+RENAMED: tuple[tuple[Settings, Settings], ...] = (  # of an estimator: what an earlier version wrote, and now
     ({"name": "random"}, {"name": "random_unsearched"}),
     ({"name": "adaptive", "critic": None}, {"critic": "none"}),
 )

@@ -14,11 +14,7 @@ from typing import Any
 EMBEDDED = "reasoner"  # the model of a run that names none
 READER = "reader"  # the embedded one, trained on to go on from solutions that somebody else began
 LONG = "long"  # the embedded one, trained to write questions of all sizes (gpo.reasoner.long)
-SHIPPED = {
-    EMBEDDED: "weights",
-    READER: "reader",
-    LONG: "long_weights",
-}  # names of models: their folders in gpo.reasoner
+SHIPPED = {EMBEDDED: "weights", READER: "reader", LONG: "long_weights"}  # models by name: folders in gpo.reasoner
 
 _ONLINE = {"learning_rate": 3e-4, "minibatches": 4}
 REASONER: Mapping[str, Mapping[str, Any]] = {  # settings of methods by name

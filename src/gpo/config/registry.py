@@ -67,13 +67,7 @@ SEGMENTERS: dict[str, str] = {
     "low_probability": "gpo.rollout.segmenters:LowProbability",
 }
 
-REGISTRIES = {
-    "task": TASKS,
-    "engine": ENGINES,
-    "segmenter": SEGMENTERS,
-    "estimator": ESTIMATORS,
-    "method": METHODS,
-}
+REGISTRIES = {"task": TASKS, "engine": ENGINES, "segmenter": SEGMENTERS, "estimator": ESTIMATORS, "method": METHODS}
 
 
 def lookup(kind: str, name: str) -> Any:

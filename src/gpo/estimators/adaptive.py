@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +38,7 @@ from gpo.estimators.tally import (
     Tally,
     check,
     known_rollouts,
+    revalued,
     searched_rollouts,
     siblings,
 )
@@ -80,7 +81,7 @@ class Adaptive:
     seed: int | None = None  # None: 0; a run gives its own
 
     def __post_init__(self) -> None:
-        check("Adaptive", rollouts=1, rule=self.rule, reset=self.reset, confidence=self.confidence)
+        check(self)
         if not 0 < self.rollouts < inf:
             raise ConfigError(
                 f"Adaptive got rollouts={self.rollouts}; expected a positive number for each step on average."
@@ -89,8 +90,6 @@ class Adaptive:
             raise ConfigError(
                 f"Adaptive got batch={self.batch}, particles={self.particles}; expected at least 1 and at least 2."
             )
-        if self.critic not in ("none", "fitted", "trained"):
-            raise ConfigError(f"Adaptive got critic={self.critic!r}; expected none, fitted or trained.")
         for name in ("certainty", "smallest", "surprise"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"Adaptive got {name}={getattr(self, name)}; expected a number between 0 and 1.")
@@ -124,13 +123,8 @@ class Adaptive:
         spent: Counter[int] = Counter()
 
         def drawn(rows: Indices) -> tuple[Array, Array]:
-            return branches.draw(
-                rows,
-                self.particles,
-                [rngs[row] for row in rows],
-                surprise=self.surprise,
-                concentration=self.concentration,
-            )
+            prior = {"surprise": self.surprise, "concentration": self.concentration}
+            return branches.draw(rows, self.particles, [rngs[row] for row in rows], **prior)
 
         searched = live
         while len(live):
@@ -187,15 +181,9 @@ class Adaptive:
         scores = branches.tallies[row].scores(block, self.reset, self.confidence)
         mean = values.mean(axis=0)
         least, most = branches.bounds(row)
-        lower = np.fmin(np.fmax(scores.lower, least), mean)
-        upper = np.fmax(np.fmin(scores.upper, most), mean)
-        return replace(
-            scores,
-            values=tuple(mean.tolist()),
-            lower=tuple(lower.tolist()),
-            upper=tuple(upper.tolist()),
-            advantages=tuple(np.diff(mean).tolist()),
-        )
+        lower = tuple(np.fmin(np.fmax(scores.lower, least), mean).tolist())
+        upper = tuple(np.fmax(np.fmin(scores.upper, most), mean).tolist())
+        return revalued(scores, mean.tolist(), block, self.reset, lower=lower, upper=upper)
 
 
 def _leader(merit: Array) -> tuple[int, float]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from math import isnan
 from typing import Literal
 
@@ -33,7 +32,7 @@ from gpo.estimators.tally import (
     change,
     check,
     explore,
-    reset_boundary,
+    revalued,
     share_starts,
 )
 from gpo.types import Evidence, StepScores, Trajectory
@@ -72,9 +71,7 @@ class Bisect:
     confidence: float = 0.95  # of the interval of each value
 
     def __post_init__(self) -> None:
-        check("Bisect", rollouts=self.rollouts, rule=self.rule, reset=self.reset, confidence=self.confidence)
-        if self.level not in ("step", "token"):
-            raise ConfigError(f"Bisect got level={self.level!r}; expected step or token.")
+        check(self)
         if self.rule == "authors":
             raise ConfigError("Bisect follows differences; expected rule advantage, magnitude or drop, got authors.")
         if self.threshold is not None and not 0 < self.threshold <= 1:
@@ -112,22 +109,13 @@ class Bisect:
 
     def _by_step(self, trajectory: Trajectory, scores: StepScores) -> StepScores:
         """What a search over tokens says of the steps."""
-        at = trajectory.boundaries
-        values = [scores.values[i] for i in at]
         block = None
         if scores.critical_step is not None:
             step = bisect_right(trajectory.step_ends, scores.critical_step)
             block = (step, step + 1)
-        return replace(
-            scores,
-            values=tuple(values),
-            counts=tuple(scores.counts[i] for i in at),
-            lower=tuple(scores.lower[i] for i in at),
-            upper=tuple(scores.upper[i] for i in at),
-            advantages=tuple(after - before for before, after in pairwise(values)),
-            critical_step=None if block is None else block[0],
-            reset_boundary=reset_boundary(block, self.reset, len(values) - 1),
-        )
+        rows = (scores.values, scores.counts, scores.lower, scores.upper)
+        values, counts, lower, upper = (tuple(row[i] for i in trajectory.boundaries) for row in rows)
+        return revalued(scores, values, block, self.reset, counts=counts, lower=lower, upper=upper)
 
     def _explores(self, trajectory: Trajectory) -> bool:
         return bool(trajectory.step_ends) and trajectory.score.value is not None

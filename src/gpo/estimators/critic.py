@@ -15,13 +15,12 @@ Assumptions: what decides is linear in the hidden state of one token. Source: th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -32,24 +31,17 @@ from gpo.contracts import Sample
 from gpo.errors import ConfigError
 from gpo.estimators.branches import Array
 from gpo.estimators.states import Floats, States
-from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, known_rollouts, reset_boundary
+from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, known_rollouts, revalued
 from gpo.types import Evidence, StepScores, Trajectory
 
 
-@dataclass
-class Examples:
-    """Boundaries (E) with what is known of them."""
+class Example(NamedTuple):
+    """A boundary with what is known of it."""
 
-    folds: list[int] = field(default_factory=list)
-    states: list[Floats] = field(default_factory=list)  # (H,) each
-    right: list[float] = field(default_factory=list)
-    counts: list[float] = field(default_factory=list)
-
-    def add(self, fold: int, state: Floats, right: float, count: float) -> None:
-        self.folds.append(fold)
-        self.states.append(state)
-        self.right.append(right)
-        self.counts.append(count)
+    fold: int
+    state: Floats  # (H,)
+    right: float
+    total: float
 
 
 @dataclass
@@ -71,7 +63,7 @@ class Critic:
     _states: States = field(default_factory=States, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check("Critic", rollouts=1, rule=self.rule, reset=self.reset, confidence=self.confidence)
+        check(self)
         if self.l2 <= 0 or self.folds < 2:
             raise ConfigError(f"Critic got l2={self.l2}, folds={self.folds}; expected above 0 and at least 2.")
         if self.model is None:
@@ -98,38 +90,34 @@ class Critic:
         for trajectory, states in zip(trajectories, self.states(trajectories), strict=True):
             fold = self._fold(trajectory)
             if fold not in heads:
-                others = [i for i, of in enumerate(examples.folds) if of != fold]
-                heads[fold] = self._fit(examples, others, states.shape[1])
+                heads[fold] = self._fit([each for each in examples if each.fold != fold], states.shape[1])
             judged.append(heads[fold].values(states, self.confidence))
         return judged
 
     def head(self, trajectories: Sequence[Trajectory]) -> Head:
         """One head for texts of other questions, from these rewards."""
-        examples = self._examples(trajectories, ())
-        return self._fit(examples, range(len(examples.folds)), self.states(trajectories[:1])[0].shape[1])
+        return self._fit(self._examples(trajectories, ()), self.states(trajectories[:1])[0].shape[1])
 
     def states(self, trajectories: Sequence[Trajectory]) -> list[Floats]:
         """The hidden state (K + 1, H) at each boundary of each trajectory."""
         return self._states(self.model, trajectories)
 
-    def _examples(self, trajectories: Sequence[Trajectory], scores: Sequence[StepScores]) -> Examples:
+    def _examples(self, trajectories: Sequence[Trajectory], scores: Sequence[StepScores]) -> list[Example]:
         estimated = {score.trajectory_id: score for score in scores}
-        examples = Examples()
+        examples: list[Example] = []
         for trajectory, states in zip(trajectories, self.states(trajectories), strict=True):
             fold, steps, reward = self._fold(trajectory), len(states) - 1, trajectory.score.value
             if reward is not None:
-                for state in states[:-1]:
-                    # Boundaries of one trajectory share their outcome: together they count as one rollout.
-                    examples.add(fold, state, reward / steps, 1 / steps)
+                # Boundaries of one trajectory share their outcome: together they count as one rollout.
+                examples += [Example(fold, state, reward / steps, 1 / steps) for state in states[:-1]]
             if (score := estimated.get(trajectory.id)) is not None:
-                for state, value, count in zip(states[:-1], score.values, score.counts, strict=False):
-                    if count:
-                        examples.add(fold, state, value * count, count)
+                known = zip(states[:-1], score.values, score.counts, strict=False)
+                examples += [Example(fold, state, value * count, count) for state, value, count in known if count]
         return examples
 
-    def _fit(self, examples: Examples, chosen: Sequence[int], width: int) -> Head:
-        states = np.array([examples.states[i] for i in chosen], dtype=float).reshape(len(chosen), width)
-        right, counts = (np.array([of[i] for i in chosen]) for of in (examples.right, examples.counts))
+    def _fit(self, examples: Sequence[Example], width: int) -> Head:
+        states = np.array([each.state for each in examples], dtype=float).reshape(len(examples), width)
+        right, counts = np.array([each.right for each in examples]), np.array([each.total for each in examples])
         return Head.fit(states, right, counts, self.l2)
 
     def _fold(self, trajectory: Trajectory) -> int:
@@ -141,16 +129,9 @@ class Critic:
         reward = trajectory.score.value
         if reward is not None:
             values[-1] = lower[-1] = upper[-1] = reward
-        block = choose(values.tolist(), self.rule) if trajectory.step_ends else None
-        return replace(
-            known,
-            values=tuple(values.tolist()),
-            lower=tuple(lower.tolist()),
-            upper=tuple(upper.tolist()),
-            advantages=tuple(float(after - before) for before, after in pairwise(values)),
-            critical_step=None if block is None else block[0],
-            reset_boundary=reset_boundary(block, self.reset, len(values) - 1),
-        )
+        found = values.tolist()
+        block = choose(found, self.rule) if trajectory.step_ends else None
+        return revalued(known, found, block, self.reset, lower=tuple(lower.tolist()), upper=tuple(upper.tolist()))
 
 
 def trained_head(model: Any) -> tuple[Array, float] | None:

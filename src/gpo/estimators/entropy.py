@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpo.contracts import Sample
 from gpo.errors import ConfigError, DataError
-from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
+from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check, largest
 from gpo.types import Evidence, StepScores, Trajectory
 
 
@@ -30,7 +30,7 @@ class Entropy:
     reset: Reset = "before"
 
     def __post_init__(self) -> None:
-        check("Entropy", rollouts=1, rule="advantage", reset=self.reset, confidence=0.95)
+        check(self)
         if self.first_tokens is not None and self.first_tokens < 1:
             raise ConfigError(f"Entropy got first_tokens={self.first_tokens}; expected at least 1, or None for all.")
 
@@ -54,7 +54,4 @@ class Entropy:
                 last = end if self.first_tokens is None else min(end, begin + self.first_tokens)
                 logprobs = trajectory.completion.logprobs[begin - kept : last - kept]
                 surprisal[step] = -sum(logprobs) / len(logprobs)
-        if max(surprisal, default=0.0) <= 0:
-            return None
-        step = surprisal.index(max(surprisal))
-        return step, step + 1
+        return largest(surprisal)

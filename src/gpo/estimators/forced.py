@@ -7,9 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 Ids = tuple[int, ...]
-Forced = tuple[
-    int, Ids, Ids
-]  # tokens of the sequence that are kept (at least 1), a phrase, and what is scored behind it
+Forced = tuple[int, Ids, Ids]  # tokens of the sequence that are kept (at least 1), a phrase, what is scored behind it
 
 PASS_KEYS = 1 << 16  # of all rows of a pass together
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from gpo.contracts import Sample
 from gpo.errors import ConfigError
-from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check
+from gpo.estimators.tally import NO_EVIDENCE, Block, Reset, Tally, check, largest
 from gpo.storage.weights import SMALL, load_checked
 from gpo.types import Evidence, ModelRef, StepScores, Trajectory
 
@@ -44,13 +44,9 @@ class Gradient:
     reset: Reset = "before"
 
     def __post_init__(self) -> None:
-        check("Gradient", rollouts=1, rule="advantage", reset=self.reset, confidence=0.95)
+        check(self)
         if self.answer_tokens < 1:
             raise ConfigError(f"Gradient got answer_tokens={self.answer_tokens}; expected at least 1.")
-        if self.influence not in ("gradient", "deletion"):
-            raise ConfigError(f"Gradient got influence={self.influence!r}; expected gradient or deletion.")
-        if self.sign not in ("support", "oppose", "size"):
-            raise ConfigError(f"Gradient got sign={self.sign!r}; expected support, oppose or size.")
         if self.model is None:
             raise ConfigError("Gradient has no model. Give model= a directory, a hub id or a loaded model.")
 
@@ -66,11 +62,7 @@ class Gradient:
 
     def _block(self, trajectory: Trajectory) -> Block | None:
         found = influences(self._loaded, trajectory, self.answer_tokens, self.influence)
-        merit = {"support": found, "oppose": [-x for x in found], "size": [abs(x) for x in found]}[self.sign]
-        if max(merit, default=0.0) <= 0:
-            return None
-        step = merit.index(max(merit))
-        return step, step + 1
+        return largest({"support": found, "oppose": [-x for x in found], "size": [abs(x) for x in found]}[self.sign])
 
 
 def influences(

@@ -55,7 +55,7 @@ class Halfway:
     confidence: float = 0.95  # of the interval of each value
 
     def __post_init__(self) -> None:
-        check("Halfway", rollouts=self.rollouts, rule="advantage", reset="before", confidence=self.confidence)
+        check(self)
         if not 0 <= self.near < 0.5:
             raise ConfigError(f"Halfway got near={self.near}; expected a distance from 0 to below 0.5.")
 

@@ -39,9 +39,7 @@ class MonteCarlo:
     confidence: float = 0.95  # of the interval of each value
 
     def __post_init__(self) -> None:
-        check("MonteCarlo", rollouts=self.rollouts, rule=self.rule, reset=self.reset, confidence=self.confidence)
-        if self.explored not in ("all", "failed"):
-            raise ConfigError(f"MonteCarlo got explored={self.explored!r}; expected all or failed.")
+        check(self)
         if self.min_step_tokens < 1 or (self.max_steps is not None and self.max_steps < 1):
             raise ConfigError(
                 f"MonteCarlo got min_step_tokens={self.min_step_tokens}, max_steps={self.max_steps}; "
@@ -51,17 +49,7 @@ class MonteCarlo:
     @classmethod
     def paper(cls) -> MonteCarlo:
         """Algorithm 1 with the paper's settings."""
-        return cls(
-            rollouts=4,
-            rule="advantage",
-            reset="before",
-            explored="all",
-            max_steps=None,
-            min_step_tokens=1,
-            early_stop=False,
-            share_start=False,
-            share_path=False,
-        )
+        return cls()
 
     @classmethod
     def authors(cls) -> MonteCarlo:
@@ -69,17 +57,7 @@ class MonteCarlo:
 
         It goes with `gpo.rollout.segmenters.Authors`; the limits of that segmenter are set here too.
         """
-        return cls(
-            rollouts=4,
-            rule="authors",
-            reset="before",
-            explored="failed",
-            max_steps=30,
-            min_step_tokens=30,
-            early_stop=True,
-            share_start=False,
-            share_path=False,
-        )
+        return cls(rule="authors", explored="failed", max_steps=30, min_step_tokens=30, early_stop=True)
 
     def __call__(
         self, trajectories: Sequence[Trajectory], sample: Sample, evidence: Evidence = NO_EVIDENCE
@@ -89,7 +67,8 @@ class MonteCarlo:
         With `share_start`, V_0 is the mean of all else that was sampled from the question: see `known_rollouts`.
         """
         tallies = [Tally(trajectory) for trajectory in trajectories]
-        plans = [(t, list(self._grid(t.trajectory)[:-1])) for t in tallies if self._explores(t.trajectory)]
+        limits = (self.max_steps, self.min_step_tokens)
+        plans = [(t, list(grid(t.trajectory, *limits)[:-1])) for t in tallies if self._explores(t.trajectory)]
         followers: list[tuple[Tally, Tally]] = []
         if self.share_start:
             followers = share_starts(plans, trajectories, evidence, self.rollouts, share_path=self.share_path)
@@ -102,9 +81,6 @@ class MonteCarlo:
             t.scores(choose(t.values, self.rule) if self._explores(t.trajectory) else None, self.reset, self.confidence)
             for t in tallies
         ]
-
-    def _grid(self, trajectory: Trajectory) -> tuple[int, ...]:
-        return grid(trajectory, self.max_steps, self.min_step_tokens)
 
     def _explores(self, trajectory: Trajectory) -> bool:
         return self.explored == "all" or (trajectory.score.value is not None and not trajectory.score.right)

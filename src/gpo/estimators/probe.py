@@ -15,9 +15,8 @@ step that works it out is chosen. The values are no calibrated probabilities; wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from math import isnan, nan
 from typing import Any
 
@@ -28,17 +27,7 @@ from gpo.errors import ConfigError
 from gpo.estimators.branches import Array
 from gpo.estimators.forced import Ids, forced_logprobs
 from gpo.estimators.gradient import loaded
-from gpo.estimators.tally import (
-    NO_EVIDENCE,
-    Reset,
-    Rule,
-    Tally,
-    check,
-    choose,
-    known_rollouts,
-    reset_boundary,
-    siblings,
-)
+from gpo.estimators.tally import NO_EVIDENCE, Reset, Rule, Tally, check, choose, known_rollouts, revalued, siblings
 from gpo.types import Evidence, Start, StepScores, Trajectory
 
 Conclusion = Callable[[Start, str], tuple[Ids, Ids]]
@@ -61,7 +50,7 @@ class Probe:
     reset: Reset = "before"
 
     def __post_init__(self) -> None:
-        check("Probe", rollouts=1, rule=self.rule, reset=self.reset, confidence=0.95)
+        check(self)
         if self.model is None:
             raise ConfigError("Probe has no model. Give model= a directory, a hub id or a loaded model.")
 
@@ -112,14 +101,7 @@ class Probe:
         known = Tally(trajectory).scores(None, self.reset, 0.95)
         if isnan(values[0]):
             return known
-        block = choose(values.tolist(), self.rule)
-        return replace(
-            known,
-            values=tuple(values.tolist()),
-            advantages=tuple(float(after - before) for before, after in pairwise(values)),
-            critical_step=None if block is None else block[0],
-            reset_boundary=reset_boundary(block, self.reset, len(values) - 1),
-        )
+        return revalued(known, values.tolist(), choose(values.tolist(), self.rule), self.reset)
 
 
 def said(trajectory: Trajectory) -> str | None:

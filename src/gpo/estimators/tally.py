@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import isnan, nan
-from typing import Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gpo.contracts import Sample
 from gpo.errors import ConfigError
@@ -93,6 +94,18 @@ class Tally:
             tokens=self.tokens,
             rollouts=tuple(self.groups.values()),
         )
+
+
+def revalued(scores: StepScores, values: Sequence[float], block: Block | None, reset: Reset, **more: Any) -> StepScores:
+    """A result with other values (K+1,), and with the block that these make critical; `more` are fields of it too."""
+    return replace(
+        scores,
+        values=tuple(values),
+        advantages=tuple(after - before for before, after in pairwise(values)),
+        critical_step=None if block is None else block[0],
+        reset_boundary=reset_boundary(block, reset, len(values) - 1),
+        **more,
+    )
 
 
 def reset_boundary(block: Block | None, reset: Reset, last: int) -> int | None:
@@ -194,6 +207,12 @@ def grid(trajectory: Trajectory, max_steps: int | None = None, min_step_tokens: 
     return (0, *(trajectory.step_ends.index(end) + 1 for end in ends))
 
 
+def largest(merit: Sequence[float]) -> Block | None:
+    """The step with the largest merit (K,), the first of equals; None if none is above 0."""
+    step = max(range(len(merit)), key=merit.__getitem__, default=0)
+    return (step, step + 1) if max(merit, default=0.0) > 0 else None
+
+
 def choose(values: Sequence[float], rule: Rule) -> Block | None:
     """The critical block by a rule; the first of equals. Boundaries without a value are passed over.
 
@@ -218,13 +237,14 @@ def change(values: Sequence[float], block: Block, rule: Rule) -> float:
     return {"magnitude": abs(advantage), "drop": -advantage}.get(rule, advantage)
 
 
-def check(name: str, *, rollouts: int, rule: str, reset: str, confidence: float) -> None:
-    """Raises ConfigError for settings that no estimator takes."""
-    if rollouts < 1:
-        raise ConfigError(f"{name} got rollouts={rollouts}; expected at least 1 for each boundary.")
-    if rule not in get_args(Rule):
-        raise ConfigError(f"{name} got rule={rule!r}; expected one of {', '.join(get_args(Rule))}.")
-    if reset not in get_args(Reset):
-        raise ConfigError(f"{name} got reset={reset!r}; expected before or after (the critical step).")
-    if not 0 < confidence < 1:
-        raise ConfigError(f"{name} got confidence={confidence}; expected a level between 0 and 1, such as 0.95.")
+def check(search: Any) -> None:
+    """Raises ConfigError for settings that no estimator takes, those of a `Literal` type among them."""
+    ours = next(each for each in type(search).__mro__ if each.__module__.startswith("gpo."))  # it may be inherited from
+    name, kinds = ours.__name__, get_type_hints(ours)
+    for key, kind in kinds.items():
+        if get_origin(kind) is Literal and getattr(search, key) not in get_args(kind):
+            raise ConfigError(f"{name} got {key}={getattr(search, key)!r}; expected {' or '.join(get_args(kind))}.")
+    if kinds.get("rollouts") is int and search.rollouts < 1:
+        raise ConfigError(f"{name} got rollouts={search.rollouts}; expected at least 1 for each boundary.")
+    if "confidence" in kinds and not 0 < search.confidence < 1:
+        raise ConfigError(f"{name} got confidence={search.confidence}; expected a level between 0 and 1, such as 0.95.")

@@ -9,7 +9,7 @@ from gpo.config.trust import refuse_strangers
 from gpo.evaluation.evaluation import Evaluation, EvaluationConfig, is_evaluation, resolve_evaluation
 from gpo.evaluation.harness import HarnessConfig, evaluate_with
 from gpo.evaluation.scoreboard import count_rows, score_rows
-from gpo.report.console import Console
+from gpo.report.console import Console, say
 from gpo.report.progress import ProgressDisplay, rich_table
 from gpo.storage.directory import RunDirectory
 
@@ -31,9 +31,7 @@ def evaluate_models(directory: Path, options: dict[str, str]) -> None:
     for header, rows in tables:
         console.print()
         console.print(rich_table(header, rows))
-    console.print(
-        f"\nEverything is in {directory}: table.md, results.json", highlight=False, soft_wrap=True, markup=False
-    )
+    say(console, f"\nEverything is in {directory}: table.md, results.json", whole=True)
 
 
 def evaluate_help() -> list[str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -268,7 +268,9 @@ class Evaluation:
         groups = answers_of(file, problems, samples)
         if len(groups) == len(problems):
             return groups
-        with self._opened(self.config.models[name]) as engine:
+        model = self.config.models[name]
+        # What was passed by the caller stays open.
+        with closing(self._engine(model)) if isinstance(model, str) else nullcontext(model) as engine:
             self._keep(problems)
             keep_images(engine.tokenizer, self.files.images)
             for done, batch in unasked(file, problems, samples, self.config.chunk):
@@ -287,19 +289,7 @@ class Evaluation:
                 self._tell(name, done + len(batch), len(problems), sampler.tokens, time.monotonic() - began)
         return file.read()
 
-    @contextmanager
-    def _opened(self, model: str | Engine) -> Iterator[Engine]:
-        """An engine that is closed after its turn, unless it was passed by the caller."""
-        engine = self._engine(model)
-        try:
-            yield engine
-        finally:
-            if isinstance(model, str):
-                engine.close()
-
-    def _engine(self, model: str | Engine) -> Engine:
-        if not isinstance(model, str):
-            return model
+    def _engine(self, model: str) -> Engine:
         chosen = Spec("engine", self.config.engine) if isinstance(self.config.engine, str) else self.config.engine
         settings = setting_types(chosen.component_class() if isinstance(chosen, Spec) else type(chosen))
         if "model" in settings:

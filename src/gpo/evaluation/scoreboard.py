@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from gpo.contracts import ComparingTask, Task
-from gpo.report.results import VERDICTS, markdown_table, percent
+from gpo.report.results import VERDICTS, count_verdicts, markdown_table, percent
 from gpo.report.strata import right_samples
 from gpo.statistics import Interval, bootstrap_mean, maj_at_k, paired_difference, pass_at_k
 from gpo.types import Group, Problem, tokens_of
@@ -74,7 +74,7 @@ def score_models(
             majority=bootstrap_mean([_majority(group, same) for group in groups]),
             subtasks={task: bootstrap_mean([right[name][row] for row in at]) for task, at in rows.items() if task},
             gain=None if right[name] is first else paired_difference(first, right[name]),
-            verdicts=_verdicts(groups),
+            verdicts=count_verdicts(groups),
             truncated=sum(t.completion.finish_reason == "length" for group in groups for t in group.trajectories),
             unanswered=sum(not group.trajectories for group in groups),
             tokens=tokens_of(groups),
@@ -131,11 +131,6 @@ def _plain(answer: str) -> Fraction | str:
         return text
     above, _, below = number.partition("/")
     return Fraction(above) / int(below or 1) if int(below or 1) else text
-
-
-def _verdicts(groups: Sequence[Group]) -> dict[str, int]:
-    verdicts = [t.score.verdict for group in groups for t in group.trajectories]
-    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def score_rows(board: Scoreboard) -> tuple[list[str], list[list[str]]]:

@@ -13,7 +13,7 @@ from gpo.config.trust import refuse_strangers
 from gpo.errors import ConfigError
 from gpo.experiment.reuse import take_samples
 from gpo.experiment.run import Run, report
-from gpo.report.console import Console
+from gpo.report.console import Console, say
 from gpo.report.forecast import Forecast, dry_run
 from gpo.report.progress import ProgressDisplay, print_results
 from gpo.report.results import Results, summarize
@@ -118,18 +118,16 @@ def print_places(console: Console, files: RunDirectory, beside: Mapping[int, int
         "trained": ("arms/*/pairs.jsonl", "arms/*/dataset/", "arms/*/model/", "arms/*/training.jsonl"),
         "settings": ("config.json",),
     }
-    console.print(f"\nEverything is in {path}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"\nEverything is in {path}", whole=True)
     for what, names in places.items():
         if there := [name for name in names if next(path.glob(name), None) is not None]:
-            console.print(f"  {what + ':':<10}{', '.join(there)}", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"  {'to see:':<10}gpo report {shlex.quote(str(path))}", highlight=False, soft_wrap=True, markup=False
-    )
+            say(console, f"  {what + ':':<10}{', '.join(there)}", whole=True)
+    say(console, f"  {'to see:':<10}gpo report {shlex.quote(str(path))}", whole=True)
     if trouble := files.events.trouble():
         told = ", ".join(f"{count} {kind}" for kind, count in trouble.items())
-        console.print(f"  {'trouble:':<10}{told}; asked again", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"  {'trouble:':<10}{told}; asked again", whole=True)
     took = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in files.events.seconds().items())
     if beside is not None:
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + sum(beside.values())) / 1e6
         took += f"; peak memory{f' of {len(beside) + 1} processes' if beside else ''} {memory:.1f} GB"
-    console.print(f"  {'seconds:':<10}{took}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"  {'seconds:':<10}{took}", whole=True)

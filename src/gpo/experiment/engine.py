@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +36,13 @@ class RunEngine:
             self._trouble = Counter()
         engine = self.present
         if self._checkpoint != checkpoint:
-            with _own_checkpoint(checkpoint):
+            try:
                 engine.load(self.model_of(checkpoint))
+            except EngineError as error:
+                if checkpoint is None or not checkpoint.exists() or isinstance(error, TryLater):
+                    raise
+                advice = f"If {checkpoint} is damaged, delete it to have it trained again."
+                raise EngineError(f"{error} {advice}") from error
             self._checkpoint = checkpoint
         if checkpoint is not None and engine.model_ref != self.model_of(checkpoint):
             raise EngineError(
@@ -80,14 +84,3 @@ class RunEngine:
         if self.present is not None:
             self.present.close()
         self.present = self._checkpoint = None
-
-
-@contextmanager
-def _own_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Say what to do where a checkpoint of the run itself cannot be loaded."""
-    try:
-        yield
-    except EngineError as error:
-        if checkpoint is None or not checkpoint.exists() or isinstance(error, TryLater):
-            raise
-        raise EngineError(f"{error} If {checkpoint} is damaged, delete it to have it trained again.") from error

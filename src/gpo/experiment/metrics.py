@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
@@ -20,8 +19,9 @@ def round_metrics(work: Resources, state: RoundState) -> dict[str, float]:
     so far, by the clock) and critical_advantage (mean over the searched trajectories with a critical step).
     """
     groups = state.groups(search=bool(work.config.reuse))
+    rewards = [t.score.value for group in groups for t in group.trajectories if t.score.value is not None]
     known = {
-        "reward": _mean(t.score.value for group in groups for t in group.trajectories),
+        "reward": fmean(rewards) if rewards else None,
         "tokens_sampled": float(work.spent(state.arm, state.number)),
         "tokens_per_second": work.files.events.tokens_per_second(state.arm),
         "critical_advantage": state.scores.summary(Searched.of).critical_advantage,
@@ -63,9 +63,3 @@ def _row(files: RunDirectory, arm: str, number: int, buffer: int) -> dict[str, A
 def _older(trajectory: Trajectory, number: int) -> bool:
     """Whether a trajectory that a round searches is one of the buffer, sampled in a round before."""
     return trajectory.policy_version is not None and trajectory.policy_version < number - 1
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of the numbers; None without one."""
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if numbers else None

@@ -90,28 +90,13 @@ def build(work: Resources, state: RoundState) -> None:
         } | ({} if state.number == 1 else {"round": state.number})
         if known is None:
             engine = work.engine(state.checkpoint)
-            groups = training_groups(work, state)
+            sampled = training_groups(work, state), engine.tokenizer
+            how: dict[str, Any] = {"settings": pairing, "stop_ids": engine.stop_ids, "seed": seed, "provenance": origin}
             if work.config.credit == "tail":
-                pairs = build_pairs(
-                    groups,
-                    engine.tokenizer,
-                    settings=pairing,
-                    scores=state.scores.read(),
-                    stop_ids=engine.stop_ids,
-                    seed=seed,
-                    provenance=origin,
-                )
+                pairs = build_pairs(*sampled, scores=state.scores.read(), **how)
             else:
-                pairs = build_step_pairs(
-                    groups,
-                    engine.tokenizer,
-                    stop_ids=engine.stop_ids,
-                    starts_only=work.config.credit == "step",
-                    settings=pairing,
-                    wording=as_meant(work.meaning, engine.tokenizer),
-                    seed=seed,
-                    provenance=origin,
-                )
+                wording, starts_only = as_meant(work.meaning, engine.tokenizer), work.config.credit == "step"
+                pairs = build_step_pairs(*sampled, starts_only=starts_only, wording=wording, **how)
             write_pairs(pairs, path, pairing.prefix_in)
         pairs = read_pairs(path)
         about = {"task": work.described["task"]["name"], **origin, **work.described["pairs"], "gpo": __version__}

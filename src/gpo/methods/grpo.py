@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from functools import partial
 
 from gpo.methods.losses import normalised_advantages
 from gpo.methods.online import Online
-from gpo.methods.rows import TrainingRow, by_group
+from gpo.methods.rows import TrainingRow
 
 
 @dataclass
@@ -30,7 +29,4 @@ class GRPO(Online):
         return self.scale
 
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
-        for siblings in by_group(rows):
-            rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
-            for row, advantage in zip(siblings, normalised_advantages(rewards, self.scale), strict=True):
-                row.advantages = advantage.expand(len(row.tokens))
+        self._set_group_advantages(rows, partial(normalised_advantages, scale=self.scale))

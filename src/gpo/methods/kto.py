@@ -60,11 +60,8 @@ class KTO(Offline):
 
     def _unroll(self, pair: Pair, prefix_in: PrefixIn) -> list[PairRow]:
         both = pair_row(pair, prefix_in)
-        shared = {
-            "prompt_ids": both["prompt_ids"],
-            "problem_id": pair.problem_id,
-            "start_ids": [*pair.prompt_ids, *pair.prefix_ids],
-        }
+        start = [*pair.prompt_ids, *pair.prefix_ids]
+        shared = {"prompt_ids": both["prompt_ids"], "problem_id": pair.problem_id, "start_ids": start}
         return [
             {**shared, "completion_ids": ids, "label": label, "length": len(both["prompt_ids"]) + len(ids)}
             for ids, label in ((both["chosen_ids"], True), (both["rejected_ids"], False))
@@ -79,12 +76,8 @@ class KTO(Offline):
         return 3 * self.epochs - 1
 
     def _trainer(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
-        config = KTOConfig(
-            beta=self.beta,
-            desirable_weight=self.desirable_weight,
-            undesirable_weight=self.undesirable_weight,
-            **arguments,
-        )
+        weights = {"desirable_weight": self.desirable_weight, "undesirable_weight": self.undesirable_weight}
+        config = KTOConfig(beta=self.beta, **weights, **arguments)
         collator = DataCollatorForUnpairedPreference(pad_token_id=self.policy.tokenizer.pad_token_id or 0)
         return UnpairedTrainer(args=config, data_collator=collator, **kwargs)
 

@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PrinterCallback, SchedulerType
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from gpo.errors import ConfigError, unknown
 from gpo.images.tokenizer import text_tokenizer
 from gpo.methods.division import PairRow
-from gpo.methods.policy import check_token_ids, model_card, quiet, save_policy
+from gpo.methods.policy import check_token_ids, quiet
+from gpo.methods.scoring import without_adapters
 from gpo.methods.trainers import MetricsCallback, order_by_length
 from gpo.methods.training import Training, logger
 from gpo.methods.update_checkpoint import SyncedCheckpoints, last_checkpoint
@@ -49,7 +49,6 @@ class Offline(Training):
     schedule: str = "linear"  # a learning-rate schedule of transformers
 
     trains_on: ClassVar[Literal["pairs"]] = "pairs"
-    _own_update: ClassVar[bool] = False
     _mean_of_rows: ClassVar[bool] = True  # whether the batches of a step may as well be one
 
     def __post_init__(self) -> None:
@@ -117,13 +116,7 @@ class Offline(Training):
 
     def save(self, path: Path | str) -> None:
         """Write the model and its tokenizer to a directory, and forget the checkpoints of the last update."""
-        card = model_card(self.policy.model, type(self).__name__, self._context)
-        exact = not self._context.last
-        save_policy(self.policy, Path(path), write=self._writes, merge=self.merges, exact=exact, card=card)
-        if self._writes and self._context.work_dir is not None:
-            _clear(self._context.work_dir)
-        self.accelerator.wait_for_everyone()
-        self._trackers.close()
+        self._save(path)
 
     def _row_is_written(self, row: dict[str, float], steps: int) -> None:
         if self._writes:
@@ -215,10 +208,15 @@ class Offline(Training):
         data = [rows, "shards"] if self.accelerator.is_fsdp2 else [rows]
         state, known = work_dir / "update.json", json.dumps({"fingerprint": self._fingerprint(*data)}) + "\n"
         if self._writes and (not state.exists() or state.read_bytes() != known.encode()):
-            _clear(work_dir)
+            self._clear(work_dir)
             write_text(state, known)
         self.accelerator.wait_for_everyone()
         yield work_dir
+
+    def _clear(self, work_dir: Path) -> None:
+        (work_dir / "update.json").unlink(missing_ok=True)
+        for path in work_dir.glob("checkpoint-*"):
+            shutil.rmtree(path)
 
 
 def critical_advantages(pairs: Sequence[Pair]) -> list[float]:
@@ -253,14 +251,7 @@ def _longest(pair: Pair) -> int:
     return len(pair.prompt_ids) + len(pair.prefix_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
-def _clear(work_dir: Path) -> None:
-    (work_dir / "update.json").unlink(missing_ok=True)
-    for path in work_dir.glob("checkpoint-*"):
-        shutil.rmtree(path)
-
-
 def _restore_forward(model: Any) -> None:
     """Take back the forward that TRL and accelerate put on the model: it would nest from round to round."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    for patched in (model, base):
+    for patched in (model, without_adapters(model)):
         vars(patched).pop("forward", None)

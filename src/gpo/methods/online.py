@@ -29,9 +29,9 @@ from gpo.errors import ConfigError, DataError, unknown
 from gpo.methods import rows as of_rows
 from gpo.methods.lookup import Lookup
 from gpo.methods.losses import kl_estimate, policy_loss
-from gpo.methods.policy import Policy, check_token_ids, load_policy, model_card, save_policy, saved_state
+from gpo.methods.policy import Policy, check_token_ids, load_policy, saved_state
 from gpo.methods.processes import add_up, clip_gradients, is_sharded, load_optimizer, shard, whole
-from gpo.methods.rows import TrainingRow, group_by_start, joined, known_or, set_step_advantages
+from gpo.methods.rows import TrainingRow, by_group, group_by_start, joined, known_or, set_step_advantages
 from gpo.methods.scoring import Scores, scoring
 from gpo.methods.training import Training, logger
 from gpo.methods.update_checkpoint import SaveClock, UpdateCheckpoint
@@ -67,7 +67,6 @@ class Online(Training):
 
     trains_on: ClassVar[Literal["groups"]] = "groups"
     reuses: ClassVar[bool] = False  # whether a run trains on a search's rollouts too where it does not say so
-    _own_update: ClassVar[bool] = True
     ratio_of: ClassVar[Literal["token", "sequence"]] = "token"
     reads_hidden: ClassVar[bool] = False  # whether the loss takes the last hidden states too
 
@@ -182,14 +181,10 @@ class Online(Training):
         """Write the model, its tokenizer and the state of training to a directory."""
         about = {"method": type(self).__name__, "updates": self.updates, "shapes": self._shapes}
         state = {**about, "optimizer": whole(self.optimizer.state_dict(), keep=self._writes), **self._extra_state()}
-        kept = None if self.merges and self.lora is not None else state  # whole weights are no adapters to go on with
-        exact = not self._context.last
-        card = model_card(self.policy.model, type(self).__name__, self._context)
-        save_policy(self.policy, Path(path), write=self._writes, merge=self.merges, exact=exact, state=kept, card=card)
-        if self._writes and self._context.work_dir is not None:
-            UpdateCheckpoint(self._context.work_dir).clear()
-        self.accelerator.wait_for_everyone()
-        self._trackers.close()
+        self._save(path, None if self.merges and self.lora is not None else state)  # whole weights are no adapters
+
+    def _clear(self, work_dir: Path) -> None:
+        UpdateCheckpoint(work_dir).clear()
 
     def _give_advantages(self, rows: Sequence[TrainingRow]) -> bool:
         """Whether any row has one; the log says why there is none."""
@@ -239,6 +234,13 @@ class Online(Training):
     @abstractmethod
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
         """Give every row its advantages, (T,) each, with its score as the credit for all tokens."""
+
+    def _set_group_advantages(self, rows: Sequence[TrainingRow], advantages_of: Callable[[Tensor], Tensor]) -> None:
+        """For all tokens of a row what is made of the rewards (G,) of its start, less what the KL takes from them."""
+        for siblings in by_group(rows):
+            rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
+            for row, advantage in zip(siblings, advantages_of(rewards), strict=True):
+                row.advantages = advantage.expand(len(row.tokens))
 
     def _set_step_advantages(self, rows: Sequence[TrainingRow]) -> None:
         """A(s, a) of its step for every token, less what the KL takes from the step's reward."""

@@ -24,6 +24,7 @@ from gpo.images.embedding import see, sees
 from gpo.images.tokenizer import ImageTokenizer, load_processor
 from gpo.images.tokens import FIRST
 from gpo.methods.processes import gather, is_sharded, whole
+from gpo.methods.scoring import without_adapters
 from gpo.storage.files import replacing
 from gpo.storage.weights import load_checked
 from gpo.types import ModelRef, RoundContext
@@ -81,7 +82,7 @@ def load_policy(
             model = copy.deepcopy(model).float()
     if images is not None and images.is_dir():
         tokenizer = _with_images(tokenizer, ref, images)
-        see(model.get_base_model() if isinstance(model, PeftModel) else model, tokenizer)
+        see(without_adapters(model), tokenizer)
     if lora is not None and not isinstance(model, PeftModel):
         torch.manual_seed(seed)
         adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -263,7 +264,7 @@ def check_token_ids(model: Any, sequences: Iterable[Sequence[int]]) -> None:
         if most >= FIRST:
             images, most = True, max((token for token in ids if token < FIRST), default=0)
         largest = max(largest, most)
-    if images and not sees(model.get_base_model() if isinstance(model, PeftModel) else model):
+    if images and not sees(without_adapters(model)):
         raise DataError(
             "The prompts have images, and the model in training takes none: expected a vision-language model with its "
             "processor, and `RoundContext.images`, the directory that has them."

@@ -55,10 +55,8 @@ class PPO(Online):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
         if self.value_clip <= 0 or self.value_coefficient < 0:
-            raise ConfigError(
-                f"Expected value_clip > 0 and value_coefficient >= 0, got {self.value_clip} and "
-                f"{self.value_coefficient}."
-            )
+            got = f"{self.value_clip} and {self.value_coefficient}"
+            raise ConfigError(f"Expected value_clip > 0 and value_coefficient >= 0, got {got}.")
 
     @cached_property
     def head(self) -> torch.nn.Linear:
@@ -75,16 +73,10 @@ class PPO(Online):
     @torch.no_grad()
     def values(self, trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
         """The critic's (K+1,) values at the boundaries of each trajectory; the last is the score, NaN if it failed."""
+        rewards = [math.nan if t.score.value is None else t.score.value for t in trajectories]
         rows = [
-            TrainingRow(
-                t.start.prompt_ids,
-                t.response_ids,
-                math.nan if t.score.value is None else t.score.value,
-                0,
-                t.start,
-                None,
-            )
-            for t in trajectories
+            TrainingRow(t.start.prompt_ids, t.response_ids, reward, 0, t.start, None)
+            for t, reward in zip(trajectories, rewards, strict=True)
         ]
         self._set_values([row for row in rows if row.tokens])
         return [

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from gpo.methods.losses import leave_one_out_advantages
 from gpo.methods.online import Online
-from gpo.methods.rows import TrainingRow, by_group
+from gpo.methods.rows import TrainingRow
 
 
 @dataclass
@@ -29,7 +27,4 @@ class RLOO(Online):
     ratio_of: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     def _set_advantages(self, rows: Sequence[TrainingRow]) -> None:
-        for siblings in by_group(rows):
-            rewards = torch.tensor([row.reward - self._kl_penalty(row).sum().item() for row in siblings])
-            for row, advantage in zip(siblings, leave_one_out_advantages(rewards), strict=True):
-                row.advantages = advantage.expand(len(row.tokens))
+        self._set_group_advantages(rows, leave_one_out_advantages)

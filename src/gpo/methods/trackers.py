@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo.errors import ConfigError, MissingDependency, unknown
+from gpo.storage.codec import dotted
 
 PROJECT = "gpo"
 
@@ -38,7 +39,11 @@ class Trackers:
     _step: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_trackers(self.names)
+        for name in self.names:
+            if name not in KNOWN:
+                raise unknown("tracker", name, KNOWN)
+            if find_spec(name) is None:
+                raise MissingDependency(f"The tracker {name!r} is not installed: pip install 'gpo[{name}]'")
 
     def log(
         self, row: Mapping[str, float], metrics_path: Path | None, settings: Mapping[str, Any] | None = None
@@ -66,7 +71,10 @@ class Trackers:
                 for name, tracker in zip(self.names, self._opened, strict=True):
                     tracker.start()
                     if settings and name != "tensorboard":  # which would show them as one more training
-                        tracker.store_init_configuration(flat(settings))
+                        told = dotted(settings).items()
+                        tracker.store_init_configuration(
+                            {name: json.dumps(each) if isinstance(each, list | tuple) else each for name, each in told}
+                        )
             for tracker in self._opened:
                 tracker.log(dict(row), step=self._step)
         self._step += 1
@@ -77,26 +85,6 @@ class Trackers:
             for tracker in self._opened:
                 tracker.finish()
         self._opened = []
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises: ConfigError for an unknown name, MissingDependency for one that is not installed."""
-    for name in names:
-        if name not in KNOWN:
-            raise unknown("tracker", name, KNOWN)
-        if find_spec(name) is None:
-            raise MissingDependency(f"The tracker {name!r} is not installed: pip install 'gpo[{name}]'")
-
-
-def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Settings by their dotted names, as options have them; lists as texts."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{path}{key}.")
-        else:
-            found[f"{path}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return found
 
 
 def _identity(metrics_path: Path) -> str:

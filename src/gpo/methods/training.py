@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from math import isfinite
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from accelerate import Accelerator
 from peft import PeftModel
 
 from gpo.errors import ConfigError
 from gpo.methods.metrics import begin_rows, write_rows
-from gpo.methods.policy import Policy, checksum, context_length, load_policy
+from gpo.methods.policy import Policy, checksum, context_length, load_policy, model_card, save_policy
 from gpo.methods.processes import join
 from gpo.methods.trackers import Trackers
 from gpo.types import ModelRef, RoundContext
@@ -52,7 +53,7 @@ class Training(ABC):
     save_steps: int = 100  # between checkpoints of an unfinished update, which is saved every four minutes too
     trackers: tuple[str, ...] = ()  # get the rows of metrics too: tensorboard, trackio, wandb
 
-    _own_update: ClassVar[bool]  # whether a subclass takes the steps of the optimizer itself
+    trains_on: ClassVar[Literal["pairs", "groups"]]
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -73,7 +74,7 @@ class Training(ABC):
     @cached_property
     def accelerator(self) -> Accelerator:
         """The device, and the other processes if there are any."""
-        return join(own_update=self._own_update)
+        return join(own_update=self.trains_on == "groups")
 
     @cached_property
     def policy(self) -> Policy:
@@ -108,6 +109,20 @@ class Training(ABC):
     def _writes(self) -> bool:
         """Whether this is the process that writes."""
         return bool(self.accelerator.is_main_process)
+
+    def _save(self, path: Path | str, state: Mapping[str, Any] | None = None) -> None:
+        """Write the model and its tokenizer to a directory, and forget what an unfinished update has left."""
+        card = model_card(self.policy.model, type(self).__name__, self._context)
+        exact = not self._context.last
+        save_policy(self.policy, Path(path), write=self._writes, merge=self.merges, exact=exact, state=state, card=card)
+        if self._writes and self._context.work_dir is not None:
+            self._clear(self._context.work_dir)
+        self.accelerator.wait_for_everyone()
+        self._trackers.close()
+
+    @abstractmethod
+    def _clear(self, work_dir: Path) -> None:
+        """Remove the checkpoints of an update."""
 
     def _positive(self, *names: str) -> None:
         for name in names:

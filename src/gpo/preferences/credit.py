@@ -199,21 +199,13 @@ def _compare(node: Node, better: Node, worse: Node, value: float, strength: floa
     high, low = ((child.total + strength * value) / (child.count + strength) for child in (better, worse))
     if high <= low:
         return None
-    return Preference(
-        node,
-        better,
-        worse,
-        probability_of_more(_counts(better, value, strength), _counts(worse, value, strength)),
-        high - low,
-    )
+    sure = probability_of_more(_counts(better, value, strength), _counts(worse, value, strength))
+    return Preference(node, better, worse, sure, high - low)
 
 
 def _counts(child: Node, value: float, strength: float) -> tuple[float, float]:
     """Parameters of the Beta distribution of the value behind a step; half a rollout each way keeps it proper."""
-    return (
-        child.total + strength * value + 0.5,
-        child.count - child.total + strength * (1 - value) + 0.5,
-    )
+    return child.total + strength * value + 0.5, child.count - child.total + strength * (1 - value) + 0.5
 
 
 def probability_of_more(first: tuple[float, float], second: tuple[float, float], points: int = 64) -> float:

@@ -199,8 +199,7 @@ def load_pairs(run: Path | str, arm: str, form: Form = "pairs", number: int = 1)
         DataError: they are not built yet, or there is none.
     """
     files = RunDirectory(Path(run))
-    if arm not in files.arms():
-        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(files.arms())}.")
+    files.check_arm(arm)
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}, expected one of {', '.join(FORMS)}.")
     folder = files.dataset(arm, number)

@@ -33,6 +33,8 @@ from gpo.types import (
 )
 
 DEFAULT = PairSettings()
+TEXTS = ("problem_id", "prompt", "prefix", "chosen", "rejected")  # fields of a pair
+IDS = ("prompt_ids", "prefix_ids", "chosen_ids", "rejected_ids")
 
 
 def build_pairs(
@@ -243,10 +245,7 @@ def to_row(pair: Pair, prefix_in: PrefixIn = "prompt") -> dict[str, Any]:
         "rejected": pair.rejected if in_prompt else pair.prefix + pair.rejected,
         "prefix": pair.prefix,
         "prefix_in": prefix_in,
-        "prompt_ids": list(pair.prompt_ids),
-        "prefix_ids": list(pair.prefix_ids),
-        "chosen_ids": list(pair.chosen_ids),
-        "rejected_ids": list(pair.rejected_ids),
+        **{name: list(getattr(pair, name)) for name in IDS},
         "provenance": dict(pair.provenance),
     }
 
@@ -257,21 +256,12 @@ def from_row(row: Mapping[str, Any]) -> Pair:
     Raises:
         KeyError, TypeError: the row has not the fields of `to_row`.
     """
-    for name in ("problem_id", "prompt", "prefix", "chosen", "rejected", "prefix_in"):
+    for name in (*TEXTS, "prefix_in"):
         if not isinstance(row[name], str):
             raise TypeError(f"{name} is no text")
-    pair = Pair(
-        problem_id=row["problem_id"],
-        prompt_ids=_token_ids(row["prompt_ids"]),
-        prefix_ids=_token_ids(row["prefix_ids"]),
-        chosen_ids=_token_ids(row["chosen_ids"]),
-        rejected_ids=_token_ids(row["rejected_ids"]),
-        prompt=row["prompt"],
-        prefix=row["prefix"],
-        chosen=row["chosen"],
-        rejected=row["rejected"],
-        provenance=row["provenance"],
-    )
+    known: dict[str, Any] = {name: row[name] for name in (*TEXTS, "provenance")}
+    known |= {name: _token_ids(row[name]) for name in IDS}
+    pair = Pair(**known)
     if row["prefix_in"] == "prompt":
         return replace(pair, prompt=pair.prompt.removesuffix(pair.prefix))
     return replace(pair, chosen=pair.chosen.removeprefix(pair.prefix), rejected=pair.rejected.removeprefix(pair.prefix))

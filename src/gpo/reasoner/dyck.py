@@ -39,10 +39,7 @@ def make(rng: Random, level: float | None, slips: Slips, size: int | None = None
     symbols = sequence(rng, length)
     true_stack: list[str] = []
     stack: list[str] = []
-    lines = [
-        "We should process each input one by one and keep track of the stack configuration.",
-        "stack: empty",
-    ]
+    lines = ["We should process each input one by one and keep track of the stack configuration.", "stack: empty"]
     for symbol in symbols:
         if symbol in PAIRS:
             true_stack.append(symbol)

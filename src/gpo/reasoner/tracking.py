@@ -51,14 +51,7 @@ THEMES = (
         "swap",
         "semester, {} has",
         "",
-        (
-            *SHORT,
-            "Ulysses",
-            "Frankenstein",
-            "Lolita",
-            "Catch-22",
-            "Moby Dick",
-        ),
+        (*SHORT, "Ulysses", "Frankenstein", "Lolita", "Catch-22", "Moby Dick"),
     ),
     Theme(
         "on the same team in a soccer match.",
@@ -69,17 +62,9 @@ THEMES = (
         "trade positions",
         "match, {} is playing",
         "",
-        (
-            "striker",
-            "right winger",
-            "left winger",
-            "benchwarmer",
-            "goalkeeper",
-            "center midfielder",
-            "cheerleader",
-            "fullback",
-            "right midfielder",
-            "left midfielder",
+        tuple(
+            "striker,right winger,left winger,benchwarmer,goalkeeper,center midfielder,cheerleader,fullback,"
+            "right midfielder,left midfielder".split(",")
         ),
     ),
     Theme(

@@ -19,10 +19,9 @@ from gpo.contracts import Engine, Estimator, Task
 from gpo.diagnosis import diagnose, outcome
 from gpo.errors import ConfigError, DataError
 from gpo.report.clean import counted, one_line
-from gpo.report.console import Console
+from gpo.report.console import Console, say
 from gpo.report.reading import Searched, read_run
 from gpo.report.sampling import SamplingDisplay
-from gpo.report.show import success
 from gpo.report.terminal import print_question, print_verdict, rows_of, table
 from gpo.rollout.pace import Paced
 from gpo.rollout.prompting import Conclusions, question_start, text_of
@@ -107,7 +106,7 @@ def close_up(directory: Path | None, options: dict[str, str], console: Console |
     room = f"The response was cut off at {counted(config.max_tokens, 'token')}: raise --max_tokens." if cut else ""
     for line in (room, found.remark, display.summary):
         if line:
-            console.print(line, highlight=False, markup=False)
+            say(console, line)
 
 
 def rules(config: RunConfig, task: Task, problem: Problem) -> str:
@@ -170,14 +169,14 @@ def print_searched(console: Console, item: Searched) -> None:
     if item.scores is None:
         raise DataError("No arm of this run has searched a trajectory yet. gpo locate RUN does.")
     print_question(console, item.problem)
-    console.print(f"trajectory {one_line(item.trajectory.id, 120)}", highlight=False, markup=False, style="dim")
+    say(console, f"trajectory {one_line(item.trajectory.id, 120)}", style="dim")
     console.print(table(rows_of(item.steps, item.scores)))
     print_verdict(console, item.trajectory)
-    if item.critical is not None and (fresh := success(item.fresh.get(item.critical, ()))).n:
+    if item.critical is not None and (fresh := item.fresh_value(item.critical)).n:
         value = f"{fresh.estimate:.2f} [{fresh.lower:.2f}, {fresh.upper:.2f}]"
         text = f"{counted(fresh.n, 'rollout')} sampled afterwards: {value}"
         seen = item.scores.values[item.critical]
-        console.print(f"Before the critical step the search saw {seen:.2f}; {text}.", highlight=False, markup=False)
+        say(console, f"Before the critical step the search saw {seen:.2f}; {text}.")
 
 
 def voted(

@@ -21,6 +21,7 @@ from gpo.errors import ConfigError, GPOError
 from gpo.experiment.plan import Look, look_ahead
 from gpo.experiment.trial import Trial, try_training
 from gpo.report.clean import counted, visible
+from gpo.report.console import say
 from gpo.report.progress import clock, rich_table, short
 from gpo.rollout.segmenters import pieces
 from gpo.storage.events import Partial, Progress
@@ -52,7 +53,7 @@ class Forecast:
             self._told = True
             planned = self.planned(progress.expected / progress.piece / self.rollouts)
             line = in_words(planned, progress.tokens / progress.seconds)
-            self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+            say(self.console, line, whole=not self.console.is_terminal)
 
 
 def dry_run(console: Console, directory: Path, options: dict[str, str], stored: dict[str, Any] | None) -> None:
@@ -78,9 +79,7 @@ def dry_run(console: Console, directory: Path, options: dict[str, str], stored: 
             except GPOError as error:  # what was seen is not lost for it
                 line = f"Training comes on top. It was tried and failed: {error}"
     console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
-    console.print(
-        "Nothing was written; without --dry-run the run starts.", highlight=False, soft_wrap=not console.is_terminal
-    )
+    say(console, "Nothing was written; without --dry-run the run starts.", whole=not console.is_terminal)
 
 
 def in_words(planned: Mapping[str, int], speed: float) -> str:

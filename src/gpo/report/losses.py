@@ -59,7 +59,8 @@ def rank_losses(reading: Reading, kinds: Kinds, most: int = RANKED) -> Losses:
     usable = {
         name: items
         for name, items in by_question.items()
-        if rewards_right(reading.success(name)) or any(not item.trajectory.score.right for item in items)
+        # Where all rollouts were right there is nothing to lose.
+        if min(reading.success(name)) == 1 or any(not item.trajectory.score.right for item in items)
     }
     losses = {name: question_losses(items, reading.success(name), kinds) for name, items in usable.items()}
     examples = {
@@ -89,11 +90,6 @@ def rank_losses(reading: Reading, kinds: Kinds, most: int = RANKED) -> Losses:
         _mean(fmean(reading.success(name)) for name in measured),
         _mean(sum(losses[name].values()) for name in measured),
     )
-
-
-def rewards_right(rewards: Sequence[float]) -> bool:
-    """Whether all of some rollouts were right, so that there is nothing to lose."""
-    return bool(rewards) and min(rewards) == 1
 
 
 def question_losses(items: Sequence[Searched], rewards: Sequence[float], kinds: Kinds) -> dict[str, float]:

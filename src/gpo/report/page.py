@@ -176,13 +176,9 @@ def _facts(readings: Sequence[Reading]) -> list[tuple[str, str]]:
         if name in config:
             facts.append((name, f"{config[name]:g}"))
     if seconds := reading.files.events.seconds():
-        stages = ", ".join(f"{stage} {_duration(spent)}" for stage, spent in seconds.items() if spent >= 0.5)
-        facts.append(("time", stages or "under a second"))
+        told = {stage: f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min" for stage, s in seconds.items() if s >= 0.5}
+        facts.append(("time", ", ".join(f"{stage} {took}" for stage, took in told.items()) or "under a second"))
     return [(name, one_line(str(value), 300)) for name, value in facts]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _diagnosis(reading: Reading, kinds: Kinds, rows: int) -> dict[str, Any] | None:

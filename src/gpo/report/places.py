@@ -40,14 +40,14 @@ def by_length(searched: Sequence[Searched]) -> list[Share]:
     return _shares(searched, LENGTHS, _length_class)
 
 
-def by_kind(searched: Sequence[Searched], kinds: Kinds, least: int = 2) -> list[Share]:
-    """Critical steps by kind, most above chance first, without those critical less than `least` times."""
+def by_kind(searched: Sequence[Searched], kinds: Kinds) -> list[Share]:
+    """Critical steps by kind, most above chance first, without those that are critical once."""
     texts = {text for item in with_choice(searched) for text in item.steps}
     kind_of = {text: kinds(text) for text in texts}
     names = sorted(set(kind_of.values()))
     index = {name: i for i, name in enumerate(names)}
     shares = _shares(searched, names, lambda item, k: index[kind_of[item.steps[k]]])
-    often = [share for share in shares if share.critical.estimate * share.critical.n >= least - 0.5]
+    often = [share for share in shares if share.critical.estimate * share.critical.n >= 1.5]
     return sorted(often, key=lambda share: share.chance - share.critical.estimate)
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from gpo.report.clean import counted
 from gpo.report.results import STAGES, ModelResults, Results
 from gpo.report.texts import text_lines
+from gpo.statistics import Interval
 from gpo.storage.directory import BASE, RunDirectory
 from gpo.storage.files import replacing, whole_rows
 from gpo.types import StepScores, Trajectory
@@ -53,6 +54,21 @@ def run_figures(files: RunDirectory, results: Results) -> dict[str, Figure]:
     return figures
 
 
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of a model or an arm."""
+    return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def reach(intervals: Sequence[Interval]) -> list[list[float]]:
+    """How far each interval goes below and above its estimate, in percent, as `errorbar` takes it."""
+    below = [100 * max(0.0, each.estimate - each.lower) for each in intervals]
+    return [below, [100 * max(0.0, each.upper - each.estimate) for each in intervals]]
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all. A character that the font does not have becomes a box."""
     with replacing(path) as partial, warnings.catch_warnings():
@@ -65,21 +81,15 @@ def accuracy_figure(results: Results) -> Figure:
     models = results.models
     rows = ["all questions", *models[0].subtasks]
     height = 1.3 + 0.13 * len(rows) * (len(models) + 1.5)
-    figure = Figure(figsize=(8, max(2.6, height)), dpi=130, layout="constrained")
+    figure = new_figure(8, max(2.6, height))
     axes = figure.subplots()
     for i, model in enumerate(models):
         intervals = [model.overall, *(model.subtasks[name] for name in rows[1:])]
         place = [row + (i - (len(models) - 1) / 2) * 0.8 / max(1, len(models)) for row in range(len(rows))]
         values = [100 * interval.estimate for interval in intervals]
-        errors = [
-            [100 * max(0.0, interval.estimate - interval.lower) for interval in intervals],
-            [100 * max(0.0, interval.upper - interval.estimate) for interval in intervals],
-        ]
-        color = COLORS[i % len(COLORS)]
-        label = f"{model.name}  {values[0]:.1f} %{_against(model)}"
-        axes.errorbar(
-            values, place, xerr=errors, fmt=MARKERS[i % len(MARKERS)], ms=4, capsize=2, lw=1.2, color=color, label=label
-        )
+        color, marker = look(i)
+        label, reached = f"{model.name}  {values[0]:.1f} %{_against(model)}", reach(intervals)
+        axes.errorbar(values, place, xerr=reached, fmt=marker, ms=4, capsize=2, lw=1.2, color=color, label=label)
     axes.axhspan(-0.5, 0.5, color="#808080", alpha=0.12, lw=0, zorder=0)
     axes.set_yticks(range(len(rows)), [shorten(name.replace("_", " ")) for name in rows])
     axes.get_yticklabels()[0].set_fontweight("bold")
@@ -108,7 +118,7 @@ def _against(model: ModelResults) -> str:
 
 def tokens_figure(results: Results) -> Figure:
     """Sampled tokens of every arm by stage, beside the budget."""
-    figure = Figure(figsize=(8, 1.5 + 0.45 * len(results.arms)), dpi=130, layout="constrained")
+    figure = new_figure(8, 1.5 + 0.45 * len(results.arms))
     axes = figure.subplots()
     for i, arm in enumerate(results.arms):
         left = 0
@@ -132,16 +142,15 @@ def tokens_figure(results: Results) -> Figure:
 def budget_figure(results: Results) -> Figure:
     """Accuracy of every model over the tokens that were sampled for it; those of an evaluation are no part of them."""
     spent = {arm.name: sum(arm.tokens.values()) for arm in results.arms}
-    figure = Figure(figsize=(8, 3.6), dpi=130, layout="constrained")
+    figure = new_figure(8, 3.6)
     axes = figure.subplots()
     for i, model in enumerate(results.models):
-        percents = [100 * value for value in (model.overall.estimate, model.overall.lower, model.overall.upper)]
-        error = [[max(0.0, percents[0] - percents[1])], [max(0.0, percents[2] - percents[0])]]
+        value, error = [100 * model.overall.estimate], reach([model.overall])
         # Arms that spent the same would hide each other's intervals.
         shift = (i - len(results.models) / 2) * 0.008 * max(1, *spent.values())
         place = spent[model.name] + shift if model.name in spent else 0
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        axes.errorbar([place], [percents[0]], yerr=error, fmt=marker, ms=6, capsize=3, color=color, label=model.name)
+        color, marker = look(i)
+        axes.errorbar([place], value, yerr=error, fmt=marker, ms=6, capsize=3, color=color, label=model.name)
     axes.set_xlim(left=-0.03 * max(1, *spent.values()))
     axes.set_xlabel("tokens sampled to train the model; arms that spent the same stand side by side")
     axes.set_ylabel("accuracy in %")
@@ -165,12 +174,12 @@ def _number(value: Any) -> bool:
 
 def training_figure(name: str, curves: dict[str, list[float]]) -> Figure:
     """What training reported, step by step, as a moving mean over a tenth of the longest arm."""
-    figure = Figure(figsize=(8, 3.2), dpi=130, layout="constrained")
+    figure = new_figure(8, 3.2)
     axes = figure.subplots()
     width = max(1, max(map(len, curves.values())) // 10)
     for i, (arm, values) in enumerate(curves.items(), 1):  # colours and markers as in the other plots
         means = [sum(part) / len(part) for k in range(len(values)) if (part := values[max(0, k + 1 - width) : k + 1])]
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        color, marker = look(i)
         axes.plot(range(1, len(means) + 1), means, color=color, marker=marker, markevery=0.12, ms=4, lw=1.3, label=arm)
     axes.set_xlabel("step of training")
     axes.set_ylabel(f"{name}, mean of {width} steps" if width > 1 else name)
@@ -194,11 +203,11 @@ def round_curves(files: RunDirectory) -> dict[str, list[tuple[int, float]]]:
 
 def rounds_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
     """Reward on the training questions, round after round, by the model that each round began with."""
-    figure = Figure(figsize=(8, 3.2), dpi=130, layout="constrained")
+    figure = new_figure(8, 3.2)
     axes = figure.subplots()
     for i, (arm, points) in enumerate(curves.items(), 1):  # colours and markers as in the other plots
         tokens, rewards = zip(*points, strict=True)
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        color, marker = look(i)
         axes.plot(tokens, rewards, color=color, marker=marker, ms=4, lw=1.3, label=arm)
     axes.set_xlabel("tokens sampled before the round")
     axes.set_ylabel("mean reward of first rollouts")
@@ -231,7 +240,7 @@ def values_figure(curves: Sequence[tuple[Trajectory, StepScores]]) -> Figure:
     columns = min(2, len(curves))
     rows = math.ceil(len(curves) / columns)
     heights = [max(sizes[row * columns : (row + 1) * columns]) + 4 for row in range(rows)]
-    figure = Figure(figsize=(6.2 * columns, 0.19 * sum(heights) + 0.6), dpi=130, layout="constrained")
+    figure = new_figure(6.2 * columns, 0.19 * sum(heights) + 0.6)
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     for i, (trajectory, score) in enumerate(curves):
         _draw_curve(figure.add_subplot(grid[i // columns, i % columns]), trajectory, score)

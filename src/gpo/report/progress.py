@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpo.report.clean import one_line, visible
+from gpo.report.console import say
 from gpo.report.results import INTERVALS, NAME, Results, accuracy_rows, not_trained, origin, token_rows
 from gpo.report.speed import Speed
 from gpo.storage.events import Partial, Progress
@@ -76,9 +76,7 @@ class ProgressDisplay:
         self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
     def __call__(self, progress: Progress) -> None:
@@ -103,8 +101,7 @@ class ProgressDisplay:
                 stage.printed, stage.finished = now, amount if done >= total else ""
                 partial = isinstance(progress, Partial) and progress.tokens
                 more = f" + {short(progress.tokens)} tokens" if partial else ""
-                line = f"{name}: {amount}{more} {speed} {left}".rstrip()
-                self.console.print(line, highlight=False, markup=False)
+                say(self.console, f"{name}: {amount}{more} {speed} {left}".rstrip())
             return
         if stage.bar is None:
             stage.bar = self.bars.add_task(name, amount=amount, speed=speed, left=left)
@@ -129,13 +126,13 @@ def clock(seconds: float) -> str:
 def print_results(console: Console, results: Results) -> None:
     """The tables of a run; cells are broken so that four models fit in 80 columns."""
     console.print()
-    console.print(origin(results), highlight=False, markup=False)
+    say(console, origin(results))
     if results.models:
         console.print(rich_table(*accuracy_rows(results)))
-        console.print(INTERVALS, style="dim", highlight=False, markup=False)
+        say(console, INTERVALS, style="dim")
     for arm in results.arms:
         if arm.untrained and not results.models:
-            console.print(f"{one_line(arm.name, NAME)}: {not_trained(arm)}", highlight=False, markup=False)
+            say(console, f"{one_line(arm.name, NAME)}: {not_trained(arm)}")
     header, rows = token_rows(results)
     console.print(rich_table(header[:7], [row[:7] for row in rows]))
     console.print(rich_table(["", *header[7:]], [[row[0], *row[7:]] for row in rows if any(row[7:])]))

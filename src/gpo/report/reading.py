@@ -19,6 +19,12 @@ from gpo.types import Group, Problem, StartKey, StepScores, Trajectory
 Block = tuple[int, int]  # two boundaries between which no value is known
 
 
+def success(rollouts: Sequence[Trajectory]) -> Interval:
+    """The mean reward of graded rollouts, with its exact interval."""
+    rewards = [t.score.value for t in rollouts if t.score.value is not None]
+    return exact(sum(rewards), len(rewards))
+
+
 @dataclass(frozen=True)
 class Searched:
     """One trajectory, what a search says of it, and rollouts from its boundaries."""
@@ -52,8 +58,7 @@ class Searched:
 
         The last value is the observed reward, which needs no samples.
         """
-        rewards = [t.score.value for t in self.fresh.get(boundary, ()) if t.score.value is not None]
-        return exact(sum(rewards), len(rewards))
+        return success(self.fresh.get(boundary, ()))
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,9 @@ def searches(files: RunDirectory, arm: str | None = None, number: int | None = N
     Raises:
         ConfigError: the run has no such arm.
     """
-    known = files.arms()
-    if arm is not None and arm not in known:
-        raise ConfigError(f"{files.path} has no arm {arm!r}. Its arms: {', '.join(known)}.")
-    for name in [arm] if arm is not None else sorted(known, key=lambda name: name != "gpo"):
+    if arm is not None:
+        files.check_arm(arm)
+    for name in [arm] if arm is not None else sorted(files.arms(), key=lambda name: name != "gpo"):
         for each in reversed(files.rounds(name)) if number is None else [number]:
             scores = files.scores(name, each).read()
             if any(not isnan(value) for score in scores for value in score.values[:-1]):
@@ -209,32 +213,28 @@ def rollouts_by_start(groups: Iterable[Group]) -> dict[StartKey, tuple[Trajector
     return {start: tuple(trajectories) for start, trajectories in found.items()}
 
 
-class Texts:
-    """The texts of a trajectory's steps: its lines where they are its steps, else cut with the run's tokenizer."""
+@dataclass(frozen=True)
+class Texts(StepTexts):
+    """The texts of a trajectory's steps: its lines where they are its steps, else cut with the run's tokenizer.
 
-    def __init__(self, files: RunDirectory) -> None:
-        self.files = files
-        self.lines = files.config().get("segmenter", {}).get("name", "newline") == "newline"
-        self.cut: Any = None
+    Where the tokenizer is not here the response is its first step, and the others have no text.
+    """
+
+    @cached_property
+    def _by_lines(self) -> bool:
+        return bool(self.files.config().get("segmenter", {}).get("name", "newline") == "newline")
+
+    @cached_property
+    def _cuts(self) -> bool:
+        try:
+            return self.tokenizer is not None
+        except GPOError:  # a model that is not here any more
+            return False
 
     def __call__(self, trajectory: Trajectory) -> tuple[str, ...]:
-        if self.lines and (lines := text_lines(trajectory)) is not None:
+        if self._by_lines and (lines := text_lines(trajectory)) is not None:
             return tuple(lines)
-        if self.cut is None:
-            self.cut = self._cutter()
-        texts: Sequence[str] = self.cut(trajectory)
-        return tuple(texts)
-
-    def _cutter(self) -> Any:
-        cutter = StepTexts(self.files)
-        try:
-            cutter.tokenizer  # noqa: B018
-        except GPOError:  # a model that is not here any more
-            return whole_text
-        return cutter
-
-
-def whole_text(trajectory: Trajectory) -> list[str]:
-    """The response as its first step, and no text for the others: where it is cut cannot be known."""
-    steps = len(trajectory.step_ends)
-    return [f"{trajectory.completion.text}\n(all {steps} steps)", *[f"(step {k})" for k in range(2, steps + 1)]]
+        if self._cuts:
+            return super().__call__(trajectory)
+        steps = len(trajectory.step_ends)
+        return f"{trajectory.completion.text}\n(all {steps} steps)", *(f"(step {k})" for k in range(2, steps + 1))

@@ -119,11 +119,7 @@ def summarize(files: RunDirectory) -> Results:
 def _arm(files: RunDirectory, arm: str, estimator: str, budget: int, buffer: int) -> ArmResults:
     numbers = files.rounds(arm)
     searched, resets, asked = _by_round(files, arm, numbers, buffer)
-    spent = (
-        sum(each.tokens for each in asked),
-        sum(each.tokens for each in searched),
-        sum(each.tokens for each in resets),
-    )
+    spent = (sum(s.tokens for s in asked), sum(s.tokens for s in searched), sum(s.tokens for s in resets))
     pairs = [len(read_rows(path)) for number in numbers if (path := files.pairs(arm, number)).exists()]
     training = {number: _training(files, arm, number) for number in numbers}
     _check_sampled(files, arm, training)
@@ -182,9 +178,7 @@ def _check_sampled(files: RunDirectory, arm: str, training: Mapping[int, Mapping
 def _model(
     name: str, groups: Sequence[Group], subtasks: dict[str, list[int]], others: dict[str, list[Group]]
 ) -> ModelResults:
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    verdicts = [trajectory.score.verdict for trajectory in trajectories]
-    partial = any(trajectory.score.value not in (0, 1, None) for trajectory in trajectories)
+    partial = any(t.score.value not in (0, 1, None) for group in groups for t in group.trajectories)
     right = right_samples(groups)
     return ModelResults(
         name=name,
@@ -192,9 +186,14 @@ def _model(
         mean_score=bootstrap_mean([[t.score.value for t in g.trajectories] for g in groups]) if partial else None,
         subtasks={task: bootstrap_mean([right[i] for i in rows]) for task, rows in subtasks.items() if task},
         against={other: paired_difference(right_samples(theirs), right) for other, theirs in others.items()},
-        verdicts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        verdicts=count_verdicts(groups),
         tokens=tokens_of(groups),
     )
+
+
+def count_verdicts(groups: Sequence[Group]) -> dict[str, int]:
+    verdicts = [t.score.verdict for group in groups for t in group.trajectories]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def write_results(files: RunDirectory, results: Results) -> None:

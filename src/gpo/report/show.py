@@ -9,8 +9,8 @@ from math import isnan
 
 from gpo.report.clean import clip, one_line
 from gpo.report.pictures import Picture
-from gpo.report.reading import Searched
-from gpo.statistics import Interval, exact
+from gpo.report.reading import Searched, success
+from gpo.statistics import Interval
 from gpo.types import Trajectory, Verdict
 
 STEPS = 30  # of a trajectory, around its critical step
@@ -199,12 +199,6 @@ def _prefixes(item: Searched) -> tuple[Prefix, ...]:
             title = f"{place.capitalize()} the critical step"
             found.append(Prefix(title, success(search), success(fresh), _examples([*fresh, *search])))
     return tuple(found)
-
-
-def success(rollouts: Sequence[Trajectory]) -> Interval:
-    """The mean reward of graded rollouts, with its exact interval."""
-    rewards = [t.score.value for t in rollouts if t.score.value is not None]
-    return exact(sum(rewards), len(rewards))
 
 
 def _examples(rollouts: Sequence[Trajectory]) -> tuple[Continuation, ...]:

@@ -52,17 +52,16 @@ def print_verdict(console: Console, trajectory: Trajectory) -> None:
 def rows_of(steps: Sequence[str], scores: StepScores, *, confirmed: bool = True) -> list[Row]:
     """The question and every step of a searched trajectory."""
     values = list(zip(scores.values, scores.lower, scores.upper, strict=True))
-    found = [Row("(the question)", *values[0])]
-    for k, text in enumerate(steps):
-        found.append(Row(text, *values[k + 1], scores.advantages[k], k == scores.critical_step, confirmed))
-    return found
+    return rows_between(steps, values, scores.critical_step, confirmed)
 
 
-def rows_between(steps: Sequence[str], values: Sequence[tuple[float, float, float]], critical: int | None) -> list[Row]:
+def rows_between(
+    steps: Sequence[str], values: Sequence[tuple[float, float, float]], critical: int | None, confirmed: bool = True
+) -> list[Row]:
     """The same from values with their intervals, the first that of the question; advantages are their differences."""
     found = [Row("(the question)", *values[0])]
     for k, (text, (before, after)) in enumerate(zip(steps, pairwise(values), strict=True)):
-        found.append(Row(text, *after, after[0] - before[0], k == critical))
+        found.append(Row(text, *after, after[0] - before[0], k == critical, confirmed))
     return found
 
 

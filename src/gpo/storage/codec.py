@@ -46,6 +46,15 @@ def _list_to_json(values: Sequence[Any]) -> list[Any]:
     return [to_json(value) for value in values]
 
 
+def dotted(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings within settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = isinstance(value, Mapping)
+        found |= dotted(value, f"{path}{key}.") if inner else {f"{path}{key}": value}
+    return found
+
+
 def from_json(kind: type[T], data: Any) -> T:
     """The inverse of `to_json` for a dataclass or any type its fields may have.
 
@@ -77,18 +86,15 @@ def _decode_generic(origin: Any, arguments: tuple[Any, ...], data: Any, where: s
         return _decode_union(arguments, data, where)
     if origin is Literal:
         if data not in arguments:
-            raise DataError(f"{where} is {_short(data)}, expected one of {', '.join(map(str, arguments))}.")
+            raise DataError(f"{where} is {shortened(data)}, expected one of {', '.join(map(str, arguments))}.")
         return data
     if origin is tuple:
         item = arguments[0]
         if item is int:  # token ids, the bulk of every file
             return _whole_numbers(plain(data, where, list), where)
         entries = plain(data, where, list)
-        if item is float and set(map(type, entries)) <= {
-            float,
-            int,
-            types.NoneType,
-        }:  # log-probabilities, nearly as many
+        # Log-probabilities, nearly as many.
+        if item is float and set(map(type, entries)) <= {float, int, types.NoneType}:
             return tuple(math.nan if entry is None else float(entry) for entry in entries)
         return tuple(_decode(item, entry, f"{where}[{i}]") for i, entry in enumerate(entries))
     return plain(data, where, dict if issubclass(origin, Mapping) else origin)
@@ -100,7 +106,7 @@ def _whole_numbers(data: list[Any], where: str) -> tuple[int, ...]:
     if not odd and data and (bits := max(data).bit_length()) <= SHARED:
         return tuple(map(_numbers(bits).__getitem__, data))  # 8 bytes each, not 40
     if odd and not _of_images(data):
-        raise DataError(f"{where} is {_short(data)}, expected whole numbers from 0 on.")
+        raise DataError(f"{where} is {shortened(data)}, expected whole numbers from 0 on.")
     return tuple(data)
 
 
@@ -162,10 +168,11 @@ def plain(data: Any, where: str, *kinds: type) -> Any:
         DataError: it is not.
     """
     if not isinstance(data, kinds) or (isinstance(data, bool) and bool not in kinds):
-        raise DataError(f"{where} is {_short(data)}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
+        raise DataError(f"{where} is {shortened(data)}, expected {' or '.join(kind.__name__ for kind in kinds)}.")
     return data
 
 
-def _short(data: Any) -> str:
+def shortened(data: Any) -> str:
+    """As JSON, its beginning only if that is long."""
     text = json.dumps(data)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -117,6 +117,11 @@ class RunDirectory:
         """The names of the arms, in their order."""
         return list(self.config()["arms"])
 
+    def check_arm(self, arm: str) -> None:
+        """Raises: ConfigError if there is no such arm."""
+        if arm not in (known := self.arms()):
+            raise ConfigError(f"{self.path} has no arm {arm!r}. Its arms: {', '.join(known)}.")
+
     def config(self) -> dict[str, Any]:
         """The resolved configuration.
 

@@ -17,10 +17,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
     **dict.fromkeys((*NO_ROOM, errno.EFBIG), FULL),
     errno.EROFS: "The file system is read-only. Choose another directory.",
-    errno.EACCES: "Make it writable for this user, or choose another directory.",
-    errno.EPERM: "Make it writable for this user, or choose another directory.",
-    errno.EEXIST: "A file stands where a folder is needed. Move it away, or choose another directory.",
-    errno.ENOTDIR: "A file stands where a folder is needed. Move it away, or choose another directory.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Make it writable for this user, or choose another directory."),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR),
+        "A file stands where a folder is needed. Move it away, or choose another directory.",
+    ),
     errno.EISDIR: "A folder stands where a file is needed. Move it away, or choose another directory.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ENOENT: "Its folder was removed while it was written. Put it back, or start anew.",

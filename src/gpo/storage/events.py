@@ -46,11 +46,7 @@ class Events:
     path: Path
 
     def log(
-        self,
-        progress: Progress,
-        trouble: Mapping[str, int] | None = None,
-        policy: str | None = None,
-        worker: int = 0,
+        self, progress: Progress, trouble: Mapping[str, int] | None = None, policy: str | None = None, worker: int = 0
     ) -> None:
         """Note a finished piece of work; times are nowhere else but in `tokens_per_second` of `training.jsonl`.
 
@@ -61,10 +57,9 @@ class Events:
             policy: the model that sampled what is counted.
             worker: which of those that work side by side has done it; 0 is the process of the command.
         """
-        more: dict[str, Any] = {"trouble": dict(trouble)} if trouble else {}
-        more |= {"policy": policy} if policy else {}
-        more |= {"worker": worker} if worker else {}
-        append_row(self.path, {"time": round(time.time(), 3), **asdict(progress)} | more)
+        more = {"trouble": dict(trouble or {}), "policy": policy, "worker": worker}
+        told = {name: value for name, value in more.items() if value}
+        append_row(self.path, {"time": round(time.time(), 3), **asdict(progress), **told})
 
     def version(self, version: str) -> bool:
         """Note that a run goes on with another version of GPO than the one that began it; whether that is new."""

@@ -66,7 +66,7 @@ def check(suite: Suite) -> None:
 
 def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = True) -> None:
     """Run what is missing if that is wanted, then write and show the page."""
-    from gpo.report.console import Console
+    from gpo.report.console import Console, say
     from gpo.report.progress import ProgressDisplay, rich_table
     from gpo.suites.cells import SuiteRuns
     from gpo.suites.outcome import Outcome
@@ -90,7 +90,7 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
 
         def announce(cell: Cell, left: int) -> None:
             display.stages.clear()  # each run has stages of the same names
-            console.print(f"{cell.name} ({left} more)", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{cell.name} ({left} more)", whole=True)
 
         def show(cell: Cell) -> None:
             """After the last cell of a seed, while other seeds are left."""
@@ -103,17 +103,10 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
                 write_page(suite, runs.outcomes(), folder, page)
 
         def wait(left: Sequence[Cell]) -> None:
-            names = ", ".join(cell.name for cell in left)
-            console.print(f"waiting for other processes: {names}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"waiting for other processes: {', '.join(cell.name for cell in left)}", whole=True)
 
         runs = SuiteRuns(
-            suite,
-            folder,
-            known=known,
-            on_cell=announce,
-            on_outcome=show,
-            on_wait=wait,
-            on_progress=display,
+            suite, folder, known=known, on_cell=announce, on_outcome=show, on_wait=wait, on_progress=display
         )
         cells: list[Cell] = []
         if run:
@@ -130,13 +123,8 @@ def compare(suite: Suite, folder: Path, options: dict[str, str], *, run: bool = 
     console.print()
     console.print(rich_table(*difference_rows(found)))
     for line in verdict(found):
-        console.print(line, highlight=False)
-    console.print(
-        f"\nEverything is in {folder}: table.md, results.jsonl, differences.png, costs.png",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+        say(console, line)
+    say(console, f"\nEverything is in {folder}: table.md, results.jsonl, differences.png, costs.png", whole=True)
 
 
 def usage() -> str:

@@ -98,12 +98,7 @@ def mean_right(right: Sequence[float | None]) -> float:
 
 
 def outcome_of(
-    suite: str,
-    cell: Cell,
-    options: Options,
-    files: RunDirectory,
-    arms: Sequence[str],
-    source: Path | None = None,
+    suite: str, cell: Cell, options: Options, files: RunDirectory, arms: Sequence[str], source: Path | None = None
 ) -> Outcome:
     """What a finished run has found; `source` is the run whose first rollouts it took, and what else it could."""
     results = summarize(files)

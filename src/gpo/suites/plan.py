@@ -10,16 +10,7 @@ from dataclasses import dataclass
 from math import inf, isinf
 from textwrap import wrap
 
-from gpo.advice.cost import (
-    ModelShape,
-    Operations,
-    Work,
-    gpu_hours,
-    gpu_named,
-    operations,
-    shape_of,
-    training_memory,
-)
+from gpo.advice.cost import ModelShape, Operations, Work, gpu_hours, gpu_named, shape_of
 from gpo.advice.stated import SPREAD, Plan
 from gpo.advice.work import TAKEN, Training, work_of
 from gpo.config.components import Spec
@@ -174,10 +165,8 @@ def _row(suite: Suite, regime: str, method: str, works: Sequence[Work]) -> RowPl
     shape = shape_of(resolve_model(config)) or stated.shape
     if shape is None:
         return RowPlan(regime, method, stated, work, None, None, None, None)
-    lora, twice, models = training.lora, training.twice, 1 + training.reference
-    done = operations(shape, work, lora=lora, twice=twice)
-    tokens = training.tokens_in_memory(stated.pilot(config.rollouts))
-    memory = training_memory(shape, tokens, lora=lora, twice=twice, models=models).total
+    done = training.operations(shape, work)
+    memory = training.memory(shape, stated.pilot(config.rollouts)).total
     hours = None
     if stated.gpu is not None:
         hf = isinstance(config.engine, Spec) and config.engine.name == "hf"

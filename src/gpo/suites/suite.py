@@ -1,38 +1,4 @@
-"""A suite file: which runs are compared, as options of `gpo run`.
-
-    title = "What resets are worth to two methods"
-    seeds = [0, 1, 2]
-    tuning_seeds = [5]              # those that settings are chosen with; none: the first of `seeds`
-    split = "test"                  # or dev: the questions that every model answers in the end
-    matched = "tokens"              # or flops, seconds: what every arm takes as much of, sampling and training together
-
-    [run]                           # options of every run
-    arms = "plain,random,gpo"
-
-    [methods.dpo]                   # one row of the table each, in every regime
-    [methods.kto]
-    method = "kto"
-    [methods.dpo_half]              # the options of another row but for these, and compared with it
-    from = "dpo"
-    reset_fraction = 0.5
-
-    [regimes.bbh]                   # what is trained on and asked
-    task = "reasoner"
-
-    [tuning]                        # tried on development questions, each with each; every arm takes its best
-    "method.learning_rate" = [1e-4, 3e-4]
-
-    [quick]                         # options of `--quick`, which takes the first seed and no tuning
-    problems = 24
-
-    [plan]                          # what `--dry-run` cannot know: see `gpo.advice.stated.Plan`
-    prompt = 130
-    response = 300
-    steps = 12
-    right = 0.8
-    gpu = "h100"
-    [plan.bbh]                      # of one regime
-    response = 400
+"""A suite file: which runs are compared, as options of `gpo run`. docs/compare.md has one with every part.
 
 Names are those of `gpo run --help`; a dotted name may be a table too (`[run.pairs]`, `most = 400`). A method takes the
 name of its section where it has no `method` and its name is one of a method.
@@ -52,24 +18,12 @@ from typing import Any, Literal, get_args
 from gpo.advice.stated import Plan
 from gpo.config.registry import METHODS
 from gpo.errors import ConfigError, DataError, unknown
-from gpo.storage.codec import from_json
+from gpo.storage.codec import dotted, from_json
 
 Options = dict[str, str]  # of `gpo run`, without the dashes
 Phase = Literal["tuning", "matching", "test"]
 Matched = Literal["tokens", "flops", "seconds"]
-SECTIONS = (
-    "title",
-    "seeds",
-    "split",
-    "matched",
-    "tuning_seeds",
-    "run",
-    "methods",
-    "regimes",
-    "tuning",
-    "quick",
-    "plan",
-)
+SECTIONS = "title seeds split matched tuning_seeds run methods regimes tuning quick plan".split()
 RESERVED = ("seed", "test_split", "trust")
 SHIPPED = Path(__file__).parent / "files"
 
@@ -270,21 +224,12 @@ def _settings(rows: Any, where: str, path: Path) -> dict[str, Any]:
     """Settings by dotted name, none of which the suite itself gives."""
     if not isinstance(rows, dict):
         raise ConfigError(f"{path}: {where} must be a table of options, got {rows!r}.")
-    found = _flat(rows)
+    found = dotted(rows)
     for name in RESERVED:
         if name in found:
             raise ConfigError(f"{path}: {where} sets {name}, which the suite itself does. Leave it out.")
     if "from" in found and not where.startswith("methods."):
         raise ConfigError(f"{path}: {where} has from, which only methods have.")
-    return found
-
-
-def _flat(rows: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Tables within tables as dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in rows.items():
-        inner = _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-        found |= inner
     return found
 
 

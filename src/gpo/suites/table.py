@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from math import isnan, nan, sqrt
 from statistics import fmean, median
 from typing import Any
@@ -213,14 +213,11 @@ def tokens_to_reach(curve: Sequence[tuple[float, float]], accuracy: float) -> fl
 
 
 def _rows(suite: Suite, outcomes: Sequence[Outcome]) -> list[tuple[str, str, list[Outcome]]]:
-    tested = present(suite, outcomes)
-    rows = []
-    for regime in suite.regimes:
-        for method in suite.methods:
-            found = [row for row in tested if (row.cell.regime, row.cell.method) == (regime, method)]
-            if found:
-                rows.append((regime, method, found))
-    return rows
+    rows: dict[tuple[str, str], list[Outcome]] = {row: [] for row in product(suite.regimes, suite.methods)}
+    for outcome in present(suite, outcomes):
+        if (row := (outcome.cell.regime, outcome.cell.method)) in rows:
+            rows[row].append(outcome)
+    return [(*row, found) for row, found in rows.items() if found]
 
 
 def _arms(rows: Sequence[Outcome]) -> list[str]:

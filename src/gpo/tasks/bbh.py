@@ -21,34 +21,15 @@ from gpo.tasks.data import Hub, conversation, load_rows, names, refuse_training,
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
 
-SUBTASKS = (
-    "boolean_expressions",
-    "causal_judgement",
-    "date_understanding",
-    "disambiguation_qa",
-    "dyck_languages",
-    "formal_fallacies",
-    "geometric_shapes",
-    "hyperbaton",
-    "logical_deduction_five_objects",
-    "logical_deduction_seven_objects",
-    "logical_deduction_three_objects",
-    "movie_recommendation",
-    "multistep_arithmetic_two",
-    "navigate",
-    "object_counting",
-    "penguins_in_a_table",
-    "reasoning_about_colored_objects",
-    "ruin_names",
-    "salient_translation_error_detection",
-    "snarks",
-    "sports_understanding",
-    "temporal_sequences",
-    "tracking_shuffled_objects_five_objects",
-    "tracking_shuffled_objects_seven_objects",
-    "tracking_shuffled_objects_three_objects",
-    "web_of_lies",
-    "word_sorting",
+SUBTASKS = tuple(
+    (
+        "boolean_expressions causal_judgement date_understanding disambiguation_qa dyck_languages formal_fallacies "
+        "geometric_shapes hyperbaton logical_deduction_five_objects logical_deduction_seven_objects "
+        "logical_deduction_three_objects movie_recommendation multistep_arithmetic_two navigate object_counting "
+        "penguins_in_a_table reasoning_about_colored_objects ruin_names salient_translation_error_detection snarks "
+        "sports_understanding temporal_sequences tracking_shuffled_objects_five_objects "
+        "tracking_shuffled_objects_seven_objects tracking_shuffled_objects_three_objects web_of_lies word_sorting"
+    ).split()
 )
 
 INSTRUCTION = 'Think step by step, one step on each line. End with the line "So the answer is ANSWER."'
@@ -73,7 +54,7 @@ class BBH:
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if `split` is not `test`, which is all that BBH has, or if there is no data."""
         refuse_training("BBH", split, self.allow_test_training)
-        return [problem for name in names(self.subtasks) for problem in self._subtask(name)]
+        return [problem for name in names(self.subtasks) for problem in published(name, self.path, subtask=name)]
 
     def prompt(self, problem: Problem) -> list[Message]:
         return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
@@ -81,9 +62,11 @@ class BBH:
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)
 
-    def _subtask(self, name: str) -> list[Problem]:
-        hub = Hub("lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99", "test", name)
-        return [
-            Problem(f"bbh/{name}/{i}", row.text("input"), row.text("target"), {"subtask": name})
-            for i, row in enumerate(load_rows([f"bbh/{name}.json"], hub, self.path))
-        ]
+
+def published(name: str, path: str | None, **metadata: str) -> list[Problem]:
+    """The questions of a sub-task. Raises: DataError if there is no data."""
+    hub = Hub("lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99", "test", name)
+    return [
+        Problem(f"bbh/{name}/{i}", row.text("input"), row.text("target"), metadata)
+        for i, row in enumerate(load_rows([f"bbh/{name}.json"], hub, path))
+    ]

@@ -17,7 +17,8 @@ from random import Random
 
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.reasoner.families import FAMILIES, SIZES, generate, question_hash
-from gpo.tasks.data import Hub, load_rows, names
+from gpo.tasks.bbh import published
+from gpo.tasks.data import names
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
 
@@ -52,7 +53,9 @@ class Generated:
         if self.sizes is not None or split != "test":
             return self._generated(split)
         try:
-            return [problem for name in self._names() for problem in self._real(name)]
+            return [
+                problem for name in self._names() for problem in published(name, self.path, subtask=name, source="bbh")
+            ]
         except DataError:
             if self.path is not None:
                 raise
@@ -63,13 +66,6 @@ class Generated:
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_bbh(problem, text)
-
-    def _real(self, name: str) -> list[Problem]:
-        hub = Hub("lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99", "test", name)
-        return [
-            Problem(f"bbh/{name}/{i}", row.text("input"), row.text("target"), {"subtask": name, "source": "bbh"})
-            for i, row in enumerate(load_rows([f"bbh/{name}.json"], hub, self.path))
-        ]
 
     def _names(self) -> list[str]:
         return list(names(self.subtasks) if self.sizes is None else self._sizes())

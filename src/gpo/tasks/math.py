@@ -28,14 +28,8 @@ INSTRUCTION = "Think step by step, one step on each line, and put the final answ
 TRAIN = tuple(
     Hub("EleutherAI/hendrycks_math", "21a5633873b6a120296cce3e2df9d5550074f4a3", "train", subject)
     for subject in (
-        "algebra",
-        "counting_and_probability",
-        "geometry",
-        "intermediate_algebra",
-        "number_theory",
-        "prealgebra",
-        "precalculus",
-    )
+        "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus"
+    ).split()
 )
 TEST = Hub("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "test")
 

@@ -50,14 +50,11 @@ class MMLU:
 
 
 @dataclass(frozen=True)
-class MMLUPro:
+class MMLUPro(MMLU):
     """`dev` is the published validation split of 70; nothing to train on. Ids are such as `mmlu_pro/test/17`."""
 
     path: str | None = None  # file of the split that is asked for, or folder with mmlu_pro/SPLIT.jsonl
     subjects: str | Sequence[str] = ()  # only these categories; empty for all
-    instruction: str = INSTRUCTION
-    system: str = ""  # stands before all else, as the turn of the system
-    examples: str | None = None  # file of worked examples, columns question and response
     allow_test_training: bool = False
 
     def problems(self, split: Split) -> list[Problem]:
@@ -69,12 +66,6 @@ class MMLUPro:
         hub = Hub("TIGER-Lab/MMLU-Pro", "b189ec765aa7ed75c8acfea42df31fdae71f97be", published)
         rows = load_rows([f"mmlu_pro/{name}.jsonl"], hub, self.path)
         return _problems(f"mmlu_pro/{name}", rows, "options", ("category",), names(self.subjects))
-
-    def prompt(self, problem: Problem) -> list[Message]:
-        return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
-
-    def score(self, problem: Problem, text: str) -> Score:
-        return score_bbh(problem, text)
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
