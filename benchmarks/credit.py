@@ -2,7 +2,7 @@
 
     python benchmarks/credit.py DIRECTORY [--seeds 0] [--rates 1e-4,3e-4,1e-3] [--cells CELLS] [--results FILE]
 
-For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings of the demo). Then
+For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings that the demo had). Then
 each cell (seed, arm, credit, learning rate) trains DPO on that arm's pairs, about as many optimizer steps in each, and
 answers 540 development questions four times. A line of JSON for each finished cell; those that are there are not done
 again. About five minutes a cell on one core.
@@ -42,6 +42,8 @@ PAIRS = 1700  # trained in each cell, over its epochs
 CELLS = "gpo:tail,gpo:step,gpo:tree,plain:tree,plain:tail"
 PLACES = ("found", "critical", "on_path", "question")
 LOST = 0.15  # a place that is worth so much less than its question is lost
+
+AS_IT_WAS = {"arms": "plain,gpo", "locate_share": "0.4", "reset_turns": "0"}  # the search and resets of then
 
 
 def pairs_of(run: Run, arm: str, credit: str, seed: int) -> list[Pair]:
@@ -129,7 +131,7 @@ def main() -> None:
     for seed, rate, (arm, credit) in product(seeds, rates, cells):
         if (seed, arm, credit, rate) in done:
             continue
-        run = Run(chosen.directory / str(seed), resolve({"seed": str(seed), "arms": "plain,gpo"}))
+        run = Run(chosen.directory / str(seed), resolve({**AS_IT_WAS, "seed": str(seed)}))
         run.reset(arm)
         pairs = pairs_of(run, arm, credit, seed)
         epochs = 2 if credit in ("tail", *PLACES) else max(1, round(PAIRS / len(pairs)))
