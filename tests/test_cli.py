@@ -20,6 +20,7 @@ from toy import ToyMethod
 TOY = (
     *("--task", "toy:ToyTask", "--task.size", "2", "--engine", "chain", "--method", "toy:ToyMethod"),
     *("--rollouts", "4", "--budget", "20", "--test_samples", "4"),
+    *("--locate_share", "0.4", "--reset_turns", "0"),
 )
 
 

@@ -105,6 +105,8 @@ def toy_config(**changes: Any) -> RunConfig:
         "arms": {"plain": "none", "random": "random_matched", "gpo": "monte_carlo"},
         "rollouts": 4,
         "budget": 6.0,
+        "locate_share": 0.4,  # more of it and of resets than by default, so that a run of few tokens has some
+        "reset_turns": 0,
         "locate_per_problem": 2,
         "reset_rollouts": 4,
         "test_samples": 8,

@@ -20,6 +20,7 @@ from toy import toy_config
 TOY = (
     *("--task", "toy:ToyTask", "--engine", "chain", "--method", "toy:ToyMethod", "--rollouts", "4", "--budget", "6"),
     *("--locate_per_problem", "2", "--reset_rollouts", "4", "--test_samples", "2", "--estimator", "monte_carlo"),
+    *("--locate_share", "0.4", "--reset_turns", "0"),
 )
 
 

@@ -15,6 +15,7 @@ from gpo.toy import ChainTokenizer
 from gpo.types import Completion, Group, Score, Start, StepScores, Trajectory
 
 DEMO = json.loads(Path(__file__).with_name("demo.json").read_text())
+MORE = {"locate_share": "0.4", "reset_turns": "0"}  # of a search and of resets than by default
 
 
 def asked(right: int, wrong: int, **more: object) -> Asked:
@@ -134,7 +135,7 @@ def test_all_arms_sample_what_the_budget_says_and_the_search_its_share() -> None
         assert work.tokens == pytest.approx(2 * 2.5 * 100 * 8 * 50)
         assert work.trained == 2 * work.scored > 0
     assert works["plain"].sampled["locate"] == 0
-    assert works["gpo"].sampled["locate"] == pytest.approx(0.4 * works["gpo"].tokens)
+    assert works["gpo"].sampled["locate"] == pytest.approx(0.08 * works["gpo"].tokens)
     assert works["gpo"].details["searched"] == pytest.approx(works["gpo"].sampled["locate"] / 200)
     cheap = pilot(asked(4, 4), searched=(Searched(5, 1, 5.0, 20, 30, 0.5),))
     few = work_of(config, "gpo", 100, cheap, training)
@@ -158,7 +159,7 @@ def test_tokens_by_stratum_leave_as_many_to_the_questions_as_is_stated() -> None
 def test_a_search_that_was_not_tried_takes_what_its_settings_say() -> None:
     """Not tried, it was foretold to take nothing."""
     seen, training = pilot(asked(4, 4), asked(8, 0)), Training(pairs=True)
-    options = {"problems": "10", "budget": "9", "arms": "plain,random,gpo", "arms.gpo": "monte_carlo"}
+    options = {"problems": "10", "budget": "9", "arms": "plain,random,gpo", "arms.gpo": "monte_carlo", **MORE}
     for rollouts in (1, 2):
         config = resolve({**options, "arms.gpo.rollouts": str(rollouts)})
         for arm in ("gpo", "random"):  # which repeats it
@@ -170,7 +171,7 @@ def test_a_search_that_was_not_tried_takes_what_its_settings_say() -> None:
 
 def test_pairs_of_a_question_without_a_cap_are_as_many_as_its_rollouts_have() -> None:
     training = Training(pairs=True)
-    config = resolve({"problems": "10", "pairs.per_problem": "none", "pairs.per_start": "3", "rollouts": "2"})
+    config = resolve({"problems": "10", "pairs.per_problem": "none", "pairs.per_start": "3", "rollouts": "2", **MORE})
     cheap = Searched(tokens=50, rollouts=2, rollout_tokens=25.0, prefix=20, tail=30, value=0.5)
     seen = pilot(asked(1, 1, searched_pairs=9), asked(1, 1), searched=(cheap,))  # every question is searched
     assert work_of(config, "gpo", 10, seen, training).details["pairs"] == 5 * 9 + 5 * 2 * 3
@@ -179,7 +180,7 @@ def test_pairs_of_a_question_without_a_cap_are_as_many_as_its_rollouts_have() ->
 def test_prompts_are_read_once_for_each_turn_of_a_reset_start() -> None:
     seen, training = pilot(asked(4, 4), searched=(SEARCHED,)), Training(pairs=True, epochs=2)
     few, many = (
-        work_of(resolve({"problems": "100", "reset_rollouts": n}), "random", 100, seen, training) for n in ("16", "2")
+        work_of(resolve({"problems": "100", "reset_rollouts": n, **MORE}), "random", 100, seen, training) for n in ("16", "2")
     )
     assert few.prompts < many.prompts
 
@@ -200,7 +201,7 @@ def test_which_arms_search(name: str, found: bool) -> None:
 @pytest.mark.parametrize("arm", ["plain", "random", "gpo"])
 def test_a_pilot_foretells_what_a_run_counted(arm: str) -> None:
     """16 of the 24 questions of a run of the embedded reasoner; DPO."""
-    config = resolve({"problems": "24", "test_problems": "36"})
+    config = resolve({"problems": "24", "test_problems": "36", **MORE})
     seen, counted = from_json(Pilot, DEMO["pilot"]), DEMO["counted"][arm]
     work = work_of(config, arm, 24, seen, Training.of(config))
     assert work.tokens == pytest.approx(counted["sampled"], rel=0.2)

@@ -238,3 +238,16 @@ def test_some_arms_may_go_by_stratum() -> None:
 def test_allocations_that_there_are_not_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         RunConfig(**change)
+
+
+def test_what_could_not_be_graded_is_no_outcome() -> None:
+    assert rare_outcomes([group("a", "right", "right", *["failed"] * 6)], 8) == []
+    found = rare_outcomes([group("b", "failed", *["right"] * 7, "wrong")], 8)
+    assert [t.id for t in found] == ["b8"]
+
+
+def test_a_turn_that_does_not_fit_goes_to_nobody() -> None:
+    def share(left: int) -> int:
+        return tokens_for_resets([A], [], lambda start: 10.0, lambda start: Known(), left=left, n=4, at_most=1000)
+
+    assert [share(left) for left in (39, 40, 79)] == [0, 40, 40]

@@ -33,6 +33,7 @@ RUN_OPTIONS = (
     *("--task", "toy:ToyTask", "--engine", "gpo.toy:ChainEngine", "--engine.padding", "2"),
     *("--estimator", "monte_carlo", "--method", "toy:ToyMethod"),
     *("--rollouts", "4", "--budget", "6", "--locate_per_problem", "2"),
+    *("--locate_share", "0.4", "--reset_turns", "0"),
     *("--reset_rollouts", "4", "--test_samples", "8", "--chunk", "16"),
 )  # toy_config
 

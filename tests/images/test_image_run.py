@@ -49,6 +49,8 @@ def config(eye: Path, **other: Any) -> RunConfig:
         "test_problems": 2,
         "test_samples": 2,
         "rollouts": 4,
+        "locate_share": 0.4,
+        "reset_turns": 0,
         "max_tokens": 16,
         "chunk": 16,
         "segmenter": Spec("segmenter", "fixed_tokens", {"size": 4}),

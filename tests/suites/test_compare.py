@@ -53,6 +53,8 @@ test_problems = 2
 "arms.gpo" = "monte_carlo"
 "arms.gpo.rollouts" = 2
 budget = 6
+locate_share = 0.4
+reset_turns = 0
 max_tokens = 100
 
 [methods.toy]

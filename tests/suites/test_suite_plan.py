@@ -78,7 +78,7 @@ def test_rows_take_over_what_those_above_sample_alike(tmp_path: Path) -> None:
     first, same, dearer, rounds, _ = foretell_rows(read_suite(written(tmp_path, text)))
     once = 2 * 10 * 4 * 50  # the first rollouts of all arms, of two seeds
     assert first.work.sampled["rollout"] == once + once  # and those of plain beyond
-    search = 2 * 1333  # two thirds of what the first ones leave of a budget of 2
+    search = 2 * 0.08 * 2 * 10 * 4 * 50
     assert first.work.sampled["locate"] == search  # that of gpo, which random copies
     assert first.work.sampled["evaluate"] == 2 * 4 * 10 * 50
     assert same.work.tokens == same.work.sampled["evaluate"] == 2 * 3 * 10 * 50

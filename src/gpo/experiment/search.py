@@ -102,7 +102,10 @@ def _warn_of_search(work: Resources, label: str, sampled: int, cut: int, allowed
         )
         log.warning(message, cut, sampled, label, most)
     if allowed is not None:
-        message = "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. Raise --budget."
+        message = (
+            "The search of %s may take %d tokens, and one rollout up to %d: nothing is searched. "
+            "Raise --locate_share or --budget."
+        )
         log.warning(message, label, allowed, most)
 
 
