@@ -2,7 +2,7 @@
 
     python benchmarks/credit.py DIRECTORY [--seeds 0] [--rates 1e-4,3e-4,1e-3] [--cells CELLS] [--results FILE]
 
-For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, the settings that the demo had). Then
+For each seed a run of the embedded reasoner is sampled once (arms `plain` and `gpo`, as the demo had them). Then
 each cell (seed, arm, credit, learning rate) trains DPO on that arm's pairs, about as many optimizer steps in each, and
 answers 540 development questions four times. A line of JSON for each finished cell; those that are there are not done
 again. About five minutes a cell on one core.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from gpo.config.components import Spec
 from gpo.engines.cluster import first_line, join, leave, ray_module
 from gpo.engines.host import Facts, Host
+from gpo.engines.streaming import counted
 from gpo.errors import EngineError, Refusal
 from gpo.types import ModelRef
 
@@ -68,7 +69,7 @@ class Pool:
     trouble: Counter[str] = field(default_factory=Counter)  # what was lost and done again, by kind
     _places: list[Place] = field(default_factory=list)
 
-    def wake(self) -> Facts:
+    def wake(self) -> None:
         """Start the actors that are not there, and wait until one of them is ready.
 
         Raises:
@@ -86,8 +87,6 @@ class Pool:
         while not any(place.ready for place in self._places):
             self._finished(())
             self._check_patience(since)
-        assert self.facts is not None, "an actor that is ready has told them"
-        return self.facts
 
     def again(self) -> Pool:
         """Another one with the same weights, whose actors are not started yet."""
@@ -101,7 +100,7 @@ class Pool:
                 _kill(place.actor)
             leave()
 
-    def load(self, weights: ModelRef) -> Facts:
+    def load(self, weights: ModelRef) -> None:
         """Have every actor take other weights; those that wait for room take them when they start.
 
         Raises:
@@ -115,7 +114,7 @@ class Pool:
                 self._start(place)
         while any(place.running and place.taking is not None for place in self._places):
             self._finished(())
-        return self.wake()
+        self.wake()
 
     def tell(self, name: str) -> Any:
         """A property of the engine, as one of the actors has it."""
@@ -125,7 +124,7 @@ class Pool:
             answer = self._answer(place.actor.tell.remote(name), place, place.actor)
             if answer is not None:
                 return answer
-        raise EngineError(f"{TRIES} actors were lost when they were asked for their {name} ({_counted(self.trouble)}).")
+        raise EngineError(f"{TRIES} actors were lost when they were asked for their {name} ({counted(self.trouble)}).")
 
     def results(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
         """Each piece with its answer, as they come.
@@ -156,7 +155,7 @@ class Pool:
                     if tries[piece.begin] == TRIES:
                         raise EngineError(
                             f"A piece of work was lost {TRIES} times, with the actors that it was given to "
-                            f"({_counted(self.trouble)}). What is finished is kept. Is there enough memory for an "
+                            f"({counted(self.trouble)}). What is finished is kept. Is there enough memory for an "
                             "actor? Ask for less at a time (--engine.piece), then give the same command again."
                         )
                     waiting.appendleft(piece)
@@ -269,10 +268,6 @@ def _named(error: Exception) -> str:
     """Such as "actor died", of ActorDiedError."""
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(error).__name__.removesuffix("Error"))
     return words.strip()
-
-
-def _counted(trouble: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in Counter(trouble).most_common())
 
 
 def _shown(resources: Mapping[str, float]) -> str:

@@ -53,7 +53,7 @@ class SharedPrefixes:
         lengths = torch.tensor([row.shared for row in rows])[grid].unsqueeze(-1)
         ends = lengths.amax((1, 2)).tolist()
         padding = torch.arange(max(1, *ends)) >= lengths
-        prompts = [states_of(rows[group[0]]) for group in groups]
+        prompts: list[Tensor] = [rows[group[0]].prompt.layers for group in groups]
         self.states = padded(prompts, ends, padding.shape[-1])  # (layers, 2, G, kv heads, T, head dimension)
         device = self.states.device
         self.row_of_slot = grid.flatten().to(device)
@@ -196,12 +196,6 @@ def softmax_and_sums(scores: Tensor) -> tuple[Tensor, Tensor]:
         return (scores - sums).exp_(), sums
     weights = scores.softmax(-1)  # one kernel; log-sum-exp takes five
     return weights, scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
-
-
-def states_of(row: DecodeRow) -> Tensor:
-    states: Tensor | None = row.prompt.layers
-    assert states is not None, "a prompt is prefilled before rows branch off"
-    return states
 
 
 def padded(parts: Sequence[Tensor], ends: Sequence[int], longest: int) -> Tensor:

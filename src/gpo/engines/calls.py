@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpo.engines.endpoints import Foreign, Refused, Server, Unanswered, Unusable, is_here, retry_after
-from gpo.errors import MissingDependency
+from gpo.engines.streaming import needed
 
 SHOWN = 200  # characters of what a server says
 LONGEST = 8 << 20  # bytes of an answer, unpacked, beside those of tokens
@@ -27,7 +27,7 @@ class Caller:
     """
 
     def __init__(self, urls: Sequence[str], *, key: str | None, timeout: float, in_flight: int) -> None:
-        httpx = _httpx()
+        httpx = needed("httpx2", "server")
         self._key, self._timeout, self._in_flight = key, timeout, in_flight
         most = in_flight * len(urls)
         self._client = httpx.AsyncClient(
@@ -56,7 +56,7 @@ class Caller:
             Unusable: what it answers is longer than any answer to this is; it is not read to its end.
             Refused: it will not.
         """
-        httpx = _httpx()
+        httpx = needed("httpx2", "server")
         try:
             async with asyncio.timeout(timeout or self._timeout):
                 wait = {} if timeout is None else {"timeout": timeout}
@@ -117,12 +117,3 @@ async def _read(response: Any, most: int) -> bytes:
 
 def _text(content: bytes) -> str:
     return content[: 16 * SHOWN].decode("utf-8", "replace")
-
-
-def _httpx() -> Any:
-    """Raises: MissingDependency if it is not installed."""
-    try:
-        import httpx2
-    except ImportError as error:
-        raise MissingDependency(f"{error}. The engine needs: pip install 'gpo[server]'") from error
-    return httpx2

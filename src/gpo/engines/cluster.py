@@ -8,7 +8,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from gpo.errors import ConfigError, EngineError, MissingDependency
+from gpo.engines.streaming import needed
+from gpo.errors import ConfigError, EngineError
 
 REACHED = 10.0  # seconds in which the address of a cluster answers
 
@@ -63,9 +64,8 @@ def leave() -> None:
 
 def _check_address(address: str | None) -> None:
     """Whether somebody listens there: Ray itself would try for minutes, and end the process."""
-    if address in (None, "auto", "local"):
+    if address is None or address in ("auto", "local"):
         return
-    assert address is not None
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in address:
         raise ConfigError(
@@ -86,9 +86,4 @@ def first_line(error: object) -> str:
 
 
 def ray_module() -> Any:
-    """Raises: MissingDependency if it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependency(f"{error}. The engine needs: pip install 'gpo[ray]'") from error
-    return ray
+    return needed("ray", "ray")

@@ -128,11 +128,8 @@ def retry_after(told: str | None) -> float | None:
     if told is None:
         return None
     try:
-        seconds = float(told) if told.replace(".", "", 1).isdigit() else _seconds_until(told)
+        if told.replace(".", "", 1).isdigit():
+            return float(told)
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-    return max(0.0, seconds)
-
-
-def _seconds_until(date: str) -> float:
-    return parsedate_to_datetime(date).timestamp() - time.time()

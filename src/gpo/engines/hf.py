@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from gpo.contracts import Engine
 from gpo.engines.adapters import without_wrapper
 from gpo.engines.allocation import give_back_freed_memory
 from gpo.engines.decoding import Decoding, Limits
@@ -35,7 +36,7 @@ UNLIMITED = 1 << 30  # the context of models that state none
 
 
 @dataclass
-class HFEngine:
+class HFEngine(Engine):
     """Samples from any causal language model of transformers, from memory, a directory or the hub.
 
     A sequence is computed once for all continuations that begin with it: those that follow a longer request's tokens
@@ -224,12 +225,6 @@ class HFEngine:
         self._loaded = self._ref = self._graph = None
         if on_cuda:
             torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def limits(self) -> Limits:

@@ -13,15 +13,9 @@ from gpo.engines.completions import Ask, choices_of, nat, nats_of, read_sampled,
 from gpo.engines.connection import Connection
 from gpo.engines.endpoints import KEY, Server, Unanswered, Unusable, addresses, key_of
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
-from gpo.engines.served import (
-    Weights,
-    bring_weights,
-    check_server,
-    find_model,
-    takes_adapters,
-    unload_adapter,
-)
+from gpo.engines.served import Weights, bring_weights, check_server, find_model, takes_adapters, unload_adapter
 from gpo.engines.served_tokens import TokenFacts, facts_of
+from gpo.engines.streaming import StreamingEngine, counted
 from gpo.errors import ConfigError, EngineError
 from gpo.types import Completion, ModelRef, Request
 
@@ -29,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class OpenAIEngine:
+class OpenAIEngine(StreamingEngine):
     """Samples from one or several servers. They hold the weights; tokenizer and configuration are read here.
 
     Every answer is held against what was asked: model, prompt, number, token ids, ends, log-probabilities. What cannot
@@ -121,13 +115,6 @@ class OpenAIEngine:
         return Counter() if self._connection is None else Counter(self._connection.trouble)
 
     @property
-    def model_ref(self) -> ModelRef:
-        """What the servers sample from now."""
-        self._open()
-        assert self._ref is not None, "an open engine has a model"
-        return self._ref
-
-    @property
     def context_length(self) -> int:
         """Tokens of prompt and response together: the least of what the servers and the model have."""
         connection, facts = self._open()
@@ -143,18 +130,6 @@ class OpenAIEngine:
     def repeatable(self) -> bool:
         """What is computed in the same batch changes the last digits on a server."""
         return False
-
-    def generate(
-        self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
-    ) -> list[list[Completion]]:
-        """`n` completions of each request, in order.
-
-        Raises:
-            ConfigError: the temperature is negative or not finite.
-            EngineError: a request cannot be served, or is not answered as it should be.
-        """
-        found = dict(self.stream(requests, temperature=temperature, logprobs=logprobs))
-        return [found[position] for position in range(len(requests))]
 
     def stream(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
@@ -200,7 +175,7 @@ class OpenAIEngine:
                 found, parts[ask.position] = parts[ask.position], {}
                 yield ask.position, [each for _, several in sorted(found.items()) for each in several]
         if new := connection.trouble - before:
-            log.warning("Not answered as it should be, and asked again: %s.", kinds(new))
+            log.warning("Not answered as it should be, and asked again: %s.", counted(new))
 
     def _asks(self, requests: Sequence[Request], limits: Sequence[int]) -> Iterator[Ask]:
         for position, (request, limit) in enumerate(zip(requests, limits, strict=True)):
@@ -326,14 +301,3 @@ class OpenAIEngine:
         if self._weights.adapter:
             self._unload(connection, self._weights)
         connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def kinds(trouble: Mapping[str, int]) -> str:
-    """Such as "3 time-out, 1 HTTP 503"."""
-    return ", ".join(f"{count} {kind}" for kind, count in Counter(trouble).most_common())

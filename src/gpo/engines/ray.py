@@ -13,6 +13,7 @@ from gpo.config.models import reference
 from gpo.engines.actors import Piece, Pool
 from gpo.engines.host import Facts
 from gpo.engines.requests import check_temperature, token_limits
+from gpo.engines.streaming import StreamingEngine
 from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError, EngineError
 from gpo.images.tokenizer import text_tokenizer
@@ -22,7 +23,7 @@ ANY_TOKEN = 1 << 62  # the engine in the actor knows its vocabulary
 
 
 @dataclass
-class RayEngine:
+class RayEngine(StreamingEngine):
     """Samples with engines in actors. The model is loaded there only; the tokenizer comes from one of them.
 
     Requests go out in pieces of neighbours, which share prefixes, and answers come back in any order. What an actor or
@@ -93,13 +94,6 @@ class RayEngine:
         return Counter() if self._pool is None else Counter(self._pool.trouble)
 
     @property
-    def model_ref(self) -> ModelRef:
-        """What the actors sample from now."""
-        self._open()
-        assert self._ref is not None, "an open engine has a model"
-        return self._ref
-
-    @property
     def context_length(self) -> int:
         """Tokens of prompt and response together."""
         return self._facts().context_length
@@ -113,18 +107,6 @@ class RayEngine:
     def repeatable(self) -> bool:
         """As the engine in the actors says; on nodes of different kinds rounding differs all the same."""
         return self._facts().repeatable
-
-    def generate(
-        self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
-    ) -> list[list[Completion]]:
-        """`n` completions of each request, in order.
-
-        Raises:
-            ConfigError: the temperature is negative or not finite.
-            EngineError: a request cannot be served, or is lost too often.
-        """
-        found = dict(self.stream(requests, temperature=temperature, logprobs=logprobs))
-        return [found[position] for position in range(len(requests))]
 
     def stream(
         self, requests: Sequence[Request], *, temperature: float = 1.0, logprobs: bool = False
@@ -197,9 +179,3 @@ class RayEngine:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.rest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

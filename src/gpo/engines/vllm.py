@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from gpo.config.models import reference
+from gpo.contracts import RestingEngine
 from gpo.engines.completions import MOST_NATS, seed_of
 from gpo.engines.requests import check_continuations, check_temperature, token_limits
 from gpo.engines.served import Weights
@@ -16,7 +17,7 @@ from gpo.types import Completion, ModelRef, Request
 
 
 @dataclass
-class VLLMEngine:
+class VLLMEngine(RestingEngine):
     """Samples with an `LLM` of vLLM. Adapters are loaded beside its weights, whole checkpoints in their place.
 
     Between `rest` and the next call it holds no memory of the GPU.
@@ -110,12 +111,9 @@ class VLLMEngine:
         place = self._open().base if wanted.path is None else wanted.path
         self._held = Weights(label="loading")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": place})
-        self._forget_prefixes()
-        self._held = wanted
-
-    def _forget_prefixes(self) -> None:
         if self._llm.reset_prefix_cache() is False:
             raise EngineError("It does not empty its prefix cache, and would go on with keys of other weights.")
+        self._held = wanted
 
     def _adapter(self) -> Any:
         """What vLLM is told of the present adapters; each version has a number of its own. None: there are none."""
@@ -274,12 +272,6 @@ class VLLMEngine:
         """End vLLM and its processes."""
         self._ref = None
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _nats(told: Any, tokens: Sequence[int]) -> tuple[float, ...]:

@@ -47,7 +47,7 @@ def _check(what: str, completion: Completion, request: Request, vocabulary: int 
     if completion.finish_reason not in get_args(FinishReason):
         known = " or ".join(get_args(FinishReason))
         raise EngineError(f"{what} with finish reason {completion.finish_reason!r}; expected {known}.")
-    if ids and not (min(ids) >= 0 and (vocabulary is None or max(ids) < vocabulary)):
+    if not (min(ids) >= 0 and (vocabulary is None or max(ids) < vocabulary)):
         below = "no negative one" if vocabulary is None else f"ids from 0 to {vocabulary - 1}"
         stray = next(token for token in ids if token < 0 or (vocabulary is not None and token >= vocabulary))
         raise EngineError(

@@ -162,12 +162,12 @@ class Sampler:
         """The engine's answers, checked and counted, with log-probabilities where they are needed."""
         if not requests:
             return []
-        wanted = self.logprobs or getattr(self.segmenter, "needs_logprobs", False)
+        needed = getattr(self.segmenter, "needs_logprobs", False)
         with naming(f"The engine {type(self.engine).__name__}"):
-            answers = self.engine.generate(requests, temperature=self.temperature, logprobs=wanted)
+            answers = self.engine.generate(requests, temperature=self.temperature, logprobs=self.logprobs or needed)
             check_answers(requests, answers, self.engine)
         self.tokens += sum(len(completion.token_ids) for answer in answers for completion in answer)
-        return self._with_logprobs(requests, answers) if getattr(self.segmenter, "needs_logprobs", False) else answers
+        return self._with_logprobs(requests, answers) if needed else answers
 
     def _with_logprobs(
         self, requests: Sequence[Request], answers: Sequence[Sequence[Completion]]

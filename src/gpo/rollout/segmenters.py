@@ -91,8 +91,17 @@ class _Limits:
                 "both must be at least 1 (max_steps None means no limit)."
             )
 
-    def _limit(self, ends: Sequence[int]) -> tuple[int, ...]:
+    def __call__(
+        self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        if not token_ids:
+            return ()
+        ends = [*self._cuts(token_ids, tokenizer, logprobs), len(token_ids)]
         return spread(merge_short(ends, self.min_step_tokens), self.max_steps)
+
+    def _cuts(self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None) -> list[int]:
+        """The ends of all steps but the last one, before the limits."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -105,11 +114,7 @@ class _TextSegmenter(_Limits):
         """Whether a match ends the step, which has that many tokens then."""
         return True
 
-    def __call__(
-        self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        if not token_ids:
-            return ()
+    def _cuts(self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None) -> list[int]:
         texts = pieces(token_ids, tokenizer)
         text = "".join(texts)
         character_ends = list(accumulate(map(len, texts)))
@@ -129,7 +134,7 @@ class _TextSegmenter(_Limits):
             begin = end
         if ends and not _visible(text[begin:]):
             ends.pop()
-        return self._limit([*ends, len(token_ids)])
+        return ends
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,8 @@ class FixedTokens(_Limits):
         if self.size < 1:
             raise ConfigError(f"FixedTokens got size={self.size}; expected at least 1 token.")
 
-    def __call__(
-        self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        length = len(token_ids)
-        return self._limit([*range(self.size, length, self.size), length] if length else [])
+    def _cuts(self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None) -> list[int]:
+        return list(range(self.size, len(token_ids), self.size))
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,8 @@ class LowProbability(_Limits):
                 "expected a probability in (0, 1] and at least 1 cut point in a step."
             )
 
-    def __call__(
-        self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None = None
-    ) -> tuple[int, ...]:
-        if not token_ids:
-            return ()
+    def _cuts(self, token_ids: Sequence[int], tokenizer: Any, logprobs: Sequence[float] | None) -> list[int]:
         if logprobs is None:
             raise ConfigError("LowProbability needs the log-probabilities of the tokens; sample with logprobs=True.")
         cuts = [i for i, value in enumerate(logprobs) if exp(value) < self.probability]
-        return self._limit([*(cut for cut in cuts[self.every :: self.every] if cut > 0), len(token_ids)])
+        return cuts[self.every :: self.every]

@@ -54,7 +54,7 @@ class BBH:
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if `split` is not `test`, which is all that BBH has, or if there is no data."""
         refuse_training("BBH", split, self.allow_test_training)
-        return [problem for name in names(self.subtasks) for problem in published(name, self.path, subtask=name)]
+        return [problem for name in names(self.subtasks) for problem in published(name, self.path)]
 
     def prompt(self, problem: Problem) -> list[Message]:
         return conversation(problem.question, self.instruction, worked_examples(self.examples), system=self.system)
@@ -67,6 +67,6 @@ def published(name: str, path: str | None, **metadata: str) -> list[Problem]:
     """The questions of a sub-task. Raises: DataError if there is no data."""
     hub = Hub("lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99", "test", name)
     return [
-        Problem(f"bbh/{name}/{i}", row.text("input"), row.text("target"), metadata)
+        Problem(f"bbh/{name}/{i}", row.text("input"), row.text("target"), {"subtask": name, **metadata})
         for i, row in enumerate(load_rows([f"bbh/{name}.json"], hub, path))
     ]

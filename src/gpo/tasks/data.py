@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gpo.errors import ConfigError, DataError
 from gpo.storage.hub import data_hub
 from gpo.types import Message, Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Hub:
         return [Row(f"{self.repo} {self.split}, row {i}", row) for i, row in enumerate(table)]
 
 
-def load_rows(local: Sequence[str], hub: Hub | Sequence[Hub] | None, path: str | None = None) -> list[Row]:
+def load_rows(local: Sequence[str], hub: Hub | Sequence[Hub], path: str | None = None) -> list[Row]:
     """The rows of one split.
 
     Args:
@@ -115,11 +117,9 @@ def load_rows(local: Sequence[str], hub: Hub | Sequence[Hub] | None, path: str |
     file = find(Path(folder).expanduser(), local) if folder else None
     if file is not None:
         return read_rows(file)
-    sources = [hub] if isinstance(hub, Hub) else list(hub or ())
+    sources = [hub] if isinstance(hub, Hub) else hub
     where = f"GPO_DATA ({folder}) has no {' or '.join(local)}" if folder else "GPO_DATA is not set"
     advice = f"Set GPO_DATA to a folder with {local[0]}, or give the task a `path`, or allow access to the hub."
-    if not sources:
-        raise DataError(f"No data: {where}, and the hub has no such split. {advice}")
     try:
         return [row for source in sources for row in source.rows()]
     except DataError as error:
@@ -225,15 +225,26 @@ def refuse_training(task: str, split: Split, allowed: bool) -> None:
         )
 
 
-def hold_out(task: str, rows: list[Row], split: Split, dev_size: int) -> list[Row]:
-    """The rows of the published training split that belong to `train`, or the last `dev_size` that make `dev`.
+def split_by(number: int) -> Split:
+    """The split of a question with this hash: half of all are for training, a quarter each for the others."""
+    splits: tuple[Split, ...] = ("train", *SPLITS)
+    return splits[number % 4]
+
+
+def hold_out(task: str, rows: Sequence[Row], split: Split, dev_size: int) -> list[tuple[int, Row]]:
+    """The rows of a published file that belong to a split, with their numbers in it.
+
+    The last `dev_size` of the training file make `dev`; `test` has a file of its own.
 
     Raises:
         ConfigError: `dev_size` leaves no row to train on, or none for `dev`.
     """
+    numbered = list(enumerate(rows))
+    if split == "test":
+        return numbered
     if not 0 < dev_size < len(rows):
         raise ConfigError(f"{task}: dev_size must be from 1 to {len(rows) - 1}, got {dev_size}.")
-    return rows[-dev_size:] if split == "dev" else rows[:-dev_size]
+    return numbered[-dev_size:] if split == "dev" else numbered[:-dev_size]
 
 
 def names(value: str | Sequence[str]) -> tuple[str, ...]:

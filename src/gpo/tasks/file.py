@@ -67,13 +67,11 @@ class File:
             raise DataError(f"The file task has no {split!r} questions: set --task.{name} to {kinds}.")
         file = Path(path).expanduser()
         rows = read_rows(file)
-        first = len(rows) - self.dev_size if split == "dev" else 0
-        if split == "dev" or (split == "train" and self.dev_size):
-            rows = hold_out("file", rows, split, self.dev_size)
-        problems = [
-            self._problem(row, f"file/{'test' if split == 'test' else 'train'}/{first + i}", file.parent)
-            for i, row in enumerate(rows)
-        ]
+        held = split == "dev" or self.dev_size
+        numbered = hold_out("file", rows, split, self.dev_size) if held else list(enumerate(rows))
+        rows = [row for _, row in numbered]
+        kind = "test" if split == "test" else "train"
+        problems = [self._problem(row, f"file/{kind}/{i}", file.parent) for i, row in numbered]
         seen: dict[str, Row] = {}
         for problem, row in zip(problems, rows, strict=True):
             if problem.id in seen:

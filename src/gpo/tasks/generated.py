@@ -18,11 +18,9 @@ from random import Random
 from gpo.errors import ConfigError, DataError, unknown
 from gpo.reasoner.families import FAMILIES, SIZES, generate, question_hash
 from gpo.tasks.bbh import published
-from gpo.tasks.data import names
+from gpo.tasks.data import SPLITS, names, split_by
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
-
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class Generated:
         if self.sizes is not None or split != "test":
             return self._generated(split)
         try:
-            return [
-                problem for name in self._names() for problem in published(name, self.path, subtask=name, source="bbh")
-            ]
+            return [problem for name in self._names() for problem in published(name, self.path, source="bbh")]
         except DataError:
             if self.path is not None:
                 raise
@@ -73,7 +69,7 @@ class Generated:
     def _sizes(self) -> dict[str, range]:
         """What `sizes` says. Raises: ConfigError if it says nothing that a family has."""
         found = {}
-        for part in (self.sizes or "").split(",") if self.sizes is not None else ():
+        for part in self.sizes.split(",") if self.sizes is not None else ():
             name, _, size = part.strip().partition(" ")
             if name not in SIZES:
                 raise unknown("sub-task", name, SIZES)
@@ -106,15 +102,11 @@ class Generated:
             tries += 1
             size = rng.choice(sizes) if sizes is not None else None
             example = generate(name, rng, size=size)
-            if example.question in seen or (size is not None and _split_of(example.question) != split):
+            # With sizes a question is of the same split whatever the seed.
+            elsewhere = size is not None and split_by(int(question_hash(example.question), 16)) != split
+            if example.question in seen or elsewhere:
                 continue
             metadata = {"subtask": name, "source": "generated"} | ({} if size is None else {"size": size})
             problems.append(Problem(f"{split}/{name}/{len(problems)}", example.question, example.answer, metadata))
             seen.add(example.question)
         return problems
-
-
-def _split_of(question: str) -> Split:
-    """Half of all questions are for training, a quarter each for the others, whatever the seed and the sizes."""
-    splits: tuple[Split, ...] = ("train", "train", "dev", "test")
-    return splits[int(question_hash(question), 16) % 4]

@@ -251,18 +251,17 @@ def last_number(text: str) -> str | None:
     return parse_number(found[-1], True) if found else None
 
 
-def parse_words(span: str, alone: bool = False) -> str | None:
+def parse_words(span: str, alone: bool) -> str | None:
     """A list of words, separated by blanks or commas."""
     sentence = re.split(r"[.!?](?:\s|$)", undecorated(span), maxsplit=1)[0]
     words = [word.strip("\"'`*[]()“”‘’") for word in re.split(r"[\s,]+", sentence)]
     return " ".join(word for word in words if word).casefold() or None
 
 
-def parse_brackets(span: str, alone: bool = False) -> str | None:
+def parse_brackets(span: str, alone: bool) -> str | None:
     """Brackets, whatever stands between them."""
     span = re.sub(r"\\([{}<>()\[\]])", r"\1", span)
-    run = re.match(rf"[\s,\"'`*$.]*(?:[{re.escape(_BRACKETS)}][\s,\"'`*$.]*)*", span)
-    rest = span[run.end() :] if run else span
+    rest = re.sub(rf"^[\s,\"'`*$.{re.escape(_BRACKETS)}]*", "", span)
     found = [character for character in span[: len(span) - len(rest)] if character in _BRACKETS]
     return " ".join(found) if found and not (rest and (alone or not rest[0].isupper())) else None
 

@@ -50,12 +50,10 @@ class GSM8K:
 
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if there is no data or a row has no answer."""
-        rows = self._rows("test") if split == "test" else hold_out("GSM8K", self._rows("train"), split, self.dev_size)
-        first = len(self._rows("train")) - self.dev_size if split == "dev" else 0
         name = "test" if split == "test" else "train"
         return [
-            Problem(f"gsm8k/{name}/{first + i}", row.text("question"), reference(row), {"solution": row.text("answer")})
-            for i, row in enumerate(rows)
+            Problem(f"gsm8k/{name}/{i}", row.text("question"), reference(row), {"solution": row.text("answer")})
+            for i, row in hold_out("GSM8K", self._rows(name), split, self.dev_size)
             if self.most_steps is None or row.text("answer").count("\n") <= self.most_steps
         ]
 
@@ -85,9 +83,7 @@ class GSM8K:
 
     @cached_property
     def _shots(self) -> list[tuple[str, str]]:
-        if self.shots == 0:
-            return []
-        first = self.problems("dev")[: self.shots + 1]
+        first = self.problems("dev")[: self.shots + 1] if self.shots else []
         return [(p.question, re.sub(r"<<[^<>]*>>", "", p.metadata["solution"])) for p in first]
 
     def _rows(self, name: str) -> list[Row]:

@@ -54,19 +54,15 @@ class MATH:
     def problems(self, split: Split) -> list[Problem]:
         """Raises: DataError if there is no data or a row has no answer."""
         if split == "test":
-            rows, first = load_rows(["math500.jsonl", "math/test.jsonl"], TEST, self.path), 0
+            name, rows = "test", load_rows(["math500.jsonl", "math/test.jsonl"], TEST, self.path)
         else:
-            published = load_rows(["math/train.jsonl"], TRAIN, self.path)
-            rows = hold_out("MATH", published, split, self.dev_size)
-            first = len(published) - len(rows) if split == "dev" else 0
-        name = "test" if split == "test" else "train"
-        return [_problem(f"math/{name}/{first + i}", row) for i, row in enumerate(rows)]
+            name, rows = "train", load_rows(["math/train.jsonl"], TRAIN, self.path)
+        return [_problem(f"math/{name}/{i}", row) for i, row in hold_out("MATH", rows, split, self.dev_size)]
 
     def prompt(self, problem: Problem) -> list[Message]:
-        given = worked_examples(self.examples) or tuple(shot for shot in self._shots if shot[0] != problem.question)
-        return conversation(
-            problem.question, self.instruction, given if self.examples else given[: self.shots], system=self.system
-        )
+        examples = worked_examples(self.examples)
+        examples = examples or tuple(shot for shot in self._shots if shot[0] != problem.question)[: self.shots]
+        return conversation(problem.question, self.instruction, examples, system=self.system)
 
     def score(self, problem: Problem, text: str) -> Score:
         return score_math(problem.answer, text, self.workers, self.seconds)

@@ -72,7 +72,7 @@ class _Worker:
         began = time.monotonic()
         if self.alive:
             try:
-                print(json.dumps({"reference": reference, "answer": answer}), file=self._stdin, flush=True)
+                print(json.dumps({"reference": reference, "answer": answer}), file=self._process.stdin, flush=True)
             except OSError:
                 self.alive = False
         verdict, _, reason = (self._reply(self.seconds + GRACE_SECONDS) if self.alive else "").partition(" ")
@@ -98,10 +98,6 @@ class _Worker:
         self.alive = False
         self._process.kill()
         self._process.communicate()
-
-    @property
-    def _stdin(self) -> IO[str]:
-        return cast(IO[str], self._process.stdin)
 
     def _reply(self, seconds: float) -> str:
         """The next line, empty if the process ended or had to be killed."""

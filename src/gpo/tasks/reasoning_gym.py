@@ -14,12 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 from gpo.errors import ConfigError, MissingDependency, unknown
-from gpo.tasks.data import conversation, worked_examples
+from gpo.tasks.data import SPLITS, conversation, worked_examples
 from gpo.tasks.grading import LONGEST_ANSWER, answer_text, candidates
 from gpo.types import Message, Problem, Score, Split
 
 INSTRUCTION = "Think step by step, one step on each line. Then give the answer alone between <answer> and </answer>."
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ReasoningGym:
         if answer is None:
             return Score(0.0, "ungradable")
         *_, split, index = problem.id.split("/")
-        rows = self._generator(next(known for known in SPLITS if known == split))
+        rows = self._generator(split)
         try:
             value = float(rows.score_answer(answer, rows[int(index)]))
         # Scorers are other people's code that runs on whatever a model wrote.
@@ -60,7 +59,7 @@ class ReasoningGym:
         value = min(1.0, max(0.0, value))
         return Score(value, "right" if value == 1.0 else "wrong", answer)
 
-    def _generator(self, split: Split) -> Any:
+    def _generator(self, split: str) -> Any:
         config = json.dumps(self.config, sort_keys=True)
         return _generator(self.generator, self.size, self.seed + SPLITS.index(split) * 1_000_003, config)
 

@@ -12,14 +12,13 @@ A row, and a response that is read:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING
 
 from gpo.errors import ConfigError
-from gpo.tasks.data import conversation
+from gpo.tasks.data import conversation, split_by
 from gpo.tasks.grading import score_bbh
 from gpo.types import Message, Problem, Score, Split
 
@@ -53,7 +52,8 @@ class Squares:
         for _ in range(40 * count):
             cells = "/".join("".join(random.choices("rgbw", k=self.rows)) for _ in range(self.rows))
             asked = random.choice("rgb")
-            if (what := f"{asked}:{cells}") in seen or _split_of(what) != split:
+            what = f"{asked}:{cells}"
+            if what in seen or split_by(blake2b(what.encode(), digest_size=1).digest()[0]) != split:
                 continue
             seen.add(what)
             question = f"How many {COLOURS[asked]} squares are in the picture?"
@@ -80,16 +80,10 @@ def draw(cells: str, pixels: int) -> Image:
     """The picture of rows such as "rgb/wrr/bbw", each square with a side of so many pixels."""
     from PIL import Image
 
-    rows: Sequence[str] = cells.split("/")
+    rows = cells.split("/")
     picture = Image.new("RGB", (pixels * len(rows[0]), pixels * len(rows)))
     for y, row in enumerate(rows):
         for x, colour in enumerate(row):
             box = (x * pixels, y * pixels, (x + 1) * pixels, (y + 1) * pixels)
             picture.paste(COLOURS[colour], box)
     return picture
-
-
-def _split_of(what: str) -> Split:
-    """Half of all questions are for training, a quarter each for the others."""
-    splits: tuple[Split, ...] = ("train", "train", "dev", "test")
-    return splits[blake2b(what.encode(), digest_size=1).digest()[0] % 4]
