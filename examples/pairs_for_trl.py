@@ -11,7 +11,9 @@ import gpo
 
 if __name__ == "__main__":
     directory = sys.argv[1] if len(sys.argv) > 1 else "runs/pairs"
-    run = gpo.Run(directory, gpo.RunConfig(problems=9, rollouts=4, arms={"gpo": "adaptive"}))
+    run = gpo.Run(
+        directory, gpo.RunConfig(problems=9, rollouts=4, locate_share=0.4, reset_turns=0, arms={"gpo": "adaptive"})
+    )
     run.build("gpo")
     pairs = gpo.load_pairs(directory, "gpo")
     print(pairs)

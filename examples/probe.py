@@ -52,7 +52,9 @@ if __name__ == "__main__":
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/probe")
     problems = int(sys.argv[2]) if len(sys.argv) > 2 else 90
     search = gpo.Spec("estimator", "monte_carlo", {"rollouts": 8, "share_path": True})
-    config = gpo.RunConfig(problems=problems, rollouts=2, test_problems=1, budget=12, arms={"gpo": search})
+    config = gpo.RunConfig(
+        problems=problems, rollouts=2, test_problems=1, budget=12, locate_share=0.4, arms={"gpo": search}
+    )
     run = gpo.Run(directory, config)
     run.locate("gpo")
     path, boundaries = write_states(directory, every=True)

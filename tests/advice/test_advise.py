@@ -24,6 +24,14 @@ TOY = (
 )
 
 
+def test_a_pilot_may_search_more_than_a_run_of_its_questions(tmp_path: Path) -> None:
+    """Of trajectories that little pays for, the cheap ones alone would be seen."""
+    for share in (0.4, 1e-6):
+        run = Run(tmp_path / str(share), toy_config(arms={"gpo": "monte_carlo"}, locate_share=share))
+        sample_pilot(run, 4)
+        assert len(run.files.scores("gpo").read()) > 1
+
+
 def test_a_run_goes_on_with_all_that_a_pilot_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = str(tmp_path / "run")
     assert main(["advise", directory, *TOY, "--questions", "4", "--budget_tokens", "1,000"]) == 0

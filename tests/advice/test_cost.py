@@ -114,3 +114,25 @@ def test_methods_that_look_once_more_are_counted() -> None:
     assert [looks("grpo"), looks("ppo"), looks("dpo")] == [0, 1, 0]
     assert looks("grpo", minibatches="1", beta="0.1", kl_in="reward") == 1
     assert looks("kto", epochs="2") == 5  # with the one over the pairs: two of the reference and one of the policy
+
+
+def test_adapters_are_weights_too_and_a_gpu_keeps_some_of_its_memory() -> None:
+    lora = training_memory(SEVEN, 4096, lora=16)
+    assert lora.weights == 4 * (SEVEN.parameters + 16 * SEVEN.adapters)
+    work, gpu = replace(WORK, context=1.5e5), GPUS["h100"]
+    done = operations(SEVEN, work)
+    hours = gpu_hours(SEVEN, work, done, gpu)
+    assert hours.batch == 6  # 0.9 of 80 GB less 15.2 GB of weights, 8.6 GB of cache each
+    assert hours.training == pytest.approx((done.training + done.scoring) / (0.4 * gpu.float32) / 3600)
+    assert hours.total == hours.sampling + hours.training
+    assert gpu_hours(SEVEN, replace(work, context=2e6), done, gpu).total == inf  # no room for one
+
+
+def test_heads_of_a_size_of_their_own_that_share_keys_are_counted_as_they_are(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, **heads}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 40, "dtype": "float32"}))
+    shape = shape_of(reference(str(tmp_path)))
+    assert shape is not None
+    assert (shape.layers, shape.hidden, shape.kv_heads, shape.head_dim, shape.bytes) == (3, 16, 2, 8, 4)
+    assert shape.kv_bytes(1) == 2 * 3 * 2 * 8 * 4

@@ -116,3 +116,8 @@ def test_what_seeds_do_is_added_to_one_or_two_of_them_and_is_the_least_of_more()
     assert replace(ROW, lower=0.0399, upper=0.0401).variance == pytest.approx(of_seed / 5)
     assert replace(ROW, seeds=2).variance == pytest.approx(measured + of_seed / 2)
     assert replace(ROW, lower=0.0399, upper=0.0401, pairs=False).variance == pytest.approx(0.03**2 / 5)
+
+
+def test_rare_success_takes_no_search_where_its_places_teach_less_than_the_questions() -> None:
+    sure = replace(SEARCHED, value=0.99)
+    assert not expect(pilot(*[asked(1, 7)] * 4, searched=(sure,)), True, []).search

@@ -180,7 +180,8 @@ def test_pairs_of_a_question_without_a_cap_are_as_many_as_its_rollouts_have() ->
 def test_prompts_are_read_once_for_each_turn_of_a_reset_start() -> None:
     seen, training = pilot(asked(4, 4), searched=(SEARCHED,)), Training(pairs=True, epochs=2)
     few, many = (
-        work_of(resolve({"problems": "100", "reset_rollouts": n, **MORE}), "random", 100, seen, training) for n in ("16", "2")
+        work_of(resolve({"problems": "100", "reset_rollouts": n, **MORE}), "random", 100, seen, training)
+        for n in ("16", "2")
     )
     assert few.prompts < many.prompts
 

@@ -5,7 +5,7 @@ from math import isnan, log2
 
 import numpy as np
 import pytest
-from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import Planted, Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.contracts import Estimator
 from gpo.errors import ConfigError
@@ -116,3 +116,12 @@ def test_settings_that_cannot_be() -> None:
 
 def test_bisect_satisfies_the_protocol() -> None:
     assert isinstance(Bisect(), Estimator)
+
+
+def test_a_token_that_is_found_is_of_the_step_that_holds_it_and_the_reset_is_where_it_was_asked_for() -> None:
+    """Planted: the fifth token of four steps of two spoils everything."""
+    given = replace(WRONG[0], completion=Completion((1,) * 8, "", "stop"), step_ends=(2, 4, 6, 8))
+    for reset, boundary in (("before", 2), ("after", 3)):
+        search = Bisect(rollouts=2, rule="drop", level="token", reset=reset)  # type: ignore[arg-type]
+        [scores] = search([given], Planted([1, 1, 1, 1, 1, 0, 0, 0]))
+        assert (scores.critical_step, scores.reset_boundary) == (2, boundary)

@@ -10,7 +10,7 @@ from toy_chain import exact_values, first_rollouts, make_sampler, mistake_chain
 from gpo.estimators.branches import Branches, follow_probabilities
 from gpo.estimators.tally import Tally
 from gpo.toy import ChainEngine, random_process
-from gpo.types import Completion, Score, Start, Trajectory
+from gpo.types import Completion, Group, Score, Start, Trajectory
 
 QUESTION = Start("q", (9,))
 PRIOR = {"surprise": 0.3, "concentration": 20.0}
@@ -165,3 +165,32 @@ def test_rows_are_drawn_alone_that_have_fewer_steps_than_others() -> None:
     expected, expected_branch = alone.draw(np.array([0]), 50, generators(1), **PRIOR)
     assert values[0, :, :2] == pytest.approx(expected[0])
     assert branch[0, :, :1] == pytest.approx(expected_branch[0])
+
+
+def test_a_rollout_counts_for_every_trajectory_that_has_its_prefix_and_goes_on_behind_it() -> None:
+    half = (log(0.5),) * 3
+    branches = Branches([Tally(response([1, *rest], [1, 2, 3], logprobs=half)) for rest in ((2, 3), (5, 3))])
+    for prefix, more in (((1,), (2, 9)), ((1, 2), (9,)), ((1, 2, 3), (9,))):
+        start = replace(QUESTION, prefix_ids=prefix)
+        branches.share(Group(start, (response(more, [len(prefix) + len(more)], start=start),)))
+    assert branches.counts.tolist() == [[0, 0, 2], [0, 1, 0]]
+    told = [tally.scores(None, "before", 0.95).counts[:3] for tally in branches.tallies]
+    assert told == [(0, 1, 2), (0, 1, 0)]  # the first of them passes the boundary behind its second token
+
+
+def test_a_step_whose_probability_is_not_known_stops_only_the_rollouts_from_before_it() -> None:
+    kept = replace(QUESTION, prefix_ids=(1,))
+    branches = Branches([Tally(response([2, 3], [1, 2, 3], start=kept, logprobs=(log(0.5),) * 2))])
+    branches.add(0, 1, [response([2, 9], [1, 2, 3], start=kept)])
+    branches.add(0, 0, [response([1, 2, 9], [1, 2, 3])])
+    assert branches.counts.tolist() == [[1, 0, 1]]
+
+
+def test_what_a_critic_says_counts_as_much_as_the_step_may_be_left() -> None:
+    def leaned(value: float) -> tuple[float, float]:
+        branches = Branches([Tally(response([1], [1], logprobs=(log(0.25),)))])
+        branches.lean(0, np.array([value, 0.2]), 4.0)  # its last value is not asked: the score is known
+        return float(branches.sums[0, 0]), float(branches.counts[0, 0])
+
+    assert leaned(0.7) == pytest.approx((3 * (0.7 - 0.25) / 0.75, 3))  # V_0 = 0.25 + 0.75 U_0
+    assert leaned(0.1) == pytest.approx((0, 3))  # no U_0 fits: the nearest does

@@ -5,13 +5,13 @@ from math import ceil, log2
 
 import numpy as np
 import pytest
-from toy_chain import Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
+from toy_chain import Planted, Recorder, exact_values, first_rollouts, make_sampler, mistake_chain
 
 from gpo.errors import ConfigError
 from gpo.estimators.halfway import Halfway
 from gpo.estimators.matched import MatchedRandom
 from gpo.toy import ChainEngine
-from gpo.types import Evidence, Score, StepScores, Trajectory
+from gpo.types import Completion, Evidence, Score, StepScores, Trajectory
 
 HARD = ChainEngine((mistake_chain([0.25] * 12),))  # solved in 3% of the rollouts; the value rises step by step
 EASY = ChainEngine((mistake_chain([0.04, 0.04, 0.04] + [0.001] * 9),))  # solved in 88%
@@ -120,3 +120,29 @@ def test_an_ungraded_response_and_one_of_a_single_step_are_not_searched() -> Non
     whole = SUCCESSES[0]
     given = [replace(whole, score=Score(None, "failed")), replace(whole, step_ends=(len(whole.response_ids),))]
     assert [(s.reset_boundary, s.tokens) for s in found(HARD, given)] == [(None, 0)] * 2
+
+
+def test_the_half_is_kept_in_which_the_value_crosses_one_half() -> None:
+    def searched(
+        right: bool, *shares: float, earlier: tuple[StepScores, ...] = (), near: float = 0.25
+    ) -> tuple[list[int], int | None]:
+        score = Score(float(right), "right" if right else "wrong")
+        given = replace(
+            SUCCESSES[0], completion=Completion((1,) * 8, "", "stop"), score=score, step_ends=tuple(range(1, 9))
+        )
+        sample = Planted(shares)
+        [scores] = Halfway(near=near)([given], sample, Evidence(earlier=earlier))
+        assert scores.critical_step == scores.reset_boundary
+        if not earlier:
+            before.append(scores)
+        return sample.asked, scores.reset_boundary
+
+    before: list[StepScores] = []
+    assert searched(True, 0, 0, 0, 0.75, 1, 1, 1, 1) == ([4, 2, 3], 3)
+    assert searched(True, 0, 0, 0, 0, 0.25, 1, 1, 1) == ([4], 4)  # near enough
+    assert searched(False, 1, 1, 1, 1, 1, 0.5, 0, 0) == ([4, 6, 5], 5)
+    assert searched(False, 1, 1, 1, 0, 0, 0, 0, 0) == ([4, 2, 3], None)
+    assert searched(True, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, near=0.1) == ([4, 6, 5], 5)  # the nearest of three
+    # A round before has seen both outcomes at the fifth boundary, and at the question, which is no place to go back to.
+    [known] = [replace(scores, values=(0.5, *scores.values[1:])) for scores in before[2:3]]
+    assert searched(True, 0, 0, 0, 0, 0, 0, 0.75, 1, earlier=(known,)) == ([5, 6], 6)

@@ -8,7 +8,7 @@ from gpo.contracts import Sample
 from gpo.rollout.prompting import question_start
 from gpo.rollout.sampler import Sampler
 from gpo.toy import ChainEngine, ChainTask, Process
-from gpo.types import Group, Start, Trajectory
+from gpo.types import Completion, Group, Score, Start, Trajectory
 
 TASK = ChainTask(size=64)
 PROBLEMS = {problem.id: problem for problem in TASK.problems("train")}
@@ -41,6 +41,24 @@ class Unused:
 
     def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
         raise AssertionError(f"{len(starts)} rollouts of {n}; expected none")
+
+
+class Planted:
+    """A `Sample` that gives behind so many tokens the planted share of right rollouts, and notes where it was asked."""
+
+    left = None
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self.shares, self.asked = shares, []
+
+    def __call__(self, starts: Sequence[Start], n: int) -> list[Group]:
+        self.asked += [len(start.prefix_ids) for start in starts]
+        return [Group(start, tuple(self.rollout(start, i, n) for i in range(n))) for start in starts]
+
+    def rollout(self, start: Start, i: int, n: int) -> Trajectory:
+        kept = len(start.prefix_ids)
+        score = Score(1.0, "right") if i < n * self.shares[kept] else Score(0.0, "wrong")
+        return Trajectory(f"{kept}:{i}", start, Completion((9,), "", "stop"), score, (kept + 1,))
 
 
 def make_sampler(engine: ChainEngine, stream: str = "search", seed: int = 0, **settings) -> Sampler:

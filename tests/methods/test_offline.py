@@ -193,3 +193,22 @@ def test_rows_of_a_run_tell_of_all_that_was_searched_and_not_of_the_pairs_alone(
     context = RoundContext(sampled={"critical_advantage": 0.5}, on_step=rows.append)
     method(DPO).update([replace(pair, provenance=told) for pair in make_pairs(2)], context)
     assert [row["critical_advantage"] for row in rows] == [0.5]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_trained_tokens_are_those_of_both_sequences_of_each_pair_in_every_epoch(kind: type[Offline]) -> None:
+    pairs = make_pairs(4)
+    both = sum(
+        2 * len(pair.prompt_ids + pair.prefix_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs
+    )
+    assert method(kind, epochs=2).update(pairs)["trained_tokens"] == 2 * both
+
+
+def test_the_learning_rate_follows_the_schedule() -> None:
+    rates = {}
+    for schedule in ("linear", "constant"):
+        rows: list[dict[str, float]] = []
+        method(DPO, schedule=schedule).update(make_pairs(12), RoundContext(on_step=rows.append))
+        rates[schedule] = [row["learning_rate"] for row in rows]
+    assert rates["constant"] == [1e-3] * 3
+    assert rates["linear"] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])

@@ -234,3 +234,20 @@ def test_two_rounds_with_adapters(kind: type[Offline]) -> None:
 def test_impossible_settings_are_errors(kind: type[Offline], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         kind(None, **settings)
+
+
+def test_the_log_probabilities_of_a_step_are_means_per_token_and_over_its_pairs(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    spy = Spy().watch(monkeypatch, ReferenceFreeTrainer)
+    rows: list[dict[str, float]] = []
+    SimPO(make_model(), make_tokenizer(), **SETTINGS).update(make_pairs(6), RoundContext(on_step=rows.append))
+    for step, row in zip(spy.steps, rows, strict=True):
+        means = [logp.mean().item() for logp in logps(step.weights, step.batch)]
+        half = len(means) // 2
+        margins = [good - bad for good, bad in zip(means[:half], means[half:], strict=True)]
+        told = {
+            "chosen": sum(means[:half]) / half,
+            "rejected": sum(means[half:]) / half,
+            "margins": sum(margins) / half,
+            "accuracies": sum(margin > 0 for margin in margins) / half,
+        }
+        assert {name: row[f"logps_per_token/{name}"] for name in told} == pytest.approx(told, abs=1e-5)

@@ -617,3 +617,22 @@ def test_grpo_takes_the_kl_of_a_whole_completion_from_its_score_and_need_not_sca
     rewards = (1 - 0.3 * 5, -0.3 * 2, -0.3 * 1)
     for row, reward in zip(rows, rewards, strict=True):
         assert row.advantages.tolist() == pytest.approx([reward - sum(rewards) / 3] * len(row.tokens), abs=1e-6)
+
+
+@pytest.mark.parametrize("monte_carlo", [False, True])  # a place from which one trajectory was sampled teaches nothing
+def test_the_critic_is_taught_rewards_less_the_kl(monte_carlo: bool) -> None:
+    method = PPO(make_model(), make_tokenizer(), beta=0.5, discount=0.9, monte_carlo=monte_carlo)
+    rows, _ = method._rows([group([1, 2], [], ([3, 4, EOS], 1.0))])
+    rows[0].old, rows[0].reference = torch.zeros(3), torch.tensor([-0.2, 0.4, 0.0])
+    method._set_advantages(rows)
+    assert rows[0].returns.tolist() == pytest.approx([-0.1 + 0.9 * (0.2 + 0.9), 0.2 + 0.9, 1.0])
+
+
+def test_a_value_that_has_moved_beyond_the_clip_is_judged_by_the_clipped_one() -> None:
+    method = PPO(make_model(), make_tokenizer(), value_clip=0.1, value_coefficient=0.7)
+    rows, _ = method._rows([group([1, 2], [], ([3, EOS], 1.0))])
+    rows[0].values, rows[0].returns = torch.zeros(2), torch.full((2,), 0.5)
+    method._critic = lambda out: torch.full((2,), 0.5)  # type: ignore[method-assign]
+    out: Any = None
+    loss, _ = method._extra_loss(rows, out, torch.full((2,), 0.5))
+    assert loss.item() == pytest.approx(0.7 * 0.5 * (0.1 - 0.5) ** 2)

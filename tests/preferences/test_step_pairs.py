@@ -68,3 +68,45 @@ def test_the_choice_of_pairs_is_the_same_every_time(run: Run) -> None:
         for _ in range(2)
     )
     assert once == again
+
+
+def test_a_pair_tells_how_often_its_steps_were_taken_and_how_often_that_was_right(run: Run) -> None:
+    engine = run.engine()
+    pairs = build_step_pairs(
+        groups(run), engine.tokenizer, stop_ids=engine.stop_ids, starts_only=False, provenance={"from": "a run"}
+    )
+    rollouts = [t for group in groups(run) for t in group.trajectories]
+    for pair in pairs:
+        told = pair.provenance
+        assert (told["from"], told["prefix_tokens"]) == ("a run", len(pair.prefix_ids))
+        assert told["boundary"] == pair.prefix.count("\n")
+        for side, step in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+            way = pair.prefix_ids + step
+            scores = [
+                float(t.score.right)
+                for t in rollouts
+                if t.start.prompt_ids == pair.prompt_ids
+                and t.response_ids[: len(way)] == way
+                and len(t.start.prefix_ids) <= len(way)
+            ]
+            assert told[f"{side}_count"] == len(scores)
+            assert told[f"{side}_value"] == round(sum(scores) / len(scores), 4)
+    few = build_step_pairs(
+        groups(run), engine.tokenizer, stop_ids=engine.stop_ids, starts_only=False, settings=PairSettings(most=3)
+    )
+    assert len({pair.problem_id for pair in few}) == len(few) == 3 < len(pairs)
+
+
+def test_more_rollouts_of_the_prior_make_a_pair_less_sure(run: Run) -> None:
+    engine = run.engine()
+    surest = [
+        max(
+            pair.provenance["certainty"]
+            for pair in build_step_pairs(
+                groups(run), engine.tokenizer, stop_ids=engine.stop_ids, starts_only=False,
+                settings=PairSettings(strength=strength, certainty=0.5),
+            )
+        )
+        for strength in (0.0, 50.0)
+    ]  # fmt: skip
+    assert surest[0] > surest[1]

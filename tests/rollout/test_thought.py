@@ -16,6 +16,7 @@ from gpo.engines.loading import end_of_turn
 from gpo.engines.templates import with_arguments
 from gpo.errors import ConfigError
 from gpo.experiment.traces import as_trajectories
+from gpo.report.texts import text_lines
 from gpo.report.watch import Written, graded
 from gpo.rollout.prompting import Conclusions, question_start, render
 from gpo.rollout.sampler import Sampler
@@ -93,6 +94,8 @@ R1 = thinker("deepseek_r1_distill", DEEPSEEK)
 GPT_OSS = thinker("gptoss", HARMONY, ())
 MAGISTRAL = thinker(OURS % ("[THINK][/THINK]", ""), (*CHATML, "[THINK]", "[/THINK]"), ())
 GEMMA = thinker(OURS % ("<|channel>thought\n<channel|>", ""), (*CHATML, "<|channel>", "<channel|>"), ())
+STRIPS = thinker(OURS % ("{# </think> #}", ""))  # the template takes thoughts out of earlier turns, and begins none
+SPELLED = thinker(OURS % ("", "<think>\n"), CHATML, ())  # the marks are no tokens
 SPECIAL = thinker(OURS % ("", "<think>\n"), (*CHATML, "<think>", "</think>"), ())
 THOUGHT = "The answer is 5.\n\nWait, the answer is 4. Or is the answer 4 or 6?\n"
 WAYS = {  # how each begins its response, ends its thought, and ends its response
@@ -105,6 +108,8 @@ WAYS = {  # how each begins its response, ends its thought, and ends its respons
     ),
     "magistral": (MAGISTRAL, "[THINK]", "[/THINK]", "<|im_end|>"),
     "gemma": (GEMMA, "<|channel>thought\n", "<channel|>", "<|im_end|>"),
+    "strips": (STRIPS, "<think>\n", "</think>\n\n", "<|im_end|>"),
+    "spelled": (SPELLED, "", "</think>\n\n", "<|im_end|>"),
     "special": (SPECIAL, "", "</think>", "<|im_end|>"),
 }
 
@@ -170,6 +175,32 @@ def test_a_written_solution_goes_on_in_the_thought_that_the_prompt_begins() -> N
         assert (whole.score.verdict, unfinished.score.verdict) == ("right", "ungradable")
 
 
+def test_the_mark_is_no_step_of_a_solution_that_comes_in_steps() -> None:
+    lines = ["<think>", "First.", "</think>", "\\boxed{4}"]
+    for tokenizer, first in ((QWEN, "<think>\nFirst."), (QWEN_OPEN, "First.")):
+        [t] = as_trajectories([PROBLEM], [lines], TASK, Scripted(tokenizer, []))  # type: ignore[arg-type]
+        assert t is not None
+        assert len(t.step_ends) == 3
+        assert tokenizer.decode(t.response_ids[: t.step_ends[0]]).strip() == first
+
+
+def test_a_tokenizer_that_tells_little_is_enough() -> None:
+    class Mini:
+        chat_template, eos_token_id = "<think></think>", None
+
+        def encode(self, text: str, **_: Any) -> list[int]:
+            return [*map(ord, text)]
+
+        def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+            text = "".join(map(chr, ids))
+            return text.replace("<think>", "").replace("</think>", "") if skip_special_tokens else text
+
+    thought, said = Thought(Mini()), "<think>a</think>b"
+    assert thought.turn((), Mini().encode(said)) == said
+    assert thought.end((), Mini().encode("<think>a")) == "</think>\n\n"
+    assert thought.end((), Mini().encode(said)) == ""
+
+
 def test_what_is_written_before_ones_eyes_is_graded_alike() -> None:
     start, ids = question_start(PROBLEM, TASK, R1), tuple(R1.encode(THOUGHT, add_special_tokens=False))
     engine: Any = Scripted(R1, [])
@@ -189,6 +220,7 @@ def test_the_steps_of_a_thought_are_its_lines_and_its_mark_is_none() -> None:
     steps = ["".join(texts[a:b]) for a, b in zip(t.boundaries, t.step_ends, strict=False)]
     assert steps == ["<think>\nFirst.\n\n", "Wait, no.\n", "</think>\n\n", "\\boxed{4}."]
     assert Newline()(QWEN.encode("<think>\n", add_special_tokens=False), QWEN) == (2,)
+    assert text_lines(t) == ["<think>\nFirst.", "Wait, no.", "</think>", "\\boxed{4}."]
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,29 @@ from gpo.engines.endpoints import Refused
 from gpo.errors import ConfigError, EngineError, GPOError
 from gpo.experiment.run import Run
 from gpo.report.strata import shares
-from gpo.statistics import crossed_mean
+from gpo.statistics import Interval, crossed_mean
 from gpo.storage.directory import RunDirectory
 from gpo.storage.lock import locked
 from gpo.storage.rounds import RoundState
 from gpo.suites.cells import SuiteRuns
 from gpo.suites.outcome import ArmOutcome, Outcome, RoundOutcome, flops
-from gpo.suites.page import markdown, write_page
+from gpo.suites.page import (
+    difference_rows,
+    learning_rows,
+    markdown,
+    standing_rows,
+    strata_rows,
+    verdict,
+    write_page,
+)
 from gpo.suites.settings import budgets, cells_of, chosen, present
-from gpo.suites.suite import Cell, Suite, read_suite
+from gpo.suites.settings import settings as settings_of_arms
+from gpo.suites.suite import Cell, Matched, Suite, read_suite
 from gpo.suites.table import (
     QUESTION_SPREAD,
     SEED_SPREAD,
     WITHIN,
+    Standing,
     contrasts,
     detectable,
     reached_by_all,
@@ -463,3 +473,102 @@ def test_what_can_be_told_is_told_four_times_of_five(seeds: int) -> None:
         table = planted + own + rng.normal(0, np.sqrt(2 * WITHIN / 4), (seeds, 90))
         told += crossed_mean(table).lower > 0
     assert 0.7 <= told / trials <= 0.9
+
+
+def test_rows_that_ask_other_questions_are_not_compared() -> None:
+    suite = replace(SUITE, methods={"m": {}, "less": {}}, origins={"less": "m"})
+    row = outcome(0, [1, 1], [0, 1])
+    for questions, more in ((row.questions, 2), (("x", "y"), 0)):
+        other = replace(row, cell=Cell("r", "less", 0), questions=questions)
+        names = [each.name for each in contrasts(suite, [row, other]) if each.method == "less"]
+        assert sum(name.endswith(" of m") for name in names) == more
+
+
+def test_a_standing_is_the_mean_over_seeds_and_of_seconds_the_median() -> None:
+    suite, rows = replace(SUITE, seeds=(0, 1, 2)), []
+    for seed, (seconds, right) in enumerate([(1.0, [1, 1]), (2.0, [1, 0]), (900.0, [0, 0])]):
+        row = outcome(seed, right, [0, 1])
+        plain, gpo = (replace(arm, sampled_tokens=50 + 50 * seed) for arm in row.trained)
+        gpo = replace(gpo, seconds={"train": seconds, "evaluate": 50.0})
+        plain = replace(plain, trained_tokens=None if seed else 50)
+        rows.append(replace(row, base=(seed / 2, seed / 2), trained=(plain, gpo)))
+    base, plain, gpo = standings(suite, rows)
+    assert (base.accuracy, gpo.accuracy, gpo.sampled_tokens, gpo.seconds) == (0.5, 0.5, 100, 2.0)
+    assert (gpo.trained_tokens, gpo.flops) == (50, 10 * (2 * 100 + 6 * 50))
+    assert (plain.trained_tokens, plain.flops) == (None, None)  # one seed does not tell
+
+
+def test_learning_is_compared_on_the_same_training_questions() -> None:
+    suite = replace(SUITE, methods={"m": {}, "less": {}}, origins={"less": "m"})
+    row = outcome(0, [1, 1], [0, 1])
+    rounds = tuple(RoundOutcome(100 * number, (0.0, 1.0)) for number in range(3))
+    row = replace(row, trained=tuple(replace(arm, rounds=rounds) for arm in row.trained))
+    for problems, n in (("100", 4), ("50", 0)):
+        other = replace(row, cell=Cell("r", "less", 0), options={**row.options, "problems": problems})
+        mine = replace(row, options={**row.options, "problems": "100"})
+        found = {each.name: each.learning.n for each in contrasts(suite, [mine, other]) if each.method == "less"}
+        assert (found["gpo - gpo of m"], found["gpo - plain"]) == (n, 4)
+
+
+def test_an_accuracy_is_reached_where_a_curve_is_first_there() -> None:
+    curve = ((10.0, 0.4), (20.0, 0.6), (30.0, 0.5))
+    assert [tokens_to_reach(curve, accuracy) for accuracy in (0.3, 0.5, 0.6)] == [10, 15, 20]
+    base, plain, _ = standings(SUITE, [outcome(0, [1, 1], [0, 1])])
+    assert reached_by_all([base, replace(plain, curve=curve)]) == 0.6
+
+
+def test_rows_are_won_and_lost_where_the_whole_interval_is_on_one_side() -> None:
+    contrast = contrasts(SUITE, [outcome(0, [1, 1], [0, 1])])[0]
+    intervals = [(0.1, 0.05, 0.15), (0.1, -0.1, 0.3), (0.0, 0.0, 0.0), (-0.1, -0.3, 0.1), (-0.1, -0.2, -0.05)]
+    rows = [replace(contrast, difference=Interval(*each, 9)) for each in intervals]
+    assert verdict([*rows, replace(rows[0], other="base")]) == [
+        "gpo is ahead of plain in 2 of 5 rows, in 1 with an interval clear of 0; behind with one clear of 0 in 1.",
+        "gpo is ahead of base in 1 of 1 rows, in 1 with an interval clear of 0; behind with one clear of 0 in 0.",
+    ]
+
+
+def test_the_tables_say_what_was_found() -> None:
+    contrast, over_base, *_ = contrasts(SUITE, [outcome(0, [1, 1, 0], [0, 1, 0])])
+    contrast = replace(contrast, difference=Interval(0.1, 0.05, 0.15, 9), learning=Interval(0.2, 0.1, 0.3, 4))
+    _, [row] = difference_rows([contrast])
+    assert (row[:3], row[3].split()[0], row[4:]) == (["r", "m", "gpo - plain"], "+10.0", ["1", "9"])
+    assert [row[1] for row in strata_rows([contrast, over_base])[1]] == ["gpo - plain"]
+    fast = Standing("r", "less", "gpo", 2 / 3, 100.0, None, None, 1.0, (), ((0.0, 0.0), (100.0, 1.0)))
+    slow = replace(fast, method="m", curve=((0.0, 0.0), (100.0, 0.5)))
+    assert standing_rows([fast])[1][0][3:7] == ["66.7", "100", "-", "-"]
+    # Of a row that is from another one the second arm, and what all reach, are of that one.
+    [row] = learning_rows([replace(contrast, method="less", other="gpo", origin="m")], [fast, slow])[1]
+    assert (row[2].split()[0], row[3:]) == ("+20.0", ["50.0", "50", "100"])
+
+
+def test_an_arm_has_the_first_of_its_best_settings_once_all_were_tried() -> None:
+    suite = replace(SUITE, tuning={"budget": ("1", "2", "3")}, tuning_seeds=(0, 1))
+
+    def tried(budget: str, seed: int, gpo: list[float | None], plain: list[float | None]) -> Outcome:
+        return replace(outcome(seed, gpo, plain), cell=Cell("r", "m", seed, "tuning", (("budget", budget),)))
+
+    rows = [
+        *(tried("1", seed, [None, None], [1, seed]) for seed in (0, 1)),
+        *(tried("2", seed, [1 - seed, 0], [1, 0]) for seed in (0, 1)),  # the means over both seeds are compared
+        *(tried("3", seed, [0, seed], [0, 1]) for seed in (0, 1)),
+    ]
+    assert chosen(suite, rows) == {("r", "m", "plain"): (("budget", "1"),), ("r", "m", "gpo"): (("budget", "2"),)}
+    assert chosen(suite, rows[:-1]) == {}
+
+
+@pytest.mark.parametrize(("matched", "budget"), [("flops", "10.00"), ("seconds", "8.00")])
+def test_the_cheaper_arm_gets_the_larger_budget(matched: Matched, budget: str) -> None:
+    options = {"arms": "plain,gpo", "budget": "4"}
+    row = replace(outcome(0, [1], [0]), cell=Cell("r", "m", 0, "matching"), options=options)
+    plain, gpo = row.trained  # of 10 parameters: 5,000 FLOPs each
+    plain = replace(plain, trained_tokens=0, seconds={"train": 5.0, "evaluate": 99.0})  # 2,000
+    row = replace(row, trained=(plain, replace(gpo, seconds={"rollout": 2.0, "train": 8.0})))
+    other = replace(row, cell=Cell("r", "m", 0), trained=(gpo, replace(gpo, name="plain")))  # a test tells nothing
+    suite = replace(SUITE, matched=matched, tuning={"rollouts": ("4",)}, tuning_seeds=(0,))
+    found = {("r", "m", "plain"): budget, ("r", "m", "gpo"): "4.00"}
+    assert budgets(suite, [row, other]) == found
+    assert settings_of_arms(suite, [row]) == {}  # not tuned yet
+    tuned = replace(row, cell=Cell("r", "m", 0, "tuning", (("rollouts", "4"),)))
+    assert settings_of_arms(suite, [row, tuned]) == {
+        arm: (("rollouts", "4"), ("budget", each)) for arm, each in found.items()
+    }

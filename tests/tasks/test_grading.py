@@ -244,3 +244,27 @@ def test_a_megabyte_of_anything_costs_little(unit: str, reference: str) -> None:
 def test_what_stands_before_a_box_that_is_cut_off_counts(text: str) -> None:
     problem = Problem("0", "How many?", "7", {"subtask": "object_counting"})
     assert score_bbh(problem, text).verdict == "right"
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "expected"),
+    [
+        ("7", "Question: how many?\nThe answer is 7.", ("right", "7")),  # asked again before it is answered
+        ("Yes", "Therefore\nYes they do return", ("ungradable", None)),
+        ("2", "the answer is 2^10", ("wrong", "2^10")),
+        ("5", r"the answer is \sqrt 5", ("wrong", r"\sqrt 5")),
+        ("5000000", "the answer is 5 million people", ("right", "5000000")),
+        ("] )", "the answer is ] ) That is all", ("right", "] )")),
+        ("] )", "the answer is ] ) and more", ("ungradable", None)),
+    ],
+)
+def test_what_stands_around_an_answer_counts(reference: str, text: str, expected: tuple[str, str | None]) -> None:
+    assert verdict(reference, text) == expected
+
+
+def test_an_option_at_the_end_of_a_line_of_other_words_is_no_answer() -> None:
+    assert verdict("(A)", "Alice and Bob swap: Alice has (A)", BOOKS) == ("ungradable", None)
+
+
+def test_an_escaped_brace_closes_nothing() -> None:
+    assert list(candidates(r"\boxed{[0, 1\} \cup x}")) == [r"[0, 1\} \cup x"]

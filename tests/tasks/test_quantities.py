@@ -152,6 +152,8 @@ def test_a_percentage_is_its_number_or_its_hundredth(ours: int, theirs: int) -> 
         ("x = 5", "5"),
         ("5", "x = 5"),
         (r"137 \frac{1}{2}", "137.5"),
+        ("-5", r"-\sqrt{25}"),
+        (r"10\text{ cm}^3", "10 cubic centimeters"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ],
 )
@@ -192,6 +194,7 @@ def test_equal_values_are_right(reference: str, answer: str) -> None:
         (r"\sqrt{2}", "1.41421356"),
         ("x = 5", "y = 5"),
         ("530", "5° 30"),
+        ("-5", r"\sqrt{25}"),
     ],
 )
 def test_different_values_are_wrong(reference: str, answer: str) -> None:

@@ -21,11 +21,12 @@ SEARCH_FIRST = 256  # the same of the first chunk, which tells what a search cos
 log = logging.getLogger(__name__)
 
 
-def locate(work: Resources, state: RoundState, searches: int | None = None) -> None:
+def locate(work: Resources, state: RoundState, searches: int | None = None, *, share: float | None = None) -> None:
     """Search trajectories for their critical steps until the search's share of the budget is spent.
 
     Args:
         searches: stop once so many are searched. Those of a pilot are of its questions; the rest follows in order.
+        share: of the budget, at most; None: as the run says.
 
     Raises:
         EngineError: an estimator does not account for what it was given and what it sampled.
@@ -42,7 +43,7 @@ def locate(work: Resources, state: RoundState, searches: int | None = None) -> N
     candidates = _candidates(work, state, stratum)
     # Only what a buffer keeps is searched twice.
     earlier = tuple(work.files.searched_earlier(state.arm, state.number, work.config.buffer)) if stratum else ()
-    share = work.config.locate_share
+    share = work.config.locate_share if share is None else share
     assert share is not None, "the settings of a run are settled"
     share = min(share, 1 - work.config.fresh_least) if stratum else share
     allowed = search_limit(work.allowance(state), state.tokens()[Stage.ROLLOUT], share)

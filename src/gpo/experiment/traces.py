@@ -164,6 +164,8 @@ def as_trajectories(
         written = "\n".join(steps)
         if steps and thought.begun(start.prompt_ids):  # in the prompt already
             steps[0] = steps[0].removeprefix(THINK).removeprefix("\n")
+        if len(steps) > 1 and not steps[0].replace(THINK, "").strip():  # the mark is no step of its own
+            steps[:2] = ["\n".join(filter(None, steps[:2]))]
         ids, ends = encode(steps, engine)
         fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length
         completion = Completion(ids, "\n".join(steps), "stop")

@@ -41,8 +41,18 @@ class Thought:
         ids = self.tokenizer.encode("".join(self._marks[:2]), add_special_tokens=False)
         if all(mark in self.tokenizer.decode(ids, skip_special_tokens=True) for mark in self._marks[:2]):
             return None
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        special = {token.content for token in added if token.special}
         return re.compile("|".join(map(re.escape, special - {THINK, ANSWER})))
+
+    @cached_property
+    def _ids(self) -> tuple[list[int], list[int]] | None:
+        """The token ids of both marks; None where they may be others beside other text."""
+        assert self._marks is not None, "a model that thinks has marks"
+        added = set(getattr(self.tokenizer, "get_added_vocab", dict)().values())
+        begin, end = (self.tokenizer.encode(mark, add_special_tokens=False) for mark in self._marks[:2])
+        whole = all(ids and {ids[0], ids[-1]} <= added for ids in (begin, end))
+        return (begin, end) if whole else None
 
     def begun(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends with the beginning of a thought, so that a response goes on in it."""
@@ -66,6 +76,19 @@ class Thought:
 
     def end(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
         """What a model writes to end the thought that it is in behind a prefix; empty where it is in none."""
-        if self._marks is None or THINK not in self.turn(prompt_ids, response_ids).rpartition(ANSWER)[2]:
+        if self._marks is None:
             return ""
-        return self._marks[2]
+        if self._ids is None:
+            inside = THINK in self.turn(prompt_ids, response_ids).rpartition(ANSWER)[2]
+        else:
+            begun, ended = (_last(response_ids, mark) for mark in self._ids)
+            inside = begun > ended or (ended < 0 and self.begun(prompt_ids))
+        return self._marks[2] if inside else ""
+
+
+def _last(ids: Sequence[int], mark: Sequence[int]) -> int:
+    """Where a sequence of ids begins for the last time; -1 if it does not."""
+    if mark[0] not in ids:
+        return -1
+    wanted, size = tuple(mark), len(mark)
+    return next((at for at in range(len(ids) - size, -1, -1) if tuple(ids[at : at + size]) == wanted), -1)

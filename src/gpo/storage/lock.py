@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from gpo.errors import ConfigError, DataError, TryLater
 from gpo.storage.disk import told
 from gpo.storage.files import holding, holds, make_folder, refuse_link, refuse_linked_folders
@@ -160,5 +158,9 @@ def _is_dead(path: Path) -> bool:
     """Whether who wrote its name there was of this machine, and is no more."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
-        return known["host"] == socket.gethostname() and not psutil.pid_exists(int(known["pid"]))
+        if known["host"] == socket.gethostname():
+            try:
+                os.kill(int(known["pid"]), 0)
+            except ProcessLookupError:
+                return True
     return False
