@@ -239,10 +239,8 @@ def change(values: Sequence[float], block: Block, rule: Rule) -> float:
 
 def check(search: Any) -> None:
     """Raises ConfigError for settings that no estimator takes, those of a `Literal` type among them."""
-    lineage = type(search).__mro__
-    ours = next(
-        (each for each in lineage if each.__module__.startswith("gpo.")), lineage[0]
-    )  # it may be inherited from
+    lineage = type(search).__mro__  # it may be inherited from
+    ours = next((each for each in lineage if each.__module__.startswith("gpo.")), lineage[0])
     name, kinds = ours.__name__, get_type_hints(ours)
     for key, kind in kinds.items():
         if get_origin(kind) is Literal and getattr(search, key) not in get_args(kind):
