@@ -25,6 +25,7 @@ ROW = Evidence("dpo", True, "m", 0.6, 0.04, 0.02, 0.06, 5, 100, "somewhere")
         ("benchmarks/suites/online_fours.toml", "online_fours", 1),
         ("benchmarks/suites/confirm.toml", "confirm", 3),
         ("benchmarks/suites/confirm_short.toml", "confirm_short", 4),
+        ("benchmarks/suites/confirm_online.toml", "confirm_online", 3),
     ],
 )
 def test_the_evidence_of_suites_is_what_their_cells_say(suite: str, file: str, count: int) -> None:
