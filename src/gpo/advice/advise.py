@@ -24,7 +24,7 @@ from gpo.storage.rounds import RoundState
 from gpo.types import ModelRef, Stage
 
 QUESTIONS, SEARCHES = 32, 8  # of a pilot
-SHARE = 0.4  # of the budget of its questions, for its searches: few that are cheap would tell of no others
+SHARE = 0.4  # of the budget of its questions, at least, for its searches: few that are cheap would tell of no others
 FIRST = 8  # questions before the clock is looked at
 SECONDS = 50.0  # after which a pilot's rollouts are not doubled any more, and its searches neither
 LEAST = 1.1  # budget as a multiple of the first rollouts
@@ -100,7 +100,7 @@ def sample_pilot(
             size = min(2 * size, len(asked))
         wished = 2
         while search is not None and len(state.scores.read()) < wished:
-            locate(run, state, wished, share=SHARE)
+            locate(run, state, wished, share=max(SHARE, run.config.locate_share or 0))
             if len(state.scores.read()) < wished or wished == SEARCHES or now() - began > 2 * SECONDS:
                 break
             wished *= 2

@@ -25,7 +25,7 @@ from gpo.experiment.run import Run
 from gpo.rollout.prompting import question_start
 from gpo.rollout.scoring import checked_score
 from gpo.rollout.segmenters import Newline, Segmenter
-from gpo.rollout.thought import THINK, Thought
+from gpo.rollout.thought import THINK, Thought, visible
 from gpo.storage.files import write_json
 from gpo.tasks.data import Row, read_rows
 from gpo.tasks.grading import solution_answer
@@ -164,7 +164,7 @@ def as_trajectories(
         written = "\n".join(steps)
         if steps and thought.begun(start.prompt_ids):  # in the prompt already
             steps[0] = steps[0].removeprefix(THINK).removeprefix("\n")
-        if len(steps) > 1 and not steps[0].replace(THINK, "").strip():  # the mark is no step of its own
+        if len(steps) > 1 and not visible(steps[0]):
             steps[:2] = ["\n".join(filter(None, steps[:2]))]
         ids, ends = encode(steps, engine)
         fits = len(start.prompt_ids) + len(ids) + room <= engine.context_length

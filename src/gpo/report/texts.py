@@ -14,7 +14,7 @@ from gpo.config.presets import model_path
 from gpo.config.registry import ENGINES
 from gpo.errors import DataError
 from gpo.rollout.segmenters import pieces
-from gpo.rollout.thought import THINK
+from gpo.rollout.thought import visible
 from gpo.storage.directory import RunDirectory, model_name
 from gpo.types import Trajectory
 
@@ -64,11 +64,11 @@ class StepTexts:
 def text_lines(trajectory: Trajectory) -> list[str] | None:
     """The lines of a response from the question; None where they are not its steps."""
     lines: list[str] = []
-    mark = ""  # of a thought, which is no step of its own
+    mark = ""
     for line in trajectory.completion.text.split("\n"):
-        if line.strip() == THINK:
-            mark = f"{line}\n"
-        elif line.strip():
+        if visible(line):
             lines.append(mark + line)
             mark = ""
+        elif line.strip():
+            mark = f"{line}\n"
     return lines if len(lines) == len(trajectory.step_ends) else None

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from gpo.errors import ConfigError
-from gpo.rollout.thought import THINK
+from gpo.rollout.thought import visible
 
 SENTENCE = re.compile(r"""[.!?]['")\]]*(?=\s)|\n""")
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
@@ -69,11 +69,6 @@ def spread(ends: Sequence[int], max_steps: int | None) -> tuple[int, ...]:
     if max_steps is None or len(ends) <= max_steps:
         return tuple(ends)
     return tuple(ends[(step + 1) * len(ends) // max_steps - 1] for step in range(max_steps))
-
-
-def _visible(text: str) -> bool:
-    """Whether there is anything in it but white space and the mark that begins a thought."""
-    return bool(text.replace(THINK, "").strip())
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,12 @@ class _TextSegmenter(_Limits):
             if not self._ends_step(match, token + 1 - first):
                 continue
             end, first = character_ends[token], token + 1
-            if _visible(text[begin:end]):
+            if visible(text[begin:end]):
                 ends.append(token + 1)
             elif ends:  # a blank piece joins the step before it, or at the start of the response the one after it
                 ends[-1] = token + 1
             begin = end
-        if ends and not _visible(text[begin:]):
+        if ends and not visible(text[begin:]):
             ends.pop()
         return ends
 

@@ -23,6 +23,11 @@ MARKS = (
 TAIL = 16  # tokens of a prompt that may begin a thought
 
 
+def visible(text: str) -> bool:
+    """Whether there is anything in it but white space and the mark that begins a thought: no step is without it."""
+    return bool(text.replace(THINK, "").strip())
+
+
 @dataclass(frozen=True)
 class Thought:
     """The thought of a model with this tokenizer, told by its chat template; of other models, none."""
